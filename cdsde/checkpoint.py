@@ -1,0 +1,133 @@
+"""Checkpoints: the only module that knows Orbax.
+
+One folder a stage, WORKDIR/checkpoints/STAGE, with one subfolder a step that holds the items
+`state` (parameters, optimiser, step), `ema` (what sampling opens), `data` (position of the input
+pipeline) and `config`. Saves are asynchronous and atomic: a run killed in mid-save leaves a
+temporary folder that the next run ignores.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+def stage_folder(workdir, stage: str) -> epath.Path:
+    """Where the checkpoints of a stage live, absolute."""
+    return epath.Path(workdir).resolve() / "checkpoints" / stage
+
+
+def manager(workdir, stage: str, keep: int = 2) -> ocp.CheckpointManager:
+    """A manager for writing; use it as a context so that the last save is finished."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    return ocp.CheckpointManager(stage_folder(workdir, stage), options=options)
+
+
+def save(m: ocp.CheckpointManager, step: int, state, ema, data, config: dict) -> None:
+    """Start saving; returns as soon as the arrays are copied.
+
+    Raises:
+      RuntimeError: Orbax refused (a later step is already there).
+    """
+    if m.latest_step() == step:
+        return
+    saved = m.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            ema=ocp.args.StandardSave(ema),
+            data=grain.checkpoint.CheckpointSave(data),
+            config=ocp.args.JsonSave(config),
+        ),
+    )
+    if not saved:
+        raise RuntimeError(
+            f"checkpoint of step {step} was not written to {m.directory}: step {m.latest_step()} "
+            "is already there; use another --workdir"
+        )
+
+
+def restore(m: ocp.CheckpointManager, state, ema, data):
+    """The latest checkpoint, on the shardings of the given trees (arrays or shapes).
+
+    Returns:
+      `(state, ema)`; `data` (a Grain iterator) is moved to the saved position in place.
+
+    Raises:
+      ValueError: the saved parameters have other shapes: the config has changed.
+    """
+    step = m.latest_step()
+    _check_shapes(m, step, "ema", ema)
+    restored = m.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(_abstract(state)),
+            ema=ocp.args.StandardRestore(_abstract(ema)),
+            data=grain.checkpoint.CheckpointRestore(data),
+        ),
+    )
+    return restored["state"], restored["ema"]
+
+
+def latest_step(workdir, stage: str) -> int | None:
+    """Step of the newest finished checkpoint of a stage; None without one."""
+    folder = stage_folder(workdir, stage)
+    if not folder.exists():
+        return None
+    steps = ocp.utils.checkpoint_steps(folder)
+    return max(steps) if steps else None
+
+
+def open_ema(workdir, stage: str, shapes):
+    """The averaged parameters of a stage's newest checkpoint, on the shardings of `shapes`.
+
+    Raises:
+      ValueError: no checkpoint there, or parameters of other shapes (the config has changed).
+    """
+    step = latest_step(workdir, stage)
+    if step is None:
+        raise ValueError(f"no checkpoint of '{stage}' under {stage_folder(workdir, stage)}")
+    m = ocp.CheckpointManager(stage_folder(workdir, stage))
+    _check_shapes(m, step, "ema", shapes)
+    args = ocp.args.Composite(ema=ocp.args.StandardRestore(_abstract(shapes)))
+    return m.restore(step, args=args)["ema"]
+
+
+def saved_config(workdir, stage: str) -> dict:
+    """The resolved config that a stage's newest checkpoint was made with."""
+    folder = Path(stage_folder(workdir, stage) / str(latest_step(workdir, stage)) / "config")
+    return json.loads((folder / "metadata").read_text())
+
+
+def _abstract(tree):
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+def _check_shapes(m: ocp.CheckpointManager, step: int, item: str, tree) -> None:
+    """Compare before restoring: Orbax's own error names two shapes but not the parameter."""
+    saved = m.item_metadata(step)[item]
+    if saved is None:
+        # Written by another process layout or version without metadata: let restore decide.
+        logging.warning("checkpoint %s/%s has no metadata of '%s'", m.directory, step, item)
+        return
+    have = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(saved)}
+    want = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
+    wrong = [k for k in sorted(want | have) if have.get(k) != want.get(k)]
+    if wrong:
+        shown = "; ".join(
+            f"{k}: saved {have.get(k, 'nothing')}, config asks for {want.get(k, 'nothing')}"
+            for k in wrong[:3]
+        )
+        raise ValueError(
+            f"the checkpoint in {m.directory}/{step} does not fit the config in {len(wrong)} "
+            f"parameters ({shown}); use the config it was trained with or another --workdir"
+        )
+
+
+def _name(path) -> str:
+    return "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)

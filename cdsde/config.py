@@ -1,0 +1,331 @@
+"""Every key of a config, with its default and its meaning, and the checks on them.
+
+A task's file in `configs/` calls `base()` and changes what differs. Keys that may be None are
+`placeholder(type)`, so that they can be set from the command line. No number is written twice:
+what follows from others is derived where it is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+METHODS = ("contrastive_sde", "egsde", "sdedit", "ilvr")
+STAGES = ("score", "encoder", "classifier")
+NEEDS = {  # the stages whose networks a method runs
+    "contrastive_sde": ("score", "encoder"),
+    "egsde": ("score", "classifier"),
+    "sdedit": ("score",),
+    "ilvr": ("score",),
+}
+
+
+def _training(steps: int, batch_size: int, learning_rate: float, **changes) -> ConfigDict:
+    """How one stage is trained."""
+    c = ConfigDict()
+    c.steps = steps  # optimiser steps
+    c.batch_size = batch_size  # images a step, over all devices and processes
+    c.learning_rate = learning_rate  # peak, after the warm-up
+    c.schedule = "constant"  # constant | cosine (to 0 at `steps`)
+    c.warmup = 500  # steps of linear warm-up
+    c.weight_decay = 0.0  # AdamW; 0 is Adam
+    c.beta1 = 0.9
+    c.beta2 = 0.999
+    c.clip_norm = 1.0  # global norm of the gradient; 0 switches clipping off
+    c.accumulate = 1  # micro-batches a step; the encoder's negatives come from its micro-batch
+    c.ema = 0.9999  # decay of the parameters' moving average (what sampling uses)
+    c.augment = ConfigDict()  # on top of the flip; each image is moved by its own random amounts
+    c.augment.shift = 0.0  # up to this share of the side, each axis
+    c.augment.scale = 0.0  # zoom by a factor within 1 ± scale
+    c.augment.rotate = 0.0  # up to so many degrees
+    c.update(changes)
+    return c
+
+
+def _encoder_half(**changes) -> ConfigDict:
+    """Architecture of an encoder half (EGSDE's classifier: half an ADM U-Net)."""
+    c = ConfigDict()
+    c.channels = 128
+    c.channel_mult = (1, 1, 2, 3, 4)
+    c.num_res_blocks = 2
+    c.attention_resolutions = (32, 16, 8)
+    c.num_heads = 4
+    c.num_head_channels = 64  # -1: use num_heads
+    c.use_scale_shift_norm = True
+    c.resblock_updown = True
+    c.conv_resample = True
+    c.new_attention_order = False
+    c.pool = "attention"  # attention | adaptive
+    c.dropout = 0.0
+    c.patch_size = 1  # space-to-depth before the first convolution; 1 in published networks
+    c.update(changes)
+    return c
+
+
+def base() -> ConfigDict:
+    """The defaults: the published 256² set-up of EGSDE's cat→dog wherever it says something."""
+    c = ConfigDict()
+    c.task = "base"  # names the default work folder, runs/TASK
+    c.method = "contrastive_sde"  # contrastive_sde | egsde | sdedit | ilvr
+    c.dtype = "float32"  # compute dtype of convolutions and products: float32 | bfloat16
+    c.remat = False  # recompute blocks in the backward pass: less memory, more time
+
+    d = c.data = ConfigDict()
+    d.root = "emoji"  # emoji (embedded) | a folder DIR/{train,val,test}/{domain}/ | tfds:NAME
+    d.data_dir = placeholder(str)  # where TFDS data sets are kept (None: TFDS's default)
+    d.source = "twemoji"  # domain that is translated; several: "cat,wild"
+    d.target = "fluent"  # domain that is translated to
+    d.image_size = 256
+    d.filter = "lanczos"  # lanczos | bicubic | bilinear, on uint8, shorter side to image_size
+    d.flip = True  # random horizontal flips in training
+    d.workers = 0  # decoding processes; 0: in this process, small sets cached in memory
+
+    s = c.sde = ConfigDict()
+    s.schedule = "linear"  # linear | cosine
+    s.num_steps = 1000  # T
+
+    n = c.score = ConfigDict()
+    n.arch = "adm"  # adm | ddpm
+    n.channels = 128
+    n.channel_mult = (1, 1, 2, 2, 4, 4)
+    n.num_res_blocks = 1
+    n.attention_resolutions = (16,)  # in pixels of the network's own grid
+    n.num_heads = 4
+    n.num_head_channels = 64  # -1: use num_heads
+    n.use_scale_shift_norm = True
+    n.resblock_updown = True
+    n.conv_resample = True
+    n.new_attention_order = False
+    n.learn_sigma = True  # 6 output channels; the variance half is never used (nor trained here)
+    n.dropout = 0.0
+    n.prediction = "eps"  # what the network's output means: eps | v; published networks: eps
+    n.patch_size = 1  # space-to-depth at both ends; 1 in published networks
+
+    c.classifier = _encoder_half()
+    c.encoder = _encoder_half()
+    c.encoder.hidden_dim = 256  # width of the pooled vector
+    c.encoder.embed_dim = 128  # width after the projection head
+
+    # Files or names of weights used when the work folder has no checkpoint of a network:
+    # "shipped:NAME" (part of the package) or a file for --mode=import.
+    w = c.weights = ConfigDict()
+    w.score = placeholder(str)
+    w.encoder = placeholder(str)
+    w.classifier = placeholder(str)
+
+    t = c.train = ConfigDict()
+    t.stage = ""  # score | encoder | classifier; "": all that the method needs and are not there
+    t.steps = placeholder(int)  # overrides the stage's own
+    t.batch_size = placeholder(int)  # overrides the stage's own
+    t.seed = 0
+    t.score = _training(500_000, 64, 1e-4, snr_clip=0.0)  # snr_clip: γ of min-SNR; 0: simple loss
+    t.encoder = _training(
+        5_000,
+        64,
+        3e-4,
+        weight_decay=0.05,
+        schedule="cosine",
+        ema=0.999,
+        temperature=0.2,  # τ of NT-Xent
+        factor=32,  # N of the low-pass view φ
+        shared_time="batch",  # one t per batch | pair (then t tells pairs apart)
+        max_index=1000,  # t is drawn below this index
+    )
+    t.classifier = _training(
+        5_000, 32, 3e-4, weight_decay=0.05, schedule="cosine", ema=0.999, max_index=1000
+    )
+    t.log_every = 50  # steps
+    t.checkpoint_every = 1_000  # steps
+    t.keep = 2  # checkpoints kept
+    t.sample_every = 10_000  # steps between sheets of the score stage; 0: none
+    t.sample_images = 8  # images on such a sheet
+
+    s = c.sample = ConfigDict()
+    s.input = placeholder(str)  # an image or a folder; None: the source domain's `split`
+    s.output = placeholder(str)  # None: WORKDIR/samples/METHOD
+    s.split = "test"
+    s.start = placeholder(int)  # M, index + 1 at which the reverse SDE starts; None: the method's
+    s.rounds = 1  # K
+    s.steps = placeholder(int)  # network evaluations a round; None: every index below M
+    s.solver = "ancestral"  # ancestral | ddim
+    s.variance = "fixedsmall"  # fixedsmall | fixedlarge (ancestral)
+    s.eta = 0.0  # DDIM's η: 0 deterministic, 1 ancestral
+    s.clip = False  # clip the predicted x0 to [-1, 1] at each step (helps with few steps)
+    s.seed = 0
+    s.batch_size = 16
+    s.limit = placeholder(int)  # only the first so many images
+    s.sheet = 16  # images on sheet.png
+
+    # Methods. Weights may be changed without compiling again.
+    c.sdedit = ConfigDict(dict(start=500))
+    c.ilvr = ConfigDict(dict(start=1000, factor=32, level="previous"))  # previous | same
+    c.egsde = ConfigDict(
+        dict(
+            start=500,
+            domain_weight=500.0,  # λ_s
+            domain_similarity="cosine",  # cosine | neg_l2, of classifier features
+            content_weight=2.0,  # λ_i
+            content_similarity="neg_l2",  # neg_l2 | cosine, of the low-passed images
+            factor=32,  # N
+        )
+    )
+    c.contrastive_sde = ConfigDict(
+        dict(
+            start=500,
+            weight=500.0,  # λ of the contrastive energy
+            space="embedding",  # embedding (after the head) | hidden (before it) | features
+            reference="perturbed",  # x_i: perturbed source | lowpass: φ(x0) perturbed to i
+            content_weight=2.0,  # λ_i of the low-pass energy kept beside it; 0: none
+            factor=32,  # N
+            cutoff=0,  # the contrastive energy is off below this index
+        )
+    )
+
+    e = c.eval = ConfigDict()
+    e.split = "test"
+    e.bootstrap = 1000  # resamples of the 95% interval
+    e.seed = 0
+    return c
+
+
+def key_paths(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Dotted names of all leaves."""
+    names = []
+    for name in config:
+        value, path = config[name], f"{prefix}{name}"
+        names += key_paths(value, f"{path}.") if isinstance(value, ConfigDict) else [path]
+    return names
+
+
+def nearest(wanted: str, existing: Iterable[str], most: int = 3) -> str:
+    """The names nearest to a mistyped one, for an error message.
+
+    A dotted key is compared as a whole and by its last part, so that `train.batchsize` and
+    `batch_size` both lead to `train.batch_size`.
+    """
+    existing = list(existing)
+    tail = {name: name.rsplit(".", 1)[-1] for name in existing}
+    last = wanted.rsplit(".", 1)[-1]
+
+    def score(name: str) -> float:
+        return max(
+            difflib.SequenceMatcher(None, wanted, name).ratio(),
+            0.99 * difflib.SequenceMatcher(None, last, tail[name]).ratio(),
+        )
+
+    return ", ".join(sorted(existing, key=score, reverse=True)[:most])
+
+
+def needed_stages(method: str) -> tuple[str, ...]:
+    """The networks that a method runs, in the order in which they are trained."""
+    return NEEDS[method]
+
+
+def stage_training(config: ConfigDict, stage: str) -> ConfigDict:
+    """`config.train.STAGE` with `config.train.{steps,batch_size}` put in where they are set."""
+    training = config.train[stage].copy_and_resolve_references()
+    for name in ("steps", "batch_size"):
+        if config.train[name] is not None:
+            training[name] = config.train[name]
+    return training
+
+
+def sources(config: ConfigDict) -> tuple[str, ...]:
+    """The source domains: `data.source` split at commas."""
+    return tuple(name.strip() for name in config.data.source.split(",") if name.strip())
+
+
+def validate(config: ConfigDict) -> None:
+    """Check names, ranges and what must fit together.
+
+    Raises:
+      ValueError: one sentence that names the key, the value seen and what is allowed.
+    """
+
+    def one_of(key, allowed):
+        value = get(config, key)
+        if value not in allowed:
+            raise ValueError(f"config.{key} is '{value}'; choose one of {', '.join(allowed)}")
+
+    def at_least(key, low, value=None):
+        value = get(config, key) if value is None else value
+        if value is not None and value < low:
+            raise ValueError(f"config.{key} is {value}; it must be at least {low}")
+
+    one_of("method", METHODS)
+    one_of("dtype", ("float32", "bfloat16"))
+    one_of("train.stage", ("",) + STAGES)
+    one_of("data.filter", ("lanczos", "bicubic", "bilinear"))
+    one_of("sde.schedule", ("linear", "cosine"))
+    one_of("score.arch", ("adm", "ddpm"))
+    one_of("score.prediction", ("eps", "v"))
+    one_of("sample.solver", ("ancestral", "ddim"))
+    one_of("sample.variance", ("fixedsmall", "fixedlarge"))
+    one_of("egsde.domain_similarity", ("cosine", "neg_l2"))
+    one_of("egsde.content_similarity", ("cosine", "neg_l2"))
+    one_of("contrastive_sde.space", ("embedding", "hidden", "features"))
+    one_of("contrastive_sde.reference", ("perturbed", "lowpass"))
+    one_of("ilvr.level", ("previous", "same"))
+    one_of("train.encoder.shared_time", ("batch", "pair"))
+    for stage in ("encoder", "classifier"):
+        one_of(f"{stage}.pool", ("attention", "adaptive"))
+    for stage in STAGES:
+        one_of(f"train.{stage}.schedule", ("constant", "cosine"))
+        for key in ("steps", "batch_size", "accumulate"):
+            at_least(f"train.{stage}.{key}", 1)
+    for key in ("data.image_size", "train.log_every", "train.checkpoint_every", "train.keep"):
+        at_least(key, 1)
+    for key in ("sample.rounds", "sample.batch_size", "sample.steps", "sample.limit"):
+        at_least(key, 1)
+    for key in ("train.steps", "train.batch_size", "eval.bootstrap", "sde.num_steps"):
+        at_least(key, 1)
+    at_least("train.encoder.temperature", 1e-4)
+    if not sources(config):
+        raise ValueError("config.data.source is empty; name the domain that is to be translated")
+
+    total = config.sde.num_steps
+    start = start_index(config)
+    if not 1 <= start <= total:
+        raise ValueError(
+            f"config.sample.start is {start}; it must lie in 1..{total} (config.sde.num_steps)"
+        )
+    steps = config.sample.steps
+    if steps is not None and steps > start:
+        raise ValueError(
+            f"config.sample.steps is {steps}, more than the {start} noise levels below "
+            f"config.sample.start; lower it, or leave it out to take every level"
+        )
+
+    size = config.data.image_size
+    for stage in STAGES:
+        net = config[stage]
+        down = net.patch_size * 2 ** (len(net.channel_mult) - 1)
+        if size % down:
+            raise ValueError(
+                f"config.data.image_size is {size}, not a multiple of {down} as "
+                f"config.{stage}.channel_mult ({len(net.channel_mult)} levels) and patch_size "
+                f"{net.patch_size} ask for"
+            )
+    for key in ("egsde.factor", "contrastive_sde.factor", "ilvr.factor", "train.encoder.factor"):
+        factor = get(config, key)
+        if factor < 1 or size % factor or size // factor < 2:
+            raise ValueError(
+                f"config.{key} is {factor}; the low-pass needs a divisor of "
+                f"config.data.image_size={size} that leaves at least 2 pixels"
+            )
+
+
+def get(config: ConfigDict, key: str):
+    """The value at a dotted key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def start_index(config: ConfigDict) -> int:
+    """M: `config.sample.start`, or the method's own where that is not set."""
+    start = config.sample.start
+    return config[config.method].start if start is None else start

@@ -1,0 +1,40 @@
+"""Data: sources of images, their decoding, and the batches made of them.
+
+Names are imported when first used, so that `import cdsde.data` costs nothing and needs neither
+Grain nor TFDS.
+"""
+
+import importlib
+
+_MODULE_OF = {
+    "decode": "images",
+    "resize": "images",
+    "to_float": "images",
+    "to_uint8": "images",
+    "write_png": "images",
+    "contact_sheet": "sheets",
+    "list_images": "images",
+    "EmojiSource": "sources",
+    "FilesSource": "sources",
+    "FolderSource": "sources",
+    "Source": "sources",
+    "emoji_metadata": "sources",
+    "image_id": "sources",
+    "open_domain": "sources",
+    "open_pairs": "sources",
+    "TfdsSource": "tfds_source",
+    "train_iterator": "loader",
+    "eval_batches": "loader",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"cdsde.data.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module 'cdsde.data' has no attribute '{name}'")
+
+
+def __dir__():
+    return __all__

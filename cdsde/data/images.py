@@ -1,0 +1,212 @@
+"""Images in and out: decode, resize, convert, write, find in a folder.
+
+Contract: an image at rest is uint8 [H, W, 3] in RGB, 0 to 255; inside the program it is float32 in
+[-1, 1]. The two meet only in `to_float` and `to_uint8`. NumPy and Pillow only.
+"""
+
+import io
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from PIL import Image, ImageOps
+
+from cdsde.data.sheets import contact_sheet as contact_sheet
+
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp")
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+
+
+def decode(data: bytes | str | os.PathLike, name: str | None = None) -> np.ndarray:
+    """Decodes one image file into RGB.
+
+    Transparency is laid over white, the EXIF rotation is applied, an animation gives its first
+    frame. 16-bit grey is scaled to 8 bits. Integer (32 bit) and float images carry no range, so it
+    is read off the values: see `_grey_to_uint8`.
+
+    Args:
+      data: the file's bytes, or its path.
+      name: what errors call the image; the path by default.
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      ValueError: the file is missing, empty, truncated or not an image.
+    """
+    is_bytes = isinstance(data, bytes | bytearray | memoryview)
+    name = name or ("<bytes>" if is_bytes else os.fspath(data))
+    try:
+        with Image.open(io.BytesIO(data) if is_bytes else data) as image:
+            return _to_rgb(image)
+    except FileNotFoundError:
+        raise ValueError(f"Image file '{name}' does not exist: check the path.") from None
+    # Pillow's readers raise nearly any type on broken bytes (SyntaxError, struct.error, ...).
+    except Exception as error:
+        raise ValueError(
+            f"Image '{name}' cannot be decoded ({type(error).__name__}: {error}): "
+            "replace the file by a whole PNG, JPEG, WebP or BMP, or remove it."
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3] of an opened Pillow image."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = _grey_to_uint8(np.asarray(image), sixteen=image.mode.startswith("I;16"))
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def _grey_to_uint8(values: np.ndarray, sixteen: bool) -> np.ndarray:
+    """uint8 [H, W] of a grey image of more than 8 bits.
+
+    The range is 0 to 65535 where the file says so. Else the smallest of 0 to 1 (float only), 0 to
+    255 and 0 to 65535 that holds all values, and failing these the values' own minimum and maximum.
+    """
+    values64 = values.astype(np.float64)
+    if not np.isfinite(values64).all():
+        raise ValueError("the float image holds NaN or infinite values")
+    low, high = values64.min(), values64.max()
+    is_float = values.dtype.kind == "f"
+    ranges = (65535.0,) if sixteen else (1.0, 255.0, 65535.0) if is_float else (255.0, 65535.0)
+    top = next((top for top in ranges if low >= 0 and high <= top), None)
+    unit = (values64 - low) / (high - low) if top is None else values64 / top
+    return np.floor(unit * 255 + 0.5).astype(np.uint8)
+
+
+def resize(image: np.ndarray, size: int, crop: bool = True, filter: str = "lanczos") -> np.ndarray:
+    """Scales the shorter side to `size`, then crops the centre square.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: pixels of the shorter side.
+      crop: False leaves the longer side whole.
+      filter: "lanczos", "bicubic" or "bilinear"; all average when they scale down.
+
+    Returns:
+      uint8 [size, size, 3], or with the longer side whole; the same array if nothing changes.
+
+    Raises:
+      ValueError: the image is not uint8 [H, W, 3], or the filter or the size is not known.
+    """
+    if filter not in FILTERS:
+        raise ValueError(f"Resize filter '{filter}' is not known: use one of {', '.join(FILTERS)}.")
+    if size < 1:
+        raise ValueError(f"Image size {size} is not positive: use 1 or more.")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(
+            f"Resize takes uint8 [H, W, 3], not {image.dtype} {list(image.shape)}: "
+            "decode or convert the image first."
+        )
+    height, width = image.shape[:2]
+    short = min(height, width)
+    if short != size:
+        # The longer side is cut to an integer, as torchvision's Resize does.
+        new_width, new_height = width * size // short, height * size // short
+        image = np.array(Image.fromarray(image).resize((new_width, new_height), FILTERS[filter]))
+    if crop:
+        top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+        image = image[top : top + size, left : left + size]
+    return image
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """uint8 [..., H, W, C] to float32 in [-1, 1]: x / 127.5 - 1.
+
+    Raises:
+      ValueError: the array is not uint8.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        raise ValueError(
+            f"to_float takes uint8, not {image.dtype}: the image is converted already."
+        )
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Float [..., H, W, C] in [-1, 1] to uint8: clip((y + 1) / 2, 0, 1) * 255 + 0.5, cut.
+
+    Values outside are clipped, values between two levels rounded, as in the published code.
+
+    Raises:
+      ValueError: the array is not float, or holds NaN.
+    """
+    image = np.asarray(image)
+    if image.dtype.kind in "biu":
+        raise ValueError(f"to_uint8 takes float in [-1, 1], not {image.dtype}: pass it unchanged.")
+    image = image.astype(np.float32)
+    if np.isnan(image).any():
+        raise ValueError(
+            f"The image {list(image.shape)} holds NaN: lower the guidance weights or check the "
+            "weights of the network."
+        )
+    return (np.clip((image + 1) / 2, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
+
+
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes uint8 or float (in [-1, 1]) [H, W, 3] as PNG; makes the folder.
+
+    The file appears whole or not at all: a run that is killed leaves no half image behind.
+
+    Raises:
+      ValueError: the image is not [H, W, 3].
+    """
+    path, image = Path(path), np.asarray(image)
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"'{path}' needs an image [H, W, 3], not {list(image.shape)}: pass one.")
+    image = image if image.dtype == np.uint8 else to_uint8(image)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        Image.fromarray(image).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """The image files right in a folder, sorted by name; other files are counted in a warning.
+
+    Raises:
+      ValueError: the folder is missing, is a file, or holds no image.
+    """
+    folder, accepted = Path(folder), ", ".join(EXTENSIONS)
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ValueError(f"Image folder '{folder}' {what}: give a folder with {accepted} files.")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    # A leading dot marks what systems leave behind, such as macOS's "._photo.jpg", no picture.
+    images = [
+        path
+        for path in files
+        if path.suffix[1:].lower() in EXTENSIONS and not path.name.startswith(".")
+    ]
+    if not images:
+        raise ValueError(
+            f"Folder '{folder}' holds no image: put {accepted} files right into it "
+            f"(other files: {len(files)}; subfolders are not searched)."
+        )
+    if len(images) < len(files):
+        ignored = [path.name for path in files if path not in set(images)]
+        logging.warning(
+            "Folder '%s': %d files are not images (%s) and are ignored: %s%s",
+            folder,
+            len(ignored),
+            accepted,
+            ", ".join(ignored[:3]),
+            ", ..." * (len(ignored) > 3),
+        )
+    return images

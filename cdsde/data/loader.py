@@ -1,0 +1,217 @@
+"""Batches: an endless shuffled stream for training, one ordered pass for everything else.
+
+Both yield dicts of NumPy arrays; images are uint8 [b, S, S, 3] and become float only on the device.
+The training stream depends on the seed alone: not on the number of processes or workers, nor on
+when the run was stopped and resumed.
+"""
+
+import operator
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+
+import grain
+import numpy as np
+
+from cdsde.data.images import resize
+from cdsde.data.sources import Source, image_id
+
+# Sources whose resized images fit into this many bytes are kept in memory.
+CACHE_BYTES = 256 * 2**20
+
+
+class _Resized:
+    """A source as records {image uint8 [S, S, 3], domain int32, id uint32}, kept once decoded.
+
+    The kept images do not travel to another process.
+    """
+
+    def __init__(self, source: Source, domain: int, image_size: int, keep: bool):
+        self._source, self._domain, self._size, self._keep = source, domain, image_size, keep
+        self._kept: dict[int, dict] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        index = operator.index(index)
+        if index in self._kept:
+            return self._kept[index]
+        item = self._source[index]
+        record = {
+            # A crop is a view of the whole image, which must not stay in memory with it.
+            "image": np.ascontiguousarray(resize(item["image"], self._size)),
+            "domain": np.int32(self._domain),
+            "id": np.uint32(image_id(item["id"])),
+        }
+        if self._keep:
+            self._kept[index] = record
+        return record
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": {}}
+
+    def __repr__(self) -> str:
+        return f"_Resized({self._source!r}, domain={self._domain}, size={self._size})"
+
+
+class _ProcessShare(grain.transforms.DatasetSelectionMap):
+    """Picks from the stream of all processes what belongs to one.
+
+    Each global batch is cut into contiguous parts, so that the processes' batches put together in
+    order are the batch that a single process would make, domains alternating in each.
+    """
+
+    def __init__(self, length: int, batch_size: int, process_index: int, process_count: int):
+        self._length = length // batch_size * batch_size // process_count
+        self._batch_size, self._part = batch_size, batch_size // process_count
+        self._first = process_index * self._part
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        step, row = divmod(index, self._part)
+        return 0, step * self._batch_size + self._first + row
+
+
+def _flip(record: dict, generator: np.random.Generator) -> dict:
+    if generator.random() < 0.5:
+        return {**record, "image": record["image"][:, ::-1]}
+    return record
+
+
+def train_iterator(
+    sources: Sequence[Source],
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    flip: bool = True,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """An endless, shuffled, resumable stream of training batches.
+
+    Each source is a domain; the domains alternate, so that every global batch (and every process's
+    part) holds equally many of each, give or take one. Each epoch of a source has its own order,
+    and sources of one length have different orders: true pairs do not meet.
+
+    Args:
+      sources: one a domain, each with at least one image.
+      image_size: S; the shorter side is scaled to it and the centre square cut out.
+      batch_size: images in a batch of all processes together.
+      seed: 0 or more; decides order and flips.
+      flip: mirror half of the images left to right, at random.
+      workers: processes that decode; 0 decodes in threads and keeps small sets in memory. A program
+        that asks for workers needs an `if __name__ == "__main__"` guard and parsed absl flags.
+      process_index: which process this is, below `process_count`.
+      process_count: processes that share each batch; process p gets the p-th contiguous part.
+
+    Returns:
+      A Grain iterator with `get_state()` and `set_state(state)` (resume exactly; the number of
+      workers must stay), over dicts of `image` uint8 [b, S, S, 3], `domain` int32 [b] (position in
+      `sources`), `id` uint32 [b] (`image_id`), b = batch_size / process_count.
+
+    Raises:
+      ValueError: the batch does not divide, a number is out of range, or a source is empty.
+    """
+    _check_positive(image_size=image_size, batch_size=batch_size, process_count=process_count)
+    if not sources:
+        raise ValueError("train_iterator got no source: give one a domain.")
+    for position, source in enumerate(sources):
+        if len(source) == 0:
+            raise ValueError(f"Source {position} ({source!r}) is empty: give at least one image.")
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} does not divide over {process_count} processes: use a "
+            f"multiple of {process_count}."
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} must lie in 0..{process_count - 1}.")
+    if seed < 0 or workers < 0:
+        raise ValueError(f"seed {seed} and workers {workers} must be 0 or more.")
+
+    total = sum(len(source) for source in sources) * image_size**2 * 3
+    keep = workers == 0 and total <= CACHE_BYTES
+    # Own seeds a domain: with one seed, sources of equal length and sorted alike (the emoji) would
+    # be shuffled alike and bring the true pairs side by side.
+    *order_seeds, flip_seed = np.random.SeedSequence(seed).generate_state(len(sources) + 1).tolist()
+    domains = [
+        grain.MapDataset.source(_Resized(source, domain, image_size, keep))
+        .shuffle(seed=order_seeds[domain])
+        .repeat()
+        for domain, source in enumerate(sources)
+    ]
+    dataset = grain.MapDataset.mix(domains) if len(domains) > 1 else domains[0]
+    # The random map stands before the share: its random numbers belong to the position in the
+    # stream of all processes, so that they do not depend on the number of processes.
+    if flip:
+        dataset = dataset.random_map(_flip, seed=flip_seed)
+    share = _ProcessShare(len(dataset), batch_size, process_index, process_count)
+    dataset = grain.MapDataset.select_from_datasets([dataset], share)
+    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    # Elements are whole batches here: few are kept ready, Grain's default of 500 fills the memory.
+    iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
+    if workers:
+        iterable = iterable.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        )
+    return iter(iterable)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    image_size: int,
+    batch_size: int,
+    indices: Sequence[int] | None = None,
+) -> Iterator[dict]:
+    """Batches of a source in order, once; the next one is decoded while this one is used.
+
+    Args:
+      source: the images.
+      image_size: S; the shorter side is scaled to it and the centre square cut out.
+      batch_size: B; the last batch is filled up by repeating the last image.
+      indices: positions in the source, in the order wanted; None takes all.
+
+    Yields:
+      dict of `image` uint8 [B, S, S, 3], `id` uint32 [B] (`image_id`), `name` list of B ids, `mask`
+      bool [B], False where filled up. No batch if there is no index.
+
+    Raises:
+      ValueError: a size is not positive (at the call), or an image is broken (when its turn comes).
+    """
+    _check_positive(image_size=image_size, batch_size=batch_size)
+    wanted = list(range(len(source)) if indices is None else indices)
+    return _eval_batches(source, image_size, batch_size, wanted)
+
+
+def _eval_batches(source: Source, size: int, batch_size: int, wanted: list[int]) -> Iterator[dict]:
+    def make(start: int) -> dict:
+        chosen = wanted[start : start + batch_size]
+        items = [source[index] for index in chosen]
+        pixels = [resize(item["image"], size) for item in items]
+        names = [item["id"] for item in items]
+        padding = batch_size - len(chosen)
+        names += names[-1:] * padding
+        return {
+            "image": np.stack(pixels + pixels[-1:] * padding),
+            "id": np.array([image_id(name) for name in names], np.uint32),
+            "name": names,
+            "mask": np.arange(batch_size) < len(chosen),
+        }
+
+    with futures.ThreadPoolExecutor(1) as executor:
+        upcoming = None
+        for start in range(0, len(wanted), batch_size):
+            current = upcoming or executor.submit(make, start)
+            following = start + batch_size
+            upcoming = executor.submit(make, following) if following < len(wanted) else None
+            yield current.result()
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} {value} is not positive: use 1 or more.")

@@ -1,0 +1,154 @@
+r"""Energies: functions `(y, x_t, i) -> [B]`, minimised over y; x_t is a constant.
+
+The guided sampler lowers Σ_k λ_k E_k(y, x_t, i). y and x_t are `[B, H, W, C]` float32 states at the
+same index i (a scalar); every energy is per image, so images of a batch do not influence each other.
+
+    domain (EGSDE's E_s)        mean over positions of cos(F(y), F(x_t)), or -‖F(y) - F(x_t)‖²   (1)
+    content (EGSDE's E_i)       ‖φ(y) - φ(x_t)‖², or -mean over channels of cos(φ(y), φ(x_t))    (2)
+    contrastive                 -sim(E(y), E(x_t)) with the contrastive encoder E                (3)
+
+F are a time-dependent domain classifier's features, φ the low-pass filter. Sources: Zhao et al.
+2022 (EGSDE, equations 8-11), ILVR's resizer for φ, arXiv 2510.03821 for (3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Energy = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+# ── low-pass φ ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _resize_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Antialiased linear resampling `[size_out, size_in]`, float64, borders mirrored.
+
+    Each output's weights, taps outside included, sum to 1; an outside tap is then added to the
+    pixel that it mirrors to (edge repeated: … 1 0 | 0 1 …).
+    """
+    ratio = size_in / size_out
+    width = max(ratio, 1.0)  # half-width of the triangle
+    matrix = np.zeros((size_out, size_in))
+    for o in range(size_out):
+        centre = (o + 0.5) * ratio - 0.5
+        taps = np.arange(int(np.floor(centre - width)), int(np.ceil(centre + width)) + 1)
+        weights = np.maximum(0.0, 1.0 - np.abs(taps - centre) / width)
+        period = np.mod(taps, 2 * size_in)
+        mirrored = np.where(period < size_in, period, 2 * size_in - 1 - period)
+        np.add.at(matrix[o], mirrored, weights / weights.sum())
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def lowpass_matrix(size: int, factor: int) -> np.ndarray:
+    """φ along one axis, `[size, size]` float32: down by `factor`, then up again.
+
+    Raises:
+      ValueError: `factor` does not divide `size`, or leaves fewer than 2 pixels.
+    """
+    if factor < 1 or size % factor or size // factor < 2:
+        raise ValueError(
+            f"a low-pass of factor {factor} needs a side that it divides with at least 2 left, "
+            f"not {size}"
+        )
+    small = size // factor
+    return (_resize_matrix(small, size) @ _resize_matrix(size, small)).astype(np.float32)
+
+
+def lowpass(x: jax.Array, factor: int) -> jax.Array:
+    """φ(x): `[B, H, W, C]` → the same shape; two small matrix products (equation 2's φ)."""
+    rows = lowpass_matrix(x.shape[1], factor)
+    columns = lowpass_matrix(x.shape[2], factor)
+    x = jnp.einsum("oh,bhwc->bowc", rows, x, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("ow,bhwc->bhoc", columns, x, precision=jax.lax.Precision.HIGHEST)
+
+
+# ── similarities ────────────────────────────────────────────────────────────────────────────────
+
+
+def unit(x: jax.Array, axis: int | tuple[int, ...] = -1, eps: float = 1e-10) -> jax.Array:
+    """x / max(‖x‖, eps) along `axis`; the gradient at 0 is finite."""
+    squared = jnp.sum(x * x, axis=axis, keepdims=True)
+    safe = squared > eps**2
+    return x / jnp.where(safe, jnp.sqrt(jnp.where(safe, squared, 1.0)), eps)
+
+
+def cosine_map(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`[B, ..., C]` twice → `[B]`: cosine over C at each position, mean over positions."""
+    similarity = jnp.sum(unit(a) * unit(b), axis=-1)
+    return similarity.reshape(similarity.shape[0], -1).mean(axis=1)
+
+
+def squared_distance(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`[B, ...]` twice → `[B]`: sum of squared differences."""
+    return jnp.sum((a - b) ** 2, axis=tuple(range(1, a.ndim)))
+
+
+def cosine_channels(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`[B, H, W, C]` twice → `[B]`: cosine of each channel's pixels, mean over channels."""
+    return jnp.mean(jnp.sum(unit(a, (1, 2)) * unit(b, (1, 2)), axis=(1, 2)), axis=-1)
+
+
+# ── energies ────────────────────────────────────────────────────────────────────────────────────
+
+
+def domain(features: Callable, similarity: str = "cosine") -> Energy:
+    """Equation (1): likeness to the source's own look, to be lost.
+
+    Args:
+      features: `(x, i) -> [B, h, w, C]` of the domain classifier.
+      similarity: "cosine" or "neg_l2".
+    """
+    compare = {"cosine": cosine_map, "neg_l2": lambda a, b: -squared_distance(a, b)}[similarity]
+
+    def energy(y, x_t, i):
+        return compare(features(y, i), jax.lax.stop_gradient(features(x_t, i)))
+
+    return energy
+
+
+def content(factor: int, similarity: str = "neg_l2") -> Energy:
+    """Equation (2): distance of the low-passed images, so that the layout stays.
+
+    The published names are of the similarity: "neg_l2" is the squared distance, "cosine" minus the
+    mean cosine.
+    """
+    compare = {"neg_l2": squared_distance, "cosine": lambda a, b: -cosine_channels(a, b)}[similarity]
+
+    def energy(y, x_t, i):
+        return compare(lowpass(y, factor), lowpass(x_t, factor))
+
+    return energy
+
+
+def contrastive(encode: Callable) -> Energy:
+    """Equation (3): distance in the contrastive encoder's domain-invariant space.
+
+    Args:
+      encode: `(x, i) -> [B, D]` or `[B, h, w, C]`; with a map, the cosine is taken position by
+        position and averaged.
+    """
+
+    def energy(y, x_t, i):
+        return -cosine_map(encode(y, i), jax.lax.stop_gradient(encode(x_t, i)))
+
+    return energy
+
+
+def total(energies: Sequence[Energy]) -> Callable:
+    """The weighted sum, whose gradient guides: `(y, x_t, i, weights) -> scalar`.
+
+    Summed over the batch, never averaged: a mean would divide the guidance by B.
+    """
+
+    def energy(y, x_t, i, weights):
+        terms = [w * e(y, x_t, i) for w, e in zip(weights, energies, strict=True)]
+        return sum(jnp.sum(term) for term in terms)
+
+    return energy

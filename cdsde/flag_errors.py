@@ -1,0 +1,122 @@
+"""Mistakes on the command line, told in one sentence each.
+
+ml_collections answers an unknown key with a long trace; here the overrides are looked at first.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+
+OVERRIDE = re.compile(r"^--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
+
+
+class UserError(Exception):
+    """Something that the user can put right; its text is all that needs to be said."""
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse flags as absl does, but explain what is wrong in one sentence and exit with 2."""
+    try:
+        check_overrides(argv)
+        return flags.FLAGS(argv)
+    except UserError as error:
+        message = str(error)
+    except flags.Error as error:
+        message = f"{error}; see python -m cdsde.main --help"
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        message = f"a value on the command line does not fit its config key ({error})"
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def config_path(argv: list[str]) -> str | None:
+    """The value of --config, None if it is not given."""
+    for position, argument in enumerate(argv):
+        if match := re.match(r"^--?config=(.*)$", argument):
+            return match.group(1)
+        if argument in ("--config", "-config") and position + 1 < len(argv):
+            return argv[position + 1]
+    return None
+
+
+def check_overrides(argv: list[str]) -> None:
+    """Check that the config file is there and that every override names a leaf and fits its type.
+
+    Raises:
+      UserError: one sentence that names the nearest valid keys or the type that is expected.
+    """
+    path = config_path(argv)
+    if path is None:
+        return  # absl says that --config is required, or this is --help
+    if not Path(path.split(":")[0]).is_file():
+        found = sorted(str(p) for p in Path(path).parent.glob("*.py")) if path else []
+        near = f"; there are {', '.join(found)}" if found else ""
+        raise UserError(f"--config={path} is not a file{near}")
+    config = load(path)
+    leaves = config_lib.key_paths(config)
+    for position, argument in enumerate(argv):
+        match = OVERRIDE.match(argument)
+        if match is None:
+            continue
+        key, value = match.groups()
+        if value is None and position + 1 < len(argv):
+            value = argv[position + 1]
+        _check_override(config, leaves, key, value)
+
+
+def load(path: str) -> ConfigDict:
+    """The config that a file makes.
+
+    Raises:
+      UserError: the file fails, or has no get_config.
+    """
+    name, _, argument = path.partition(":")
+    scope = {"__name__": "cdsde_config", "__file__": name}
+    try:
+        exec(compile(Path(name).read_text(), name, "exec"), scope)
+        return scope["get_config"](*([argument] if argument else []))
+    except KeyError as error:
+        raise UserError(f"{name}: {error} is not defined; a config has a get_config()") from error
+    except Exception as error:
+        raise UserError(f"{name} fails with {type(error).__name__}: {error}") from error
+
+
+def _check_override(config: ConfigDict, leaves: list[str], key: str, value: str | None) -> None:
+    if key not in leaves:
+        if any(leaf.startswith(f"{key}.") for leaf in leaves):
+            inner = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
+            raise UserError(f"config.{key} is a group of keys; set one of {', '.join(inner[:6])}")
+        raise UserError(f"config has no key '{key}'; the nearest are {config_lib.nearest(key, leaves)}")
+    *groups, last = key.split(".")
+    group = config_lib.get(config, ".".join(groups)) if groups else config
+    wanted = group.get_type(last)
+    if value is None:
+        if wanted is not bool:
+            raise UserError(f"config.{key} needs a value: --config.{key}=VALUE")
+        return
+    if not _fits(wanted, value):
+        example = {int: "a whole number", float: "a number", bool: "true or false"}
+        shape = example.get(wanted, "a tuple such as '(1, 2)'" if wanted is tuple else wanted)
+        raise UserError(f"config.{key} is {shape}, and '{value}' is not")
+
+
+def _fits(wanted: type, value: str) -> bool:
+    if wanted is bool:
+        return value.lower() in ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n")
+    if wanted in (int, float):
+        try:
+            wanted(value)
+        except ValueError:
+            return False
+    if wanted is tuple:
+        return re.match(r"^\s*\(.*\)\s*$|^[\d.,\s]+$", value) is not None
+    return True
+
+

@@ -1,0 +1,76 @@
+r"""Training losses. Arrays in, scalars out; nothing is random and no network is known here.
+
+ε-matching (Ho et al. 2020, equation 14), with the signal-to-noise weight of Hang et al. 2023:
+
+    L = mean_b w(ᾱ_b) · mean_hwc (ε̂_b - ε_b)²,   w = min(snr, γ)/snr,   snr = ᾱ/(1-ᾱ)      (1)
+
+NT-Xent (Chen et al. 2020, equation 1) over the 2B views of the global batch:
+
+    L = mean_a -log  exp(⟨z_a, z_p(a)⟩/τ) / Σ_{b≠a} exp(⟨z_a, z_b⟩/τ)                        (2)
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cdsde.energies import unit
+
+
+def eps_matching(prediction, eps, alpha_bar, snr_clip: float | None = None):
+    """Equation (1).
+
+    Args:
+      prediction: `[B, H, W, C]` predicted noise.
+      eps: `[B, H, W, C]` the noise that was added.
+      alpha_bar: `[B]` ᾱ of each image.
+      snr_clip: γ; None weighs all noise levels alike (w = 1).
+
+    Returns:
+      The loss, a float32 scalar.
+    """
+    per_image = jnp.mean((prediction - eps) ** 2, axis=(1, 2, 3))
+    if snr_clip is not None:
+        snr = alpha_bar / (1 - alpha_bar)
+        per_image = per_image * jnp.minimum(snr, snr_clip) / snr
+    return jnp.mean(per_image)
+
+
+def nt_xent(first, second, temperature):
+    """Equation (2).
+
+    Args:
+      first, second: `[B, D]` embeddings of the two views (normalised here).
+      temperature: τ > 0.
+
+    Returns:
+      `(loss, accuracy)`: float32 scalars; accuracy is how often the positive is the nearest view.
+    """
+    z = unit(jnp.concatenate([first, second]))
+    n = z.shape[0]
+    logits = z @ z.T / temperature
+    logits = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, logits)
+    positive = jnp.roll(jnp.arange(n), n // 2)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, positive)
+    return jnp.mean(loss), jnp.mean(jnp.argmax(logits, -1) == positive)
+
+
+def cross_entropy(logits, labels):
+    """Mean cross-entropy and accuracy of `logits` `[B, n]` against integer `labels` `[B]`."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(loss), jnp.mean(jnp.argmax(logits, -1) == labels)
+
+
+def alignment_uniformity(first, second):
+    """Wang & Isola 2020: mean squared distance of positives, and log mean exp(-2 d²) over all pairs.
+
+    Both from embeddings `[B, D]`; lower is better for each. Logged, not trained on.
+    """
+    a, b = unit(first), unit(second)
+    alignment = jnp.mean(jnp.sum((a - b) ** 2, -1))
+    z = jnp.concatenate([a, b])
+    d2 = 2 - 2 * z @ z.T
+    off = ~jnp.eye(z.shape[0], dtype=bool)
+    uniformity = jax.nn.logsumexp(jnp.where(off, -2 * d2, -jnp.inf)) - jnp.log(off.sum())
+    return alignment, uniformity

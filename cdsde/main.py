@@ -1,0 +1,80 @@
+"""The command line: flags → config → one program. The only module that reads flags.
+
+    python -m cdsde.main --config=configs/twemoji2fluent.py --mode=sample
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from cdsde import flag_errors
+
+MODES = ("train", "sample", "eval")
+
+FLAGS = flags.FLAGS
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The task, a file of configs/; --config.KEY=VALUE overrides any key of it."
+)
+MODE = flags.DEFINE_enum(
+    "mode",
+    None,
+    MODES,
+    "train: what the method needs and the work folder lacks; sample: translate images; "
+    "eval: measure the translated images.",
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where checkpoints, logs, samples and results go (default: runs/TASK)."
+)
+
+
+def run(argv) -> None:
+    """Dispatch on --mode."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument '{argv[1]}'; overrides are --config.KEY=VALUE")
+    # Imported late, so that --help and a mistyped key answer at once.
+    from cdsde import config as config_lib
+
+    config = CONFIG.value
+    workdir = WORKDIR.value or f"runs/{config.task}"
+    try:
+        config_lib.validate(config)
+        _program(MODE.value)(config, workdir)
+    except (ValueError, FileNotFoundError, flag_errors.UserError) as error:
+        # One sentence for people; the trace for those who ask for it.
+        logging.debug("", exc_info=True)
+        if logging.level_debug():
+            raise
+        sys.exit(f"error: {error}")
+
+
+def _program(mode: str):
+    if mode == "train":
+        from cdsde.train.loop import train
+
+        return train
+    if mode == "sample":
+        from cdsde.sample import sample
+
+        return sample
+    from cdsde.evaluate import evaluate
+
+    return evaluate
+
+
+def main() -> None:
+    """Entry point of `python -m cdsde.main`."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    # Orbax tells a dozen lines a save; of other people's modules only warnings are for our users.
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno > logging.converter.STANDARD_INFO or "cdsde" in record.pathname
+    )
+    flags.mark_flags_as_required(["config", "mode"])
+    app.run(run, flags_parser=flag_errors.parse)
+
+
+if __name__ == "__main__":
+    main()

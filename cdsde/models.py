@@ -1,0 +1,151 @@
+"""Config → networks, as pure `init` and `apply` functions.
+
+Whatever the architecture, the three kinds of network have these signatures (t is the raw index
+0 … T-1, scalar or `[B]`; x is `[B, H, W, 3]`):
+
+    score       apply(params, x, t) -> eps [B, H, W, 3]
+    encoder     apply(params, x, t, space=...) -> [B, D] or [B, h, w, C]
+    classifier  apply(params, x, t) -> (logits [B, n], features [B, h, w, C])
+
+Training passes `train=True` and `rngs={"dropout": key}` besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde import sde
+from cdsde.networks import ADMEncoder, ADMUNet, DDPMUNet
+from cdsde.networks.contrastive import ContrastiveEncoder
+
+
+class Model(NamedTuple):
+    """A network: `init(key) -> params`, `apply(params, x, t, ...)`."""
+
+    init: Callable
+    apply: Callable
+
+
+def schedule_of(config: ConfigDict) -> sde.Schedule:
+    """The noise schedule that a config names."""
+    return sde.SCHEDULES[config.sde.schedule](config.sde.num_steps)
+
+
+def space_to_depth(x, size: int):
+    """`[B, H, W, C]` → `[B, H/size, W/size, size²C]`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // size, size, w // size, size, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
+
+
+def depth_to_space(x, size: int):
+    """The inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, size, size, c // size**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * size, w * size, c // size**2)
+
+
+def _dtype(config: ConfigDict):
+    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
+
+
+def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
+    """Constructor fields that U-Net and encoder half share."""
+    grid = config.data.image_size // net.patch_size
+    return dict(
+        channels=net.channels,
+        channel_mult=tuple(net.channel_mult),
+        num_res_blocks=net.num_res_blocks,
+        attention_factors=tuple(grid // r for r in net.attention_resolutions),
+        num_heads=net.num_heads,
+        num_head_channels=net.num_head_channels,
+        use_scale_shift_norm=net.use_scale_shift_norm,
+        resblock_updown=net.resblock_updown,
+        conv_resample=net.conv_resample,
+        new_attention_order=net.new_attention_order,
+        dropout=net.dropout,
+        dtype=_dtype(config),
+        remat=config.remat,
+    )
+
+
+def score_model(config: ConfigDict) -> Model:
+    """The score network of `config.score`."""
+    net, size = config.score, config.data.image_size
+    patch, schedule = net.patch_size, schedule_of(config)
+    if net.arch == "adm":
+        out = (6 if net.learn_sigma else 3) * patch**2
+        module = ADMUNet(out_channels=out, **_adm_fields(config, net))
+    else:
+        module = DDPMUNet(
+            channels=net.channels,
+            channel_mult=tuple(net.channel_mult),
+            num_res_blocks=net.num_res_blocks,
+            attention_resolutions=tuple(net.attention_resolutions),
+            image_size=size // patch,
+            resamp_with_conv=net.conv_resample,
+            dropout=net.dropout,
+            out_channels=3 * patch**2,
+            dtype=_dtype(config),
+            remat=config.remat,
+        )
+
+    init, apply = _patched(config, net, module)
+
+    def apply_eps(params, x, t, **kwargs):
+        # A network with learned variance has it behind the noise; published code ignores it too.
+        out = depth_to_space(apply(params, x, t, **kwargs), patch)[..., :3]
+        if net.prediction == "eps":
+            return out
+        index = jnp.asarray(t).astype(jnp.int32)
+        return sde.v_to_eps(x, out, sde.gather(schedule.alpha_bar, index))
+
+    return Model(init, apply_eps)
+
+
+def _encoder_half(config: ConfigDict, net: ConfigDict, out_channels: int) -> ADMEncoder:
+    return ADMEncoder(
+        pool=net.pool,
+        image_size=config.data.image_size // net.patch_size,
+        out_channels=out_channels,
+        **_adm_fields(config, net),
+    )
+
+
+def encoder_model(config: ConfigDict) -> Model:
+    """The contrastive encoder of `config.encoder`."""
+    net = config.encoder
+    module = ContrastiveEncoder(_encoder_half(config, net, net.hidden_dim), net.embed_dim)
+    return _patched(config, net, module)
+
+
+def classifier_model(config: ConfigDict) -> Model:
+    """EGSDE's domain classifier of `config.classifier`: one class a source domain, then target."""
+    net = config.classifier
+    return _patched(config, net, _encoder_half(config, net, len(config_lib.sources(config)) + 1))
+
+
+def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:
+    size, patch = config.data.image_size, net.patch_size
+
+    def init(key):
+        return module.init(key, space_to_depth(jnp.zeros((1, size, size, 3)), patch), jnp.zeros(1))
+
+    def apply(params, x, t, **kwargs):
+        return module.apply(params, space_to_depth(x, patch), t, **kwargs)
+
+    return Model(init, apply)
+
+
+MODELS = {"score": score_model, "encoder": encoder_model, "classifier": classifier_model}
+
+
+def count_parameters(params) -> int:
+    """Number of values in a parameter tree (arrays or shapes)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,250 @@
+"""Pieces shared by the U-Nets: normalisation, resampling, time embedding, attention.
+
+Contract of everything here: images and feature maps are `[B, H, W, C]`; parameters are float32;
+normalisation, softmax and time embeddings are computed in float32 whatever the compute dtype of
+the convolutions; `t` is the raw index 0..999 (never rescaled); nothing depends on other images of
+the batch. Modules are named after the published PyTorch modules, so that parameter names translate
+mechanically (`input_blocks_3_0/in_layers_2/kernel` <-> `input_blocks.3.0.in_layers.2.weight`).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+GROUPS = 32  # all three published networks
+ADM_EPS = 1e-5
+DDPM_EPS = 1e-6
+
+
+def adm_time_embedding(t: jax.Array, width: int) -> jax.Array:
+    """Sinusoidal embedding of guided-diffusion: cosines, then sines.
+
+    Args:
+      t: `[B]` raw index 0..999, any real dtype.
+      width: number of channels, even.
+
+    Returns:
+      `[B, width]` float32.
+    """
+    half = width // 2
+    frequencies = np.exp(-math.log(10000) * np.arange(half, dtype=np.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def ddpm_time_embedding(t: jax.Array, width: int) -> jax.Array:
+    """Sinusoidal embedding of DDPM (Ho et al. 2020): sines, then cosines, divisor `half - 1`.
+
+    Args:
+      t: `[B]` raw index 0..999, any real dtype.
+      width: number of channels, even, at least 4.
+
+    Returns:
+      `[B, width]` float32.
+    """
+    half = width // 2
+    step = math.log(10000) / (half - 1)
+    frequencies = np.exp(np.arange(half, dtype=np.float32) * -step)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def batch_of_indices(t: jax.Array | float, batch: int) -> jax.Array:
+    """`t` as float32 `[batch]`, from a scalar or `[batch]`.
+
+    Raises:
+      ValueError: any other shape.
+    """
+    t = jnp.asarray(t, jnp.float32)
+    if t.shape not in ((), (batch,)):
+        raise ValueError(
+            f"t has shape {t.shape} for a batch of {batch}: pass a scalar or shape ({batch},)."
+        )
+    return jnp.broadcast_to(t, (batch,))
+
+
+def check_image(x: jax.Array, levels: int) -> None:
+    """Raises ValueError unless `x` is `[B, H, W, C]` with sides that `levels` halvings divide."""
+    factor = 2 ** (levels - 1)
+    if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(
+            f"input has shape {x.shape}: pass [B, H, W, C] with H and W divisible by {factor} "
+            f"({levels} resolution levels)."
+        )
+
+
+def downsample_mean(x: jax.Array) -> jax.Array:
+    """2x2 average, `[B, H, W, C]` -> `[B, H/2, W/2, C]`."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Each pixel repeated 2x2, `[B, H, W, C]` -> `[B, 2H, 2W, C]`."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+# PyTorch's default for convolutions and linear layers: uniform with bound 1/sqrt(fan_in), biases
+# included. Half of a new network's biases would otherwise start unlike the published code's.
+_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _bias_init(fan_in: int) -> nn.initializers.Initializer:
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(
+    x: jax.Array,
+    features: int,
+    *,
+    name: str,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: Sequence[tuple[int, int]] = ((1, 1), (1, 1)),
+    zero: bool = False,
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """Convolution `[B, H, W, C]` -> `[B, H', W', features]` as a submodule of the caller.
+
+    `padding` is explicit because "SAME" is not PyTorch's padding once the stride is 2; a 1x1
+    kernel never pads. `zero` starts kernel and bias at zero.
+    """
+    zeros = nn.initializers.zeros
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=padding if kernel > 1 else "VALID",
+        dtype=dtype,
+        kernel_init=zeros if zero else _kernel_init,
+        bias_init=zeros if zero else _bias_init(kernel * kernel * x.shape[-1]),
+        name=name,
+    )(x)
+
+
+def dense(
+    x: jax.Array, features: int, *, name: str, zero: bool = False, dtype: Any = jnp.float32
+) -> jax.Array:
+    """Linear layer over the last axis (also a 1x1 convolution) as a submodule of the caller."""
+    zeros = nn.initializers.zeros
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        kernel_init=zeros if zero else _kernel_init,
+        bias_init=zeros if zero else _bias_init(x.shape[-1]),
+        name=name,
+    )(x)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over 32 groups, optionally modulated and followed by SiLU.
+
+    Statistics in float32 by two passes (deviations from the mean, not E[x^2] - E[x]^2, which loses
+    the digits that parity needs). Sums run over pixels first, channel by channel: on CPU this keeps
+    the contiguous axis whole and is several times faster than reducing a 5-d view.
+    """
+
+    eps: float
+    silu: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, modulation: tuple[jax.Array, jax.Array] | None = None
+    ) -> jax.Array:
+        """Normalises.
+
+        Args:
+          x: `[B, H, W, C]` or `[B, T, C]`, C divisible by 32.
+          modulation: `(scale, shift)`, each `[B, C]`; the result is `norm * (1 + scale) + shift`.
+
+        Returns:
+          The shape of `x`, in `dtype`.
+
+        Raises:
+          ValueError: C is not divisible by 32.
+        """
+        shape, channels = x.shape, x.shape[-1]
+        if channels % GROUPS:
+            raise ValueError(
+                f"group normalisation in '{'/'.join(self.path)}' has {channels} channels: choose "
+                f"channels and channel_mult so that every width is divisible by {GROUPS}."
+            )
+        gain = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None, :]
+        offset = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None, :]
+        x = x.astype(jnp.float32).reshape(shape[0], -1, channels)
+        x = x - _group_mean(x.mean(axis=1))[:, None, :]
+        variance = _group_mean(jnp.square(x).mean(axis=1))
+        gain = gain * jax.lax.rsqrt(variance + self.eps)
+        if modulation is not None:
+            scale, shift = (m.astype(jnp.float32) for m in modulation)
+            gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
+        x = x * gain[:, None, :] + offset[:, None, :]
+        x = nn.silu(x) if self.silu else x
+        return x.reshape(shape).astype(self.dtype)
+
+
+def _group_mean(x: jax.Array) -> jax.Array:
+    """`[B, C]` -> `[B, C]`: each channel gets the mean of its group."""
+    b, c = x.shape
+    grouped = x.reshape(b, GROUPS, c // GROUPS).mean(axis=-1, keepdims=True)
+    return jnp.broadcast_to(grouped, (b, GROUPS, c // GROUPS)).reshape(b, c)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Softmax attention of every position over all positions.
+
+    Args:
+      q, k, v: `[B, T, heads, channels per head]`.
+
+    Returns:
+      The same shape, in the dtype of `v`; products accumulate and the softmax runs in float32.
+      q and k are each multiplied by (channels per head)^(-1/4), which in low precision overflows
+      later than dividing their product.
+    """
+    factor = q.shape[-1] ** -0.25
+    logits = jnp.einsum(
+        "bthc,bshc->bhts", q * factor, k * factor, preferred_element_type=jnp.float32
+    )
+    weights = nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhts,bshc->bthc", weights, v)
+
+
+def split_qkv(qkv: jax.Array, heads: int, new_order: bool) -> tuple[jax.Array, ...]:
+    """Splits `[B, T, 3C]` into q, k, v of `[B, T, heads, C/heads]`.
+
+    Channels are [head, (q, k, v), channel] in the old order of guided-diffusion and
+    [(q, k, v), head, channel] in the new one.
+    """
+    b, tokens, width = qkv.shape
+    order = (3, heads) if new_order else (heads, 3)
+    qkv = qkv.reshape(b, tokens, *order, width // (3 * heads))
+    return tuple(jnp.moveaxis(qkv, 2 if new_order else 3, 0))
+
+
+def num_heads_for(channels: int, num_heads: int, num_head_channels: int) -> int:
+    """Number of heads of an attention over `channels`.
+
+    Raises:
+      ValueError: `channels` is not divisible by the heads or by the width of a head.
+    """
+    divisor = num_heads if num_head_channels == -1 else num_head_channels
+    if divisor < 1 or channels % divisor:
+        name = "num_heads" if num_head_channels == -1 else "num_head_channels"
+        raise ValueError(
+            f"attention over {channels} channels cannot be split with {name}={divisor}: choose a "
+            f"divisor of {channels} (num_head_channels=-1 makes num_heads count)."
+        )
+    return num_heads if num_head_channels == -1 else channels // num_head_channels

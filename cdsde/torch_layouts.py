@@ -1,0 +1,196 @@
+"""How published networks are laid out: what keys and shapes of a state dict tell, and names.
+
+Contract: a state dict is `{published name: anything with a shape}` without `module.`. The functions
+`infer_*` return constructor fields of the network class; `known` are fields that the caller has
+already. They believe what most keys say, so that one broken key ends in a report of this key and
+not in a wrong network. They raise ValueError where the keys leave the layout open or fit none.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+
+def has_prefix(state_dict: Mapping[str, Any], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in state_dict)
+
+
+def _most_common(values: Iterable[Any], what: str) -> Any:
+    """The value that most keys agree on, so that one broken key is reported, not believed."""
+    counts = Counter(values)
+    if not counts:
+        raise ValueError(f"no key tells {what}: the file is incomplete.")
+    return counts.most_common(1)[0][0]
+
+
+def _width(state_dict: Mapping[str, Any], block: str, leaves: tuple[str, ...]) -> int:
+    found = [f"{block}.{leaf}" for leaf in leaves if f"{block}.{leaf}" in state_dict]
+    return _most_common((state_dict[k].shape[0] for k in found), f"the width of {block}")
+
+
+def _mult(width: int, channels: int) -> int | float:
+    return width / channels if width % channels else width // channels
+
+
+ADM_LEAVES = ("out_layers.0.weight", "out_layers.0.bias", "out_layers.3.weight")
+ADM_LEAVES += ("out_layers.3.bias", "in_layers.2.weight", "in_layers.2.bias")
+
+
+class _Layout(NamedTuple):
+    """One way to read an ADM way down; `resampling` is "block", "conv", "mean" or None."""
+
+    num_res_blocks: int
+    widths: tuple[int, ...]
+    attention: tuple[bool, ...]
+    resampling: str | None
+
+
+def _adm_layout(state_dict: Mapping[str, Any], count: int, levels: int) -> _Layout | None:
+    """Reads `count` input blocks as `levels` equal levels; None if they cannot be."""
+    per_level = count // levels
+    widths, attention, resampling = [], [], set()
+    for level in range(levels):
+        # Block 0 is the stem; the last block of each level but the last one resamples.
+        first = level * per_level + 1
+        res = [f"input_blocks.{i}" for i in range(first, first + per_level - 1)]
+        if not all(has_prefix(state_dict, f"{b}.0.out_layers.") for b in res):
+            return None
+        attended = {has_prefix(state_dict, f"{b}.1.") for b in res}
+        width = {_width(state_dict, f"{b}.0", ADM_LEAVES) for b in res}
+        if level < levels - 1:
+            down = f"input_blocks.{first + per_level - 1}"
+            if has_prefix(state_dict, f"{down}.1."):
+                return None
+            if has_prefix(state_dict, f"{down}.0.op."):
+                resampling.add("conv")
+            elif has_prefix(state_dict, f"{down}.0."):
+                resampling.add("block")
+                width.add(_width(state_dict, f"{down}.0", ADM_LEAVES))
+            else:
+                resampling.add("mean")
+        if len(width) > 1 or len(attended) > 1:
+            return None
+        widths += width
+        attention += attended
+    if len(resampling) > 1:
+        return None
+    return _Layout(per_level - 1, tuple(widths), tuple(attention), next(iter(resampling), None))
+
+
+def infer_adm(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the U-Net and, as far as the way down goes, of the encoder."""
+    embed = [f"time_embed.{i}.{leaf}" for i in (0, 2) for leaf in ("weight", "bias")]
+    sizes = (state_dict[k].shape[0] // 4 for k in embed if k in state_dict)
+    channels = _most_common(sizes, "the number of channels")
+    indices = [int(m.group(1)) for k in state_dict if (m := re.match(r"input_blocks\.(\d+)\.", k))]
+    count = max(indices) + 1
+    layouts = [
+        layout
+        for levels in range(1, count // 2 + 1)
+        if count % levels == 0 and (layout := _adm_layout(state_dict, count, levels))
+    ]
+    if has_prefix(state_dict, "output_blocks."):
+        up = re.compile(r"(output_blocks\.\d+)\.(\d\.conv|[1-9]\.in_layers)\.")
+        ups = len({m.group(1) for k in state_dict if (m := up.match(k))})
+        layouts = [x for x in layouts if x.resampling == "mean" or len(x.widths) == ups + 1]
+    layouts = [x for x in layouts if _agrees(x, state_dict, known)] or layouts
+    if len(layouts) != 1:
+        choices = ", ".join(
+            f"num_res_blocks={x.num_res_blocks} with {len(x.widths)} levels" for x in layouts
+        )
+        raise ValueError(
+            f"the {count} input blocks fit {choices or 'no regular arrangement of levels'}: "
+            f"{'pass num_res_blocks' if layouts else 'the file is incomplete or of another kind'}."
+        )
+    layout = layouts[0]
+    fields = {
+        "channels": channels,
+        "channel_mult": tuple(_mult(w, channels) for w in layout.widths),
+        "num_res_blocks": layout.num_res_blocks,
+        "attention_factors": tuple(2**i for i, a in enumerate(layout.attention) if a),
+        "use_scale_shift_norm": _most_common(
+            (
+                2 * state_dict[k.replace("emb_layers.1", "out_layers.0")].shape[0] == v.shape[0]
+                for k, v in state_dict.items()
+                if k.endswith("emb_layers.1.bias")
+                and k.replace("emb_layers.1", "out_layers.0") in state_dict
+            ),
+            "use_scale_shift_norm",
+        ),
+        "resblock_updown": layout.resampling in ("block", None),
+        "conv_resample": layout.resampling != "mean",
+        "num_classes": None,
+    }
+    if "label_emb.weight" in state_dict:
+        fields["num_classes"] = state_dict["label_emb.weight"].shape[0]
+    if has_prefix(state_dict, "output_blocks."):
+        fields["out_channels"] = _width(state_dict, "out.2", ("weight", "bias"))
+    return fields
+
+
+def _agrees(layout: _Layout, state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    levels = len(layout.widths)
+    wanted = {len(known["channel_mult"])} if "channel_mult" in known else {levels}
+    if "image_size" in known and (side := _pool_side(state_dict)):
+        wanted.add((known["image_size"] // side).bit_length())
+    return wanted == {levels} and known.get("num_res_blocks") in (None, layout.num_res_blocks)
+
+
+def _pool_side(state_dict: Mapping[str, Any]) -> int | None:
+    position = state_dict.get("I2Iout.2.positional_embedding")
+    return None if position is None else round((position.shape[1] - 1) ** 0.5)
+
+
+def infer_adm_encoder(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    fields = infer_adm(state_dict, known)
+    adaptive = has_prefix(state_dict, "I2Iout.3.")
+    head = "I2Iout.3" if adaptive else "I2Iout.2.c_proj"
+    fields["pool"] = "adaptive" if adaptive else "attention"
+    fields["out_channels"] = _width(state_dict, head, ("weight", "bias"))
+    if not adaptive and (side := _pool_side(state_dict)):
+        fields["image_size"] = side * 2 ** (len(fields["channel_mult"]) - 1)
+    return fields
+
+
+def infer_ddpm(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    levels = len({k.split(".")[1] for k in state_dict if k.startswith("down.")})
+    block = re.compile(r"down\.0\.block\.(\d+)\.")
+    channels = _width(state_dict, "conv_in", ("weight", "bias"))
+    leaves = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "norm2.weight")
+    widths = [_width(state_dict, f"down.{i}.block.0", leaves) for i in range(levels)]
+    image_size = known.get("image_size", 256)
+    return {
+        "channels": channels,
+        "channel_mult": tuple(_mult(w, channels) for w in widths),
+        "num_res_blocks": len({m.group(1) for k in state_dict if (m := block.match(k))}),
+        "attention_resolutions": tuple(
+            image_size // 2**i for i in range(levels) if has_prefix(state_dict, f"down.{i}.attn.")
+        ),
+        "image_size": image_size,
+        "resamp_with_conv": levels == 1 or has_prefix(state_dict, "down.0.downsample."),
+        "out_channels": _width(state_dict, "conv_out", ("weight", "bias")),
+    }
+
+
+def dotted_name(module: str) -> str:
+    """Numbers stand between dots: `input_blocks_3_0.in_layers_2` -> `input_blocks.3.0.in_layers.2`."""
+    return re.sub(r"_(?=\d)|(?<=\d)_", ".", module)
+
+
+def ddpm_name(module: str) -> str:
+    # The one exception of the published names: mid.block_1, mid.attn_1.
+    if module.startswith("mid_"):
+        return module.replace("mid_", "mid.", 1)
+    return dotted_name(module.replace("temb_dense", "temb.dense"))
+
+
+def adm_pointwise(module: str) -> int:
+    # Attention is made of 1-d convolutions; the adaptive head of one 2-d convolution.
+    if module == "I2Iout.3":
+        return 2
+    return int(module.endswith((".qkv", ".proj_out", ".qkv_proj", ".c_proj")))
+
+
+def ddpm_pointwise(module: str) -> int:
+    return 2 if module.endswith((".q", ".k", ".v", ".proj_out")) else 0

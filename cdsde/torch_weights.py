@@ -1,0 +1,368 @@
+"""Published PyTorch weights: read, map onto the networks, and back.
+
+Contract: a state dict is `{published name: array}` without the `module.` of DataParallel; `params`
+is what `init` of the network returns, `{"params": tree}`, float32. Each parameter has exactly one
+published name, derived from its path by a rule (`input_blocks_3_0/in_layers_2/kernel` <->
+`input_blocks.3.0.in_layers.2.weight`), so import and export are one map read in two directions.
+Convolution kernels are (H, W, in, out) here and (out, in, H, W) there; linear ones (in, out) and
+(out, in), with trailing ones where the published layer is a 1x1 convolution.
+
+PyTorch is imported only when a `.pt` file is read or written.
+"""
+
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import traverse_util
+
+from cdsde import torch_layouts
+from cdsde.networks import ADMEncoder, ADMUNet, DDPMUNet
+
+StateDict = dict[str, np.ndarray]
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+# Where trainers put the weights inside a larger file; averaged weights first, as samplers use them.
+WRAPPERS = ("ema", "ema_state_dict", "model_ema", "params_ema", "shadow")
+WRAPPERS += ("state_dict", "model_state_dict", "model", "net", "params")
+LISTED_KEYS = 12  # of each sort of mismatch in an error message
+
+
+class Kind(NamedTuple):
+    """What is particular to one published architecture.
+
+    Attributes:
+      network: the linen class.
+      infer: `(state dict, known fields) -> constructor fields`.
+      module_name: path of a module, joined with dots -> its published name.
+      pointwise: published module name -> number of trailing ones in its weight's shape.
+      stem: key of the first convolution, which knows the number of input channels.
+      prefixes: what a state dict of this kind must contain.
+    """
+
+    network: type
+    infer: Callable[[StateDict, Mapping[str, Any]], dict[str, Any]]
+    module_name: Callable[[str], str]
+    pointwise: Callable[[str], int]
+    stem: str
+    prefixes: tuple[str, ...]
+
+
+def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict]:
+    """Loads published weights into the network of `kind`.
+
+    Args:
+      path: `.pt`/`.pth` (needs PyTorch; only tensors are accepted) or `.safetensors`.
+      kind: "adm", "ddpm" or "adm_encoder".
+      **arch: constructor fields of the network. What the shapes determine is inferred; shapes do
+        not tell `num_heads`, `num_head_channels` and `new_attention_order` (default: the published
+        cat2dog values), nor `dropout`, `dtype` and `remat`.
+
+    Returns:
+      `(apply, params)`: `apply(params, x, t)` with x `[B, H, W, C]` and t the raw index 0..999,
+      scalar or `[B]`, returns what the network returns ("adm_encoder": `(logits, features)`); pure
+      and jittable. `params` is `{"params": tree}` of float32 arrays.
+
+    Raises:
+      ValueError: unknown kind or field, a file that would execute code or is damaged, keys or
+        shapes that do not fit the network (all of them are named).
+      ImportError: the file is a `.pt` and PyTorch is not installed.
+    """
+    spec = _kind(kind)
+    state_dict = read_state_dict(path)
+    try:
+        inferred = infer_architecture(state_dict, kind, **arch)
+        network = _build(spec, {**inferred, **arch}, kind)
+        params = _from_state_dict(spec, network, state_dict)
+    except _Mismatch as mismatch:
+        raise ValueError(
+            f"{path} does not fit kind '{kind}': {mismatch}; {_hint(arch, inferred, kind)}."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return network.apply, params
+
+
+def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -> dict[str, Any]:
+    """Constructor fields that the keys and shapes of a state dict determine.
+
+    Args:
+      state_dict: published names (without `module.`) to arrays or anything with a `shape`.
+      kind: "adm", "ddpm" or "adm_encoder".
+      **known: fields already known. Several divisions of an encoder's blocks into levels may fit;
+        `num_res_blocks`, `channel_mult` or `image_size` then decide. A DDPM network's
+        `attention_resolutions` are given for `image_size` (default 256).
+
+    Returns:
+      Keyword arguments for the class of `kind`.
+
+    Raises:
+      ValueError: unknown kind, keys of another kind, or an undecided or impossible layout.
+    """
+    spec = _kind(kind)
+    for prefix in spec.prefixes:
+        if not torch_layouts.has_prefix(state_dict, prefix):
+            fitting = [
+                k
+                for k, s in KINDS.items()
+                if all(torch_layouts.has_prefix(state_dict, p) for p in s.prefixes)
+            ]
+            look = f"they look like kind '{fitting[0]}'" if fitting else "check the file"
+            keys = _listed(sorted(state_dict))
+            raise ValueError(f"no key of kind '{kind}' begins with '{prefix}' in {keys}; {look}.")
+    return spec.infer(state_dict, known)
+
+
+def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
+    """Published names and shapes for the parameters of a network: the way back.
+
+    Args:
+      params: `{"params": tree}` or the tree alone, of the network class of `kind`.
+      kind: "adm", "ddpm" or "adm_encoder".
+      prefix: put before each name; the published DDPM file has "module.".
+
+    Returns:
+      `{name: contiguous float32 array}`.
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    spec = _kind(kind)
+    state_dict = {}
+    for path, value in traverse_util.flatten_dict(params.get("params", params)).items():
+        name, shape = _published(spec, path, value.shape)
+        value = np.asarray(value, np.float32)
+        if path[-1] == "kernel":
+            value = (np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value.T).reshape(
+                shape
+            )
+        state_dict[prefix + name] = np.ascontiguousarray(value)
+    return state_dict
+
+
+def save_state_dict(path: str | Path, params: Mapping, kind: str, prefix: str = "") -> None:
+    """Writes `to_state_dict(params, kind, prefix)` as `.pt`/`.pth` or `.safetensors`.
+
+    Raises:
+      ValueError: unknown kind or file name extension.
+      ImportError: a `.pt` is asked for and PyTorch is not installed.
+    """
+    path = Path(path)
+    state_dict = to_state_dict(params, kind, prefix)
+    if _is_torch(path):
+        torch = _import_torch(path)
+        # A copy, because arrays that JAX lends are read-only.
+        torch.save({k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}, path)
+    else:
+        from safetensors.numpy import save_file
+
+        save_file(state_dict, path)
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """Reads the tensors of a file, floating point ones as float32, without `module.` in the names.
+
+    Takes plain state dicts, and dicts or lists that contain one (averaged weights before others).
+
+    Raises:
+      ValueError: unknown extension, a file that would execute code, is damaged or has no tensors.
+      ImportError: the file is a `.pt` and PyTorch is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: check the path of the weights.")
+    tensors = _read_torch(path) if _is_torch(path) else _read_safetensors(path)
+    names = [re.sub(r"^(module\.)+", "", name) for name in tensors]
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file  # the NumPy reader does not know bfloat16
+
+    try:
+        with jax.default_device(jax.devices("cpu")[0]):
+            tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}.") from None
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors: pass a file of network weights.")
+    floating = {k: jnp.issubdtype(v.dtype, jnp.floating) for k, v in tensors.items()}
+    return {k: np.asarray(v, np.float32 if floating[k] else None) for k, v in tensors.items()}
+
+
+def _read_torch(path: Path) -> StateDict:
+    torch = _import_torch(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = re.search(r"Unsupported \w+: [^.]*?\S+\.\S+", str(error))
+        raise ValueError(
+            f"{path} was refused because it holds something else than plain tensors"
+            f"{f' ({reason.group(0)})' if reason else ''} and loading it could execute code: "
+            "save only the state_dict, or convert it to .safetensors where you trust it."
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a readable PyTorch file: {first}.") from None
+    tensors = _find_tensors(content, path, torch.is_tensor)
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        result[name] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return result
+
+
+def _find_tensors(content: Any, path: Path, is_tensor: Callable[[Any], bool]) -> dict[str, Any]:
+    """The state dict inside what a trainer saved."""
+
+    def tensors_of(value):
+        named = isinstance(value, Mapping)
+        return {k: v for k, v in value.items() if is_tensor(v)} if named else {}
+
+    if isinstance(content, Mapping):
+        for key in WRAPPERS:
+            if isinstance(content.get(key), Mapping):
+                logging.info("%s: reading the weights under '%s'", path, key)
+                return _find_tensors(content[key], path, is_tensor)
+    elif isinstance(content, list | tuple):
+        # [model, optimizer, epoch, step, averaged model] of the DDPM trainer: the last one.
+        content = next(filter(tensors_of, reversed(content)), {})
+    tensors = tensors_of(content)
+    if not tensors:
+        raise ValueError(f"{path} holds no named tensors: pass a file with a state_dict.")
+    return tensors
+
+
+def _is_torch(path: Path) -> bool:
+    if path.suffix not in (*TORCH_SUFFIXES, ".safetensors"):
+        choices = ", ".join((*TORCH_SUFFIXES, ".safetensors"))
+        raise ValueError(f"{path} has the extension '{path.suffix}': choose one of {choices}.")
+    return path.suffix != ".safetensors"
+
+
+def _import_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            f"{path} needs PyTorch: install cdsde[torch], or convert it to .safetensors."
+        ) from None
+    return torch
+
+
+class _Mismatch(ValueError):
+    """Keys or shapes of a file differ from the network's."""
+
+
+def _published(spec: Kind, path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple]:
+    """Published key and shape of the parameter at `path`."""
+    module = spec.module_name(".".join(path[:-1]))
+    leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(path[-1], path[-1])
+    if path[-1] == "kernel" and len(shape) == 4:
+        shape = (shape[3], shape[2], shape[0], shape[1])
+    elif path[-1] == "kernel":
+        shape = (shape[1], shape[0]) + (1,) * spec.pointwise(module)
+    return f"{module}.{leaf}", shape
+
+
+def _build(spec: Kind, fields: Mapping[str, Any], kind: str) -> Any:
+    unknown = sorted(set(fields) - set(spec.network.__dataclass_fields__))
+    if unknown:
+        choices = sorted(set(spec.network.__dataclass_fields__) - {"name", "parent"})
+        raise ValueError(
+            f"kind '{kind}' has no field {_listed(unknown)}: choose from {', '.join(choices)}."
+        )
+    return spec.network(**fields)
+
+
+def _from_state_dict(spec: Kind, network: Any, state_dict: StateDict) -> dict:
+    stem = state_dict.get(spec.stem)
+    side = getattr(network, "image_size", 2 ** (len(network.channel_mult) - 1))
+    x = jnp.zeros((), jnp.float32)
+    channels = 3 if stem is None else stem.shape[1]
+    conditional = getattr(network, "num_classes", None) is not None
+
+    def init(key):
+        image = jnp.broadcast_to(x, (1, side, side, channels))
+        labels = {"y": jnp.zeros((1,), jnp.int32)} if conditional else {}
+        return network.init(key, image, 0, **labels)
+
+    shapes = traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0))["params"])
+    names = {path: _published(spec, path, leaf.shape) for path, leaf in shapes.items()}
+    wanted = dict(names.values())
+    shaped = [
+        f"{k}: file {tuple(state_dict[k].shape)}, network {wanted[k]}"
+        for k in wanted
+        if k in state_dict and tuple(state_dict[k].shape) != wanted[k]
+    ]
+    sorts = {
+        "missing": [k for k in wanted if k not in state_dict],
+        "unexpected": [k for k in state_dict if k not in wanted],
+        "ill-shaped": shaped,
+    }
+    if any(sorts.values()):
+        texts = [f"{len(keys)} {sort} ({_listed(keys)})" for sort, keys in sorts.items() if keys]
+        raise _Mismatch(", ".join(texts))
+    params = {}
+    for path, (name, _) in names.items():
+        value = state_dict[name]
+        if path[-1] == "kernel" and len(shapes[path].shape) == 4:
+            value = np.transpose(value, (2, 3, 1, 0))
+        elif path[-1] == "kernel":
+            value = value.reshape(value.shape[:2]).T
+        params[path] = jnp.asarray(value, jnp.float32)
+    return {"params": traverse_util.unflatten_dict(params)}
+
+
+def _hint(arch: Mapping[str, Any], inferred: Mapping[str, Any], kind: str) -> str:
+    def plain(value):
+        return tuple(value) if isinstance(value, list | tuple) else value
+
+    wrong = [
+        f"{k}={arch[k]} was passed where the file says {v}"
+        for k, v in inferred.items()
+        if k in arch and plain(arch[k]) != plain(v)
+    ]
+    if wrong:
+        return "likely wrong: " + ", ".join(wrong)
+    return f"no field passed contradicts it, so it is incomplete or not quite kind '{kind}'"
+
+
+def _listed(keys: list[str]) -> str:
+    more = len(keys) - LISTED_KEYS
+    return ", ".join(keys[:LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _kind(kind: str) -> Kind:
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of weights '{kind}': choose from {', '.join(KINDS)}.")
+    return KINDS[kind]
+
+
+_ADM = {
+    "module_name": torch_layouts.dotted_name,
+    "pointwise": torch_layouts.adm_pointwise,
+    "stem": "input_blocks.0.0.weight",
+}
+KINDS = {
+    "adm": Kind(
+        ADMUNet, torch_layouts.infer_adm, prefixes=("input_blocks.", "output_blocks."), **_ADM
+    ),
+    "adm_encoder": Kind(
+        ADMEncoder, torch_layouts.infer_adm_encoder, prefixes=("input_blocks.", "I2Iout."), **_ADM
+    ),
+    "ddpm": Kind(
+        DDPMUNet,
+        torch_layouts.infer_ddpm,
+        module_name=torch_layouts.ddpm_name,
+        pointwise=torch_layouts.ddpm_pointwise,
+        stem="conv_in.weight",
+        prefixes=("temb.", "down."),
+    ),
+}

@@ -1,0 +1,1 @@
+"""Training: one state and step, one stage per network, one loop."""

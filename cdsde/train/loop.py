@@ -1,0 +1,191 @@
+"""The training loop: data → step → checkpoints and reports, the same for every stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from cdsde import checkpoint, mesh, models, report
+from cdsde import config as config_lib
+from cdsde.data import open_domain, train_iterator
+from cdsde.train import stages, state
+
+MODEL_KEYS = ("data.image_size", "sde", "dtype")
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+def pending_stages(config: ConfigDict, workdir) -> tuple[str, ...]:
+    """What `--mode=train` has to do: the stage asked for, or all that the method still lacks."""
+    if config.train.stage:
+        return (config.train.stage,)
+
+    def lacks(stage):
+        done = checkpoint.latest_step(workdir, stage)
+        return done is None or done < config_lib.stage_training(config, stage).steps
+
+    return tuple(s for s in config_lib.needed_stages(config.method) if lacks(s))
+
+
+def train(config: ConfigDict, workdir) -> None:
+    """Train every pending stage of the config in `workdir`, resuming where a run was cut off.
+
+    Raises:
+      ValueError: data or config that cannot work, before any step.
+      NonFiniteLoss: the loss diverged; the last good checkpoint is kept.
+    """
+    pending = pending_stages(config, workdir)
+    if not pending:
+        logging.info("nothing to train: %s has all that %s needs", workdir, config.method)
+    for name in pending:
+        train_stage(config, workdir, name)
+
+
+def open_data(config: ConfigDict, domains: tuple[str, ...], batch_size: int):
+    """The training stream of the given domains, at its start."""
+    sources = [open_domain(config.data.root, d, "train") for d in domains]
+    return train_iterator(
+        sources,
+        image_size=config.data.image_size,
+        batch_size=batch_size,
+        seed=config.train.seed,
+        flip=config.data.flip,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def train_stage(config: ConfigDict, workdir, name: str):
+    """Train one stage to its last step; returns the final TrainState."""
+    c = config_lib.stage_training(config, name)
+    devices = mesh.make_mesh()
+    if c.batch_size % (devices.size * c.accumulate):
+        raise ValueError(
+            f"config.train.{name}.batch_size is {c.batch_size}, not a multiple of {devices.size} "
+            f"devices times accumulate={c.accumulate}; choose one that is"
+        )
+    stage = stages.STAGES[name](config)
+    data = open_data(config, stage.domains, c.batch_size)
+    tx = state.optimiser(c)
+    everywhere, by_rows = mesh.replicated(devices), mesh.batch_sharded(devices)
+    init = jax.jit(
+        lambda: state.init_state(stage.init, tx, config.train.seed), out_shardings=everywhere
+    )
+    current = init()
+    step_fn = jax.jit(
+        state.make_step(stage.loss, tx, c),
+        in_shardings=(everywhere, by_rows),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+    with checkpoint.manager(workdir, name, config.train.keep) as saved:
+        if saved.latest_step() is not None:
+            current = _restore(saved, current, data)
+        first = int(current.step)
+        logging.info(
+            "%s: %.2f M parameters on %d %s device(s), %s, step %d of %d, batch %d%s",
+            name,
+            models.count_parameters(current.params) / 1e6,
+            devices.size,
+            jax.default_backend(),
+            " + ".join(stage.domains),
+            first,
+            c.steps,
+            c.batch_size,
+            f", resumed from {saved.directory}" if first else "",
+        )
+        if first < c.steps:
+            current = _run(config, c, name, workdir, saved, current, data, step_fn, devices)
+    return current
+
+
+def _run(config, c, name, workdir, saved, current, data, step_fn, devices):
+    """The loop proper, from `current.step` to the last step."""
+    first = int(current.step)
+    chief = jax.process_index() == 0
+    writer = report.Writer(Path(workdir) / "logs" / name, first) if chief else None
+    rate = report.Rate(first, c.steps)
+    sheets = None
+    try:
+        for n in range(first + 1, c.steps + 1):
+            batch = next(data)
+            batch = mesh.put_batch({k: batch[k] for k in ("image", "domain")}, devices)
+            current, metrics = step_fn(current, batch)
+            if n == first + 1:
+                jax.block_until_ready(metrics)
+                rate.restart(n)
+            last = n == c.steps
+            keep = last or n % config.train.checkpoint_every == 0
+            if keep or n % config.train.log_every == 0:
+                values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                _check_finite(values, name, n, saved)
+                if chief:
+                    _tell(writer, rate, values, name, n, c)
+            if keep:
+                _save(saved, n, current, data, config)
+            every = config.train.sample_every
+            if name == "score" and every and (last or n % every == 0):
+                from cdsde import sample  # sampling imports jitted solvers; not every run needs them
+
+                sheets = sheets or sample.SheetMaker(config, devices)
+                sheet = sheets(current.ema)
+                if chief:
+                    writer.image(n, "samples", sheet)
+                    sample.save_sheet(Path(workdir) / "logs" / name / f"sheet_{n:07d}.png", sheet)
+        saved.wait_until_finished()
+    finally:
+        if chief:
+            writer.close()
+    return current
+
+
+def _tell(writer, rate, values, name, n, c) -> None:
+    speed, left = rate(n)
+    writer.scalars(n, {**values, "steps_per_second": speed})
+    shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+    logging.info(
+        "%s %d/%d  %s  %.2f steps/s  %.1f images/s  left %s",
+        name,
+        n,
+        c.steps,
+        shown,
+        speed,
+        speed * c.batch_size,
+        left,
+    )
+
+
+def _check_finite(values, name, n, saved) -> None:
+    # NaN stays in parameters and moments, so that looking now and then misses none.
+    if not np.isfinite(values["loss"]) or not np.isfinite(values["gradient_norm"]):
+        kept = saved.latest_step()
+        where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was written yet"
+        raise NonFiniteLoss(
+            f"{name}: the loss is {values['loss']} and the gradient {values['gradient_norm']} at "
+            f"step {n}; {where} in {saved.directory}. Lower config.train.{name}.learning_rate or "
+            "raise its warmup, and start again"
+        )
+
+
+def _parts(current: state.TrainState):
+    """EMA is an item of its own, so that sampling reads it alone."""
+    rest = {"step": current.step, "key": current.key, "params": current.params}
+    return {**rest, "opt_state": current.opt_state}, current.ema
+
+
+def _save(saved, n, current, data, config) -> None:
+    rest, ema = _parts(current)
+    checkpoint.save(saved, n, rest, ema, data, json.loads(config.to_json_best_effort()))
+
+
+def _restore(saved, current, data) -> state.TrainState:
+    rest, ema = checkpoint.restore(saved, *_parts(current), data)
+    return state.TrainState(ema=ema, **rest)

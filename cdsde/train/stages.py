@@ -1,0 +1,128 @@
+r"""The stages: what each network is trained on and by which loss.
+
+    score       ε-matching on the target domain only
+    encoder     NT-Xent on both domains: the pair is (√ᾱ x + √(1-ᾱ) ε1, √ᾱ φ(x) + √(1-ᾱ) ε2)
+    classifier  cross-entropy of the domain of √ᾱ x + √(1-ᾱ) ε
+
+A stage is `init(key) -> params` and `loss(params, batch, key) -> (scalar, metrics)`; everything
+else (optimiser, EMA, sharding, checkpoints, logging) is written once, in state.py and loop.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cdsde import augment, energies, losses, models, sde
+from cdsde import config as config_lib
+
+
+class Stage(NamedTuple):
+    """A network in training.
+
+    Attributes:
+      domains: whose images are read, in the order of the batch's `domain` numbers.
+      init: `key -> params`.
+      loss: `(params, batch, key) -> (scalar, {name: scalar})`; batch has `image` uint8
+        `[B, H, W, 3]` and `domain` int32 `[B]`.
+    """
+
+    domains: tuple[str, ...]
+    init: Callable
+    loss: Callable
+
+
+def _images(batch, training: ConfigDict, key):
+    """uint8 → augmented float32 in [-1, 1]."""
+    x = batch["image"].astype(jnp.float32) / 127.5 - 1
+    a = training.augment
+    return augment.affine(key, x, a.shift, a.scale, a.rotate)
+
+
+def _stratified(key, count: int, limit: int):
+    """`count` indices below `limit`, one from each of `count` equal strata: uniform, less variance."""
+    draw, shuffle = jax.random.split(key)
+    u = (jnp.arange(count) + jax.random.uniform(draw, (count,))) / count
+    # Shuffled, so that a stratum is not tied to a domain (the domains alternate in a batch).
+    u = jax.random.permutation(shuffle, u)
+    return jnp.minimum((u * limit).astype(jnp.int32), limit - 1)
+
+
+def score(config: ConfigDict) -> Stage:
+    """ε-matching on the target domain (losses.eps_matching)."""
+    model = models.score_model(config)
+    schedule = models.schedule_of(config)
+    training = config_lib.stage_training(config, "score")
+    dropout = config.score.dropout > 0
+
+    def loss(params, batch, key):
+        keys = jax.random.split(key, 4)
+        x0 = _images(batch, training, keys[0])
+        i = _stratified(keys[1], x0.shape[0], schedule.num_steps)
+        e = jax.random.normal(keys[2], x0.shape)
+        alpha_bar = sde.gather(schedule.alpha_bar, i)
+        rngs = {"dropout": keys[3]} if dropout else None
+        prediction = model.apply(params, sde.perturb(x0, e, alpha_bar), i, train=True, rngs=rngs)
+        return losses.eps_matching(prediction, e, alpha_bar, training.snr_clip or None), {}
+
+    return Stage((config.data.target,), model.init, loss)
+
+
+def encoder(config: ConfigDict) -> Stage:
+    """NT-Xent of an image and its low-pass, each with its own noise at a shared t."""
+    model = models.encoder_model(config)
+    schedule = models.schedule_of(config)
+    training = config_lib.stage_training(config, "encoder")
+    dropout = config.encoder.dropout > 0
+
+    def loss(params, batch, key):
+        keys = jax.random.split(key, 5)
+        x0 = _images(batch, training, keys[0])
+        b = x0.shape[0]
+        if training.shared_time == "batch":
+            i = jnp.broadcast_to(jax.random.randint(keys[1], (), 0, training.max_index), (b,))
+        else:
+            i = _stratified(keys[1], b, training.max_index)
+        alpha_bar = sde.gather(schedule.alpha_bar, i)
+        first = sde.perturb(x0, jax.random.normal(keys[2], x0.shape), alpha_bar)
+        second = sde.perturb(
+            energies.lowpass(x0, training.factor), jax.random.normal(keys[3], x0.shape), alpha_bar
+        )
+        rngs = {"dropout": keys[4]} if dropout else None
+        views, times = jnp.concatenate([first, second]), jnp.concatenate([i, i])
+        z = model.apply(params, views, times, train=True, rngs=rngs)
+        value, accuracy = losses.nt_xent(z[:b], z[b:], training.temperature)
+        alignment, uniformity = losses.alignment_uniformity(z[:b], z[b:])
+        metrics = {"accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}
+        return value, metrics
+
+    return Stage((*config_lib.sources(config), config.data.target), model.init, loss)
+
+
+def classifier(config: ConfigDict) -> Stage:
+    """Cross-entropy of the domain at a random t (EGSDE's domain-specific extractor)."""
+    model = models.classifier_model(config)
+    schedule = models.schedule_of(config)
+    training = config_lib.stage_training(config, "classifier")
+    dropout = config.classifier.dropout > 0
+
+    def loss(params, batch, key):
+        keys = jax.random.split(key, 4)
+        x0 = _images(batch, training, keys[0])
+        i = _stratified(keys[1], x0.shape[0], training.max_index)
+        x = sde.perturb(
+            x0, jax.random.normal(keys[2], x0.shape), sde.gather(schedule.alpha_bar, i)
+        )
+        rngs = {"dropout": keys[3]} if dropout else None
+        logits, _ = model.apply(params, x, i, train=True, rngs=rngs)
+        value, accuracy = losses.cross_entropy(logits, batch["domain"])
+        return value, {"accuracy": accuracy}
+
+    return Stage((*config_lib.sources(config), config.data.target), model.init, loss)
+
+
+STAGES = {"score": score, "encoder": encoder, "classifier": classifier}

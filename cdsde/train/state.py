@@ -1,0 +1,112 @@
+"""What training carries from step to step, and the one step that all stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and writes.
+
+    Attributes:
+      step: int32 scalar, optimiser steps done.
+      key: the run's key; step n draws from `fold_in(key, n)`.
+      params: float32 parameters.
+      ema: their moving average, which sampling uses.
+      opt_state: the optimiser's.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def learning_rate(c: ConfigDict) -> optax.Schedule:
+    """Linear warm-up, then constant or a cosine to 0 at the last step."""
+    warmup = min(c.warmup, c.steps // 2)
+    if c.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warmup, c.steps)
+    return optax.warmup_constant_schedule(0.0, c.learning_rate, warmup)
+
+
+def optimiser(c: ConfigDict) -> optax.GradientTransformation:
+    """Clipping, then Adam, or AdamW where there is weight decay (matrices and kernels only)."""
+    parts = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
+    parts.append(
+        optax.adamw(
+            learning_rate(c),
+            b1=c.beta1,
+            b2=c.beta2,
+            weight_decay=c.weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        )
+        if c.weight_decay
+        else optax.adam(learning_rate(c), b1=c.beta1, b2=c.beta2)
+    )
+    return optax.chain(*parts)
+
+
+def init_state(init: Callable, tx: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh state; `init(key) -> params`."""
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    params = init(init_key)
+    return TrainState(
+        jnp.zeros((), jnp.int32), run_key, params, jax.tree.map(jnp.copy, params), tx.init(params)
+    )
+
+
+def make_step(loss: Callable, tx: optax.GradientTransformation, c: ConfigDict) -> Callable:
+    """`step(state, batch) -> (state, metrics)`, pure.
+
+    Args:
+      loss: `(params, batch, key) -> (scalar, {name: scalar})`.
+      tx: the optimiser.
+      c: `config.train.STAGE`; `accumulate` cuts the batch into that many micro-batches, whose
+        gradients are averaged in a scan (memory of one micro-batch).
+    """
+    grad = jax.value_and_grad(loss, has_aux=True)
+
+    def micro(batch):
+        # Every n-th row, not contiguous parts: a batch split over devices stays where it is.
+        return jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, c.accumulate, *x.shape[1:]), 1, 0), batch
+        )
+
+    def gradients(params, batch, key):
+        if c.accumulate == 1:
+            (value, metrics), g = grad(params, batch, key)
+            return value, metrics, g
+
+        def add(carry, part):
+            index, rows = part
+            out = grad(params, rows, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, carry, out), None
+
+        parts = (jnp.arange(c.accumulate), micro(batch))
+        shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts[1]), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        out, _ = jax.lax.scan(add, zeros, parts)
+        (value, metrics), g = jax.tree.map(lambda x: x / c.accumulate, out)
+        return value, metrics, g
+
+    def step(state: TrainState, batch):
+        key = jax.random.fold_in(state.key, state.step)
+        value, metrics, g = gradients(state.params, batch, key)
+        updates, opt_state = tx.update(g, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # A young average follows the parameters closely, else it would remember the start.
+        n = state.step.astype(jnp.float32)
+        decay = jnp.minimum(c.ema, (1 + n) / (10 + n))
+        ema = optax.incremental_update(params, state.ema, 1 - decay)
+        metrics = {"loss": value, "gradient_norm": optax.global_norm(g), **metrics}
+        return TrainState(state.step + 1, state.key, params, ema, opt_state), metrics
+
+    return step

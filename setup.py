@@ -1,0 +1,59 @@
+"""Package metadata. `pip install -e .` is what the launch scripts do."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ABOUT = {}
+exec(Path(__file__).with_name("cdsde").joinpath("version.py").read_text(), ABOUT)
+
+setup(
+    name="cdsde",
+    version=ABOUT["__version__"],
+    description="Unpaired image-to-image translation with energy-guided score-based SDEs, in JAX/Flax",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "THIRD_PARTY_NOTICES.md"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["cdsde", "cdsde.*"]),
+    package_data={"cdsde": ["assets/**/*"]},
+    include_package_data=True,
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8.1",
+        "clu>=0.0.12",
+        "dm-pix>=0.4.4",
+        "etils[epath]>=1.10",
+        "flax>=0.12.0",
+        "grain>=0.2.14",
+        # tensorflow-datasets imports it without requiring it (tensorflow/datasets#11212).
+        "importlib_resources>=6.0",
+        "jax>=0.10.0",
+        "jaxlib>=0.10.0",
+        "ml-collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "Pillow>=10.1",
+        "safetensors>=0.5",
+        "scipy>=1.13",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["pytest>=8.0", "ruff>=0.9"],
+        "torch": ["torch>=2.6"],
+        "tpu": ["jax[tpu]>=0.10.0"],
+        "cuda": ["jax[cuda13]>=0.10.0"],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
