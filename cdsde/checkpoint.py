@@ -14,7 +14,6 @@ from pathlib import Path
 import grain
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 
 def stage_folder(workdir, stage: str) -> epath.Path:
@@ -110,11 +109,8 @@ def _abstract(tree):
 
 def _check_shapes(m: ocp.CheckpointManager, step: int, item: str, tree) -> None:
     """Compare before restoring: Orbax's own error names two shapes but not the parameter."""
-    saved = m.item_metadata(step)[item]
-    if saved is None:
-        # Written by another process layout or version without metadata: let restore decide.
-        logging.warning("checkpoint %s/%s has no metadata of '%s'", m.directory, step, item)
-        return
+    path = epath.Path(m.directory) / str(step) / item
+    saved = ocp.StandardCheckpointer().metadata(path).item_metadata
     have = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(saved)}
     want = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
     wrong = [k for k in sorted(want | have) if have.get(k) != want.get(k)]

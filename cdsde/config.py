@@ -161,7 +161,14 @@ def base() -> ConfigDict:
 
     # Methods. Weights may be changed without compiling again.
     c.sdedit = ConfigDict(dict(start=500))
-    c.ilvr = ConfigDict(dict(start=1000, factor=32, level="previous"))  # previous | same
+    c.ilvr = ConfigDict(
+        dict(
+            start=1000,
+            factor=32,
+            level="previous",  # of the projected source: previous | same
+            from_noise=True,  # start from noise alone; False: from the perturbed source
+        )
+    )
     c.egsde = ConfigDict(
         dict(
             start=500,

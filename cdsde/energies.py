@@ -142,13 +142,14 @@ def contrastive(encode: Callable) -> Energy:
 
 
 def total(energies: Sequence[Energy]) -> Callable:
-    """The weighted sum, whose gradient guides: `(y, x_t, i, weights) -> scalar`.
+    """The weighted sum, whose gradient guides: `(y, references, i, weights) -> scalar`.
 
-    Summed over the batch, never averaged: a mean would divide the guidance by B.
+    `references` holds each energy's own x_t, `weights` its λ. Summed over the batch, never
+    averaged: a mean would divide the guidance by B.
     """
 
-    def energy(y, x_t, i, weights):
-        terms = [w * e(y, x_t, i) for w, e in zip(weights, energies, strict=True)]
-        return sum(jnp.sum(term) for term in terms)
+    def energy(y, references, i, weights):
+        terms = zip(energies, references, weights, strict=True)
+        return sum(w * jnp.sum(e(y, x_t, i)) for e, x_t, w in terms)
 
     return energy

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 
 def has_prefix(state_dict: Mapping[str, Any], prefix: str) -> bool:
+    """Whether any key begins with `prefix`."""
     return any(key.startswith(prefix) for key in state_dict)
 
 
@@ -143,6 +144,7 @@ def _pool_side(state_dict: Mapping[str, Any]) -> int | None:
 
 
 def infer_adm_encoder(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the ADM encoder."""
     fields = infer_adm(state_dict, known)
     adaptive = has_prefix(state_dict, "I2Iout.3.")
     head = "I2Iout.3" if adaptive else "I2Iout.2.c_proj"
@@ -154,6 +156,7 @@ def infer_adm_encoder(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -
 
 
 def infer_ddpm(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the DDPM U-Net; without `image_size` resolutions are told for 256."""
     levels = len({k.split(".")[1] for k in state_dict if k.startswith("down.")})
     block = re.compile(r"down\.0\.block\.(\d+)\.")
     channels = _width(state_dict, "conv_in", ("weight", "bias"))
@@ -174,23 +177,24 @@ def infer_ddpm(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
 
 
 def dotted_name(module: str) -> str:
-    """Numbers stand between dots: `input_blocks_3_0.in_layers_2` -> `input_blocks.3.0.in_layers.2`."""
+    """Puts numbers between dots: `in_blocks_3_0.layers_2` -> `in_blocks.3.0.layers.2`."""
     return re.sub(r"_(?=\d)|(?<=\d)_", ".", module)
 
 
 def ddpm_name(module: str) -> str:
-    # The one exception of the published names: mid.block_1, mid.attn_1.
+    """Published name of a DDPM module; `mid.block_1` and `mid.attn_1` keep their underscore."""
     if module.startswith("mid_"):
         return module.replace("mid_", "mid.", 1)
     return dotted_name(module.replace("temb_dense", "temb.dense"))
 
 
 def adm_pointwise(module: str) -> int:
-    # Attention is made of 1-d convolutions; the adaptive head of one 2-d convolution.
+    """Trailing ones of an ADM weight: 1-d convolutions in attention, a 2-d one as adaptive head."""
     if module == "I2Iout.3":
         return 2
     return int(module.endswith((".qkv", ".proj_out", ".qkv_proj", ".c_proj")))
 
 
 def ddpm_pointwise(module: str) -> int:
+    """Trailing ones of a DDPM weight: attention is made of 2-d convolutions."""
     return 2 if module.endswith((".q", ".k", ".v", ".proj_out")) else 0

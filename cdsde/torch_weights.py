@@ -73,19 +73,54 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
         shapes that do not fit the network (all of them are named).
       ImportError: the file is a `.pt` and PyTorch is not installed.
     """
-    spec = _kind(kind)
     state_dict = read_state_dict(path)
     try:
-        inferred = infer_architecture(state_dict, kind, **arch)
-        network = _build(spec, {**inferred, **arch}, kind)
-        params = _from_state_dict(spec, network, state_dict)
-    except _Mismatch as mismatch:
-        raise ValueError(
-            f"{path} does not fit kind '{kind}': {mismatch}; {_hint(arch, inferred, kind)}."
-        ) from None
+        return from_state_dict(state_dict, kind, **arch)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return network.apply, params
+
+
+def from_state_dict(
+    state_dict: Mapping[str, np.ndarray], kind: str, **arch: Any
+) -> tuple[Callable, dict]:
+    """Builds the network of `kind` around a state dict; see `load_torch`.
+
+    Args:
+      state_dict: published names (without `module.`) to arrays.
+      kind: "adm", "ddpm" or "adm_encoder".
+      **arch: constructor fields; what is absent is inferred or takes its default.
+
+    Returns:
+      `(apply, params)`.
+
+    Raises:
+      ValueError: unknown kind or field, keys or shapes that do not fit the network.
+    """
+    spec = _kind(kind)
+    inferred = infer_architecture(state_dict, kind, **arch)
+    network = _build(spec, {**inferred, **arch}, kind)
+    channels = state_dict[spec.stem].shape[1] if spec.stem in state_dict else 3
+    side = getattr(network, "image_size", 2 ** (len(network.channel_mult) - 1))
+    x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    conditional = getattr(network, "num_classes", None) is not None
+    labels = {"y": jax.ShapeDtypeStruct((1,), jnp.int32)} if conditional else {}
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x, 0, **labels)["params"]
+    shapes = traverse_util.flatten_dict(shapes)
+    names = {path: _published(spec, path, leaf.shape) for path, leaf in shapes.items()}
+    problems = _mismatches(state_dict, dict(names.values()))
+    if problems:
+        raise ValueError(
+            f"the weights do not fit kind '{kind}': {problems}; {_hint(arch, inferred, kind)}."
+        )
+    params = {}
+    for path, (name, _) in names.items():
+        value = state_dict[name]
+        if path[-1] == "kernel" and len(shapes[path].shape) == 4:
+            value = np.transpose(value, (2, 3, 1, 0))
+        elif path[-1] == "kernel":
+            value = value.reshape(value.shape[:2]).T
+        params[path] = jnp.asarray(value, jnp.float32)
+    return network.apply, {"params": traverse_util.unflatten_dict(params)}
 
 
 def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -> dict[str, Any]:
@@ -107,15 +142,22 @@ def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -
     spec = _kind(kind)
     for prefix in spec.prefixes:
         if not torch_layouts.has_prefix(state_dict, prefix):
-            fitting = [
-                k
-                for k, s in KINDS.items()
-                if all(torch_layouts.has_prefix(state_dict, p) for p in s.prefixes)
-            ]
+            fitting = [name for name, other in KINDS.items() if _contains(state_dict, other)]
             look = f"they look like kind '{fitting[0]}'" if fitting else "check the file"
             keys = _listed(sorted(state_dict))
             raise ValueError(f"no key of kind '{kind}' begins with '{prefix}' in {keys}; {look}.")
     return spec.infer(state_dict, known)
+
+
+def published_shapes(params: Mapping, kind: str) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of a network's parameters, arrays or `jax.eval_shape` results.
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    spec = _kind(kind)
+    flat = traverse_util.flatten_dict(params.get("params", params))
+    return dict(_published(spec, path, value.shape) for path, value in flat.items())
 
 
 def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
@@ -137,10 +179,10 @@ def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
     for path, value in traverse_util.flatten_dict(params.get("params", params)).items():
         name, shape = _published(spec, path, value.shape)
         value = np.asarray(value, np.float32)
-        if path[-1] == "kernel":
-            value = (np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value.T).reshape(
-                shape
-            )
+        if path[-1] == "kernel" and value.ndim == 4:
+            value = np.transpose(value, (3, 2, 0, 1))
+        elif path[-1] == "kernel":
+            value = value.T.reshape(shape)
         state_dict[prefix + name] = np.ascontiguousarray(value)
     return state_dict
 
@@ -256,10 +298,6 @@ def _import_torch(path: Path) -> Any:
     return torch
 
 
-class _Mismatch(ValueError):
-    """Keys or shapes of a file differ from the network's."""
-
-
 def _published(spec: Kind, path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple]:
     """Published key and shape of the parameter at `path`."""
     module = spec.module_name(".".join(path[:-1]))
@@ -281,43 +319,18 @@ def _build(spec: Kind, fields: Mapping[str, Any], kind: str) -> Any:
     return spec.network(**fields)
 
 
-def _from_state_dict(spec: Kind, network: Any, state_dict: StateDict) -> dict:
-    stem = state_dict.get(spec.stem)
-    side = getattr(network, "image_size", 2 ** (len(network.channel_mult) - 1))
-    x = jnp.zeros((), jnp.float32)
-    channels = 3 if stem is None else stem.shape[1]
-    conditional = getattr(network, "num_classes", None) is not None
-
-    def init(key):
-        image = jnp.broadcast_to(x, (1, side, side, channels))
-        labels = {"y": jnp.zeros((1,), jnp.int32)} if conditional else {}
-        return network.init(key, image, 0, **labels)
-
-    shapes = traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0))["params"])
-    names = {path: _published(spec, path, leaf.shape) for path, leaf in shapes.items()}
-    wanted = dict(names.values())
-    shaped = [
-        f"{k}: file {tuple(state_dict[k].shape)}, network {wanted[k]}"
-        for k in wanted
-        if k in state_dict and tuple(state_dict[k].shape) != wanted[k]
-    ]
+def _mismatches(state_dict: Mapping[str, Any], wanted: Mapping[str, tuple]) -> str:
+    """All keys that the file and the network do not share or shape alike; empty if none."""
     sorts = {
         "missing": [k for k in wanted if k not in state_dict],
         "unexpected": [k for k in state_dict if k not in wanted],
-        "ill-shaped": shaped,
+        "ill-shaped": [
+            f"{k}: file {tuple(state_dict[k].shape)}, network {shape}"
+            for k, shape in wanted.items()
+            if k in state_dict and tuple(state_dict[k].shape) != shape
+        ],
     }
-    if any(sorts.values()):
-        texts = [f"{len(keys)} {sort} ({_listed(keys)})" for sort, keys in sorts.items() if keys]
-        raise _Mismatch(", ".join(texts))
-    params = {}
-    for path, (name, _) in names.items():
-        value = state_dict[name]
-        if path[-1] == "kernel" and len(shapes[path].shape) == 4:
-            value = np.transpose(value, (2, 3, 1, 0))
-        elif path[-1] == "kernel":
-            value = value.reshape(value.shape[:2]).T
-        params[path] = jnp.asarray(value, jnp.float32)
-    return {"params": traverse_util.unflatten_dict(params)}
+    return ", ".join(f"{len(v)} {sort} ({_listed(v)})" for sort, v in sorts.items() if v)
 
 
 def _hint(arch: Mapping[str, Any], inferred: Mapping[str, Any], kind: str) -> str:
@@ -339,6 +352,10 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")
 
 
+def _contains(state_dict: Mapping[str, Any], spec: Kind) -> bool:
+    return all(torch_layouts.has_prefix(state_dict, prefix) for prefix in spec.prefixes)
+
+
 def _kind(kind: str) -> Kind:
     if kind not in KINDS:
         raise ValueError(f"unknown kind of weights '{kind}': choose from {', '.join(KINDS)}.")
@@ -352,14 +369,20 @@ _ADM = {
 }
 KINDS = {
     "adm": Kind(
-        ADMUNet, torch_layouts.infer_adm, prefixes=("input_blocks.", "output_blocks."), **_ADM
+        network=ADMUNet,
+        infer=torch_layouts.infer_adm,
+        prefixes=("input_blocks.", "output_blocks."),
+        **_ADM,
     ),
     "adm_encoder": Kind(
-        ADMEncoder, torch_layouts.infer_adm_encoder, prefixes=("input_blocks.", "I2Iout."), **_ADM
+        network=ADMEncoder,
+        infer=torch_layouts.infer_adm_encoder,
+        prefixes=("input_blocks.", "I2Iout."),
+        **_ADM,
     ),
     "ddpm": Kind(
-        DDPMUNet,
-        torch_layouts.infer_ddpm,
+        network=DDPMUNet,
+        infer=torch_layouts.infer_ddpm,
         module_name=torch_layouts.ddpm_name,
         pointwise=torch_layouts.ddpm_pointwise,
         stem="conv_in.weight",

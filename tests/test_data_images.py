@@ -99,7 +99,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert Image.open(io.BytesIO(data)).mode == "I;16"
     assert images.decode(data, "a")[0, :, 0].tolist() == expected
     # A dark image stays dark: the range is the file's, not the values'.
-    assert images.decode(encode(Image.fromarray(values[:, :2])), "a").max() == 1
+    assert images.decode(encode(Image.fromarray(np.full((2, 2), 200, np.uint16))), "a").max() == 1
 
 
 def test_sixteen_bit_colour():
@@ -265,6 +265,20 @@ def test_write_png_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", broken_save)
     with pytest.raises(OSError, match="disk full"):
+        images.write_png(path, 255 - pixels)
+    assert os.listdir(tmp_path) == ["a.png"]
+    np.testing.assert_array_equal(images.decode(path), pixels)
+
+
+def test_write_png_that_is_stopped_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
+    path, pixels = tmp_path / "a.png", noise(6, 5, 3)
+    images.write_png(path, pixels)
+
+    def stopped(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
         images.write_png(path, 255 - pixels)
     assert os.listdir(tmp_path) == ["a.png"]
     np.testing.assert_array_equal(images.decode(path), pixels)
