@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+
 def stage_folder(workdir, stage: str) -> epath.Path:
     """Where the checkpoints of a stage live, absolute."""
     return epath.Path(workdir).resolve() / "checkpoints" / stage

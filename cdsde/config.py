@@ -193,6 +193,7 @@ def base() -> ConfigDict:
 
     e = c.eval = ConfigDict()
     e.split = "test"
+    e.methods = ""  # methods whose results are evaluated side by side: "sdedit,egsde"; "": method
     e.bootstrap = 1000  # resamples of the 95% interval
     e.seed = 0
     return c
@@ -245,6 +246,12 @@ def sources(config: ConfigDict) -> tuple[str, ...]:
     return tuple(name.strip() for name in config.data.source.split(",") if name.strip())
 
 
+def eval_methods(config: ConfigDict) -> tuple[str, ...]:
+    """The methods that `--mode=eval` looks at: `eval.methods`, or the config's own."""
+    named = tuple(m.strip() for m in config.eval.methods.split(",") if m.strip())
+    return named or (config.method,)
+
+
 def validate(config: ConfigDict) -> None:
     """Check names, ranges and what must fit together.
 
@@ -263,6 +270,11 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(f"config.{key} is {value}; it must be at least {low}")
 
     one_of("method", METHODS)
+    for method in eval_methods(config):
+        if method not in METHODS:
+            raise ValueError(
+                f"config.eval.methods names '{method}'; choose from {', '.join(METHODS)}"
+            )
     one_of("dtype", ("float32", "bfloat16"))
     one_of("train.stage", ("",) + STAGES)
     one_of("data.filter", ("lanczos", "bicubic", "bilinear"))

@@ -119,7 +119,9 @@ def content(factor: int, similarity: str = "neg_l2") -> Energy:
     The published names are of the similarity: "neg_l2" is the squared distance, "cosine" minus the
     mean cosine.
     """
-    compare = {"neg_l2": squared_distance, "cosine": lambda a, b: -cosine_channels(a, b)}[similarity]
+    compare = {"neg_l2": squared_distance, "cosine": lambda a, b: -cosine_channels(a, b)}[
+        similarity
+    ]
 
     def energy(y, x_t, i):
         return compare(lowpass(y, factor), lowpass(x_t, factor))

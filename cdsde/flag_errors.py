@@ -93,7 +93,9 @@ def _check_override(config: ConfigDict, leaves: list[str], key: str, value: str 
         if any(leaf.startswith(f"{key}.") for leaf in leaves):
             inner = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
             raise UserError(f"config.{key} is a group of keys; set one of {', '.join(inner[:6])}")
-        raise UserError(f"config has no key '{key}'; the nearest are {config_lib.nearest(key, leaves)}")
+        raise UserError(
+            f"config has no key '{key}'; the nearest are {config_lib.nearest(key, leaves)}"
+        )
     *groups, last = key.split(".")
     group = config_lib.get(config, ".".join(groups)) if groups else config
     wanted = group.get_type(last)
@@ -118,5 +120,3 @@ def _fits(wanted: type, value: str) -> bool:
     if wanted is tuple:
         return re.match(r"^\s*\(.*\)\s*$|^[\d.,\s]+$", value) is not None
     return True
-
-

@@ -63,7 +63,7 @@ def cross_entropy(logits, labels):
 
 
 def alignment_uniformity(first, second):
-    """Wang & Isola 2020: mean squared distance of positives, and log mean exp(-2 d²) over all pairs.
+    """Wang & Isola 2020: mean d² of the positives, and log mean exp(-2 d²) over all pairs.
 
     Both from embeddings `[B, D]`; lower is better for each. Logged, not trained on.
     """

@@ -1,6 +1,6 @@
 """The command line: flags → config → one program. The only module that reads flags.
 
-    python -m cdsde.main --config=configs/twemoji2fluent.py --mode=sample
+python -m cdsde.main --config=configs/twemoji2fluent.py --mode=sample
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def main() -> None:
     logging.set_verbosity(logging.INFO)
     # Orbax tells a dozen lines a save; of other people's modules only warnings are for our users.
     logging.get_absl_handler().addFilter(
-        lambda record: record.levelno > logging.converter.STANDARD_INFO or "cdsde" in record.pathname
+        lambda record: (
+            record.levelno > logging.converter.STANDARD_INFO or "cdsde" in record.pathname
+        )
     )
     flags.mark_flags_as_required(["config", "mode"])
     app.run(run, flags_parser=flag_errors.parse)

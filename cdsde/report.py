@@ -6,13 +6,19 @@ import csv
 import json
 import math
 import os
+import platform
+import subprocess
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
+import jax
 import numpy as np
-from absl import logging
 from tensorboardX import SummaryWriter
+
+from cdsde.version import __version__
 
 
 class Writer:
@@ -95,7 +101,10 @@ def table(rows: list[list[str]], header: list[str]) -> str:
     widths = [max(len(r[c]) for r in cells) for c in range(len(header))]
 
     def line(row):
-        return "  ".join(v.ljust(w) if c == 0 else v.rjust(w) for c, (v, w) in enumerate(zip(row, widths, strict=True)))
+        return "  ".join(
+            v.ljust(w) if c == 0 else v.rjust(w)
+            for c, (v, w) in enumerate(zip(row, widths, strict=True))
+        )
 
     return "\n".join([line(header), "  ".join("-" * w for w in widths)] + [line(r) for r in rows])
 
@@ -109,6 +118,29 @@ def write_json(path, value) -> None:
     temporary.replace(path)
 
 
-def note(message: str, *args) -> None:
-    """A line for people, from process 0."""
-    logging.info(message, *args)
+def provenance() -> dict:
+    """What is needed to repeat a result beside its config: versions, commit, hardware, time."""
+    packages = ("jax", "jaxlib", "flax", "numpy", "scipy", "Pillow", "dm-pix")
+    return {
+        "cdsde": __version__,
+        "commit": _commit(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from; None where it is installed."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -142,7 +142,9 @@ def output_names(ids: Sequence[str]) -> list[str]:
     """One PNG name per input: its stem, or its whole name where stems would meet."""
     stems = [Path(name).stem if Path(name).suffix else name for name in ids]
     stems = [stem.replace("/", "_") for stem in stems]
-    twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else ()
+    twice = (
+        {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else ()
+    )
     whole = [str(name).replace("/", "_") for name in ids]
     return [f"{w if s in twice else s}.png" for s, w in zip(stems, whole, strict=True)]
 
@@ -187,9 +189,7 @@ def sample(config: ConfigDict, workdir) -> Path:
         jax.default_backend(),
     )
     size = min(mesh.round_up(config.sample.batch_size, sampler.devices), _cap(todo, sampler))
-    batches = eval_batches(
-        source, image_size=config.data.image_size, batch_size=size, indices=todo
-    )
+    batches = eval_batches(source, image_size=config.data.image_size, batch_size=size, indices=todo)
     by_id = dict(zip(source.ids, names, strict=True))
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
         for batch in batches:
@@ -216,7 +216,9 @@ def _claim(folder: Path, record: dict) -> None:
     path = folder / RECORD
     if path.exists():
         old = json.loads(path.read_text())
-        changed = sorted(k for k in record | old if old.get(k) != json.loads(json.dumps(record)).get(k))
+        changed = sorted(
+            k for k in record | old if old.get(k) != json.loads(json.dumps(record)).get(k)
+        )
         if changed:
             raise ValueError(
                 f"{folder} holds results made with other settings (different: "

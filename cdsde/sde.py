@@ -102,7 +102,7 @@ def drift_diffusion(x, t, beta_min: float = 0.1, beta_max: float = 20.0):
 
 
 def expand(coefficient, x):
-    """Per-image coefficients `[B]` → `[B, 1, 1, 1]` for images `[B, H, W, C]`; scalars unchanged."""
+    """Coefficients `[B]` → `[B, 1, 1, 1]` for images `[B, H, W, C]`; scalars get rank only."""
     coefficient = jnp.asarray(coefficient)
     if coefficient.ndim == 0:
         return coefficient.reshape((1,) * x.ndim)

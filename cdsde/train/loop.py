@@ -133,7 +133,9 @@ def _run(config, c, name, workdir, saved, current, data, step_fn, devices):
                 _save(saved, n, current, data, config)
             every = config.train.sample_every
             if name == "score" and every and (last or n % every == 0):
-                from cdsde import sample  # sampling imports jitted solvers; not every run needs them
+                from cdsde import (
+                    sample,
+                )  # sampling imports jitted solvers; not every run needs them
 
                 sheets = sheets or sample.SheetMaker(config, devices)
                 sheet = sheets(current.ema)
@@ -167,7 +169,9 @@ def _check_finite(values, name, n, saved) -> None:
     # NaN stays in parameters and moments, so that looking now and then misses none.
     if not np.isfinite(values["loss"]) or not np.isfinite(values["gradient_norm"]):
         kept = saved.latest_step()
-        where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was written yet"
+        where = (
+            f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was written yet"
+        )
         raise NonFiniteLoss(
             f"{name}: the loss is {values['loss']} and the gradient {values['gradient_norm']} at "
             f"step {n}; {where} in {saved.directory}. Lower config.train.{name}.learning_rate or "

@@ -44,7 +44,7 @@ def _images(batch, training: ConfigDict, key):
 
 
 def _stratified(key, count: int, limit: int):
-    """`count` indices below `limit`, one from each of `count` equal strata: uniform, less variance."""
+    """`count` indices below `limit`, one a stratum: uniform, with less variance."""
     draw, shuffle = jax.random.split(key)
     u = (jnp.arange(count) + jax.random.uniform(draw, (count,))) / count
     # Shuffled, so that a stratum is not tied to a domain (the domains alternate in a batch).
@@ -114,9 +114,7 @@ def classifier(config: ConfigDict) -> Stage:
         keys = jax.random.split(key, 4)
         x0 = _images(batch, training, keys[0])
         i = _stratified(keys[1], x0.shape[0], training.max_index)
-        x = sde.perturb(
-            x0, jax.random.normal(keys[2], x0.shape), sde.gather(schedule.alpha_bar, i)
-        )
+        x = sde.perturb(x0, jax.random.normal(keys[2], x0.shape), sde.gather(schedule.alpha_bar, i))
         rngs = {"dropout": keys[3]} if dropout else None
         logits, _ = model.apply(params, x, i, train=True, rngs=rngs)
         value, accuracy = losses.cross_entropy(logits, batch["domain"])
