@@ -1,7 +1,7 @@
 r"""Energies: functions `(y, x_t, i) -> [B]`, minimised over y; x_t is a constant.
 
 The guided sampler lowers Σ_k λ_k E_k(y, x_t, i). y and x_t are `[B, H, W, C]` float32 states at the
-same index i (a scalar); every energy is per image, so images of a batch do not influence each other.
+same index i (a scalar); every energy is per image: images of a batch do not influence each other.
 
     domain (EGSDE's E_s)        mean over positions of cos(F(y), F(x_t)), or -‖F(y) - F(x_t)‖²   (1)
     content (EGSDE's E_i)       ‖φ(y) - φ(x_t)‖², or -mean over channels of cos(φ(y), φ(x_t))    (2)

@@ -24,8 +24,9 @@ def small_networks(c: ConfigDict) -> None:
     )
     for half in (c.encoder, c.classifier):
         half.update(
-            channels=32,
-            channel_mult=(1, 2, 4),
+            patch_size=2,
+            channels=64,
+            channel_mult=(1, 2),
             num_res_blocks=1,
             attention_resolutions=(8,),
             num_head_channels=32,
@@ -43,7 +44,7 @@ def small_networks(c: ConfigDict) -> None:
         ema=0.999,
         snr_clip=5.0,
     )
-    c.train.encoder.update(steps=1500, batch_size=32, learning_rate=5e-4, warmup=100)
+    c.train.encoder.update(steps=2000, batch_size=64, learning_rate=5e-4, warmup=100)
     c.train.classifier.update(steps=800, batch_size=32, learning_rate=5e-4, warmup=100)
 
 
