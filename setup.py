@@ -10,7 +10,7 @@ exec(Path(__file__).with_name("cdsde").joinpath("version.py").read_text(), ABOUT
 setup(
     name="cdsde",
     version=ABOUT["__version__"],
-    description="Unpaired image-to-image translation with energy-guided score-based SDEs, in JAX/Flax",
+    description="Unpaired image-to-image translation with energy-guided SDEs in JAX/Flax",
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

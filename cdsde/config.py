@@ -78,6 +78,7 @@ def base() -> ConfigDict:
     d.data_dir = placeholder(str)  # where TFDS data sets are kept (None: TFDS's default)
     d.source = "twemoji"  # domain that is translated; several: "cat,wild"
     d.target = "fluent"  # domain that is translated to
+    d.domains = ()  # what encoder and classifier are trained on; (): the sources, then the target
     d.image_size = 256
     d.filter = "lanczos"  # lanczos | bicubic | bilinear, on uint8, shorter side to image_size
     d.flip = True  # random horizontal flips in training
@@ -246,6 +247,11 @@ def sources(config: ConfigDict) -> tuple[str, ...]:
     return tuple(name.strip() for name in config.data.source.split(",") if name.strip())
 
 
+def domains(config: ConfigDict) -> tuple[str, ...]:
+    """What encoder and classifier tell apart: `data.domains`, or the sources and the target."""
+    return tuple(config.data.domains) or (*sources(config), config.data.target)
+
+
 def eval_methods(config: ConfigDict) -> tuple[str, ...]:
     """The methods that `--mode=eval` looks at: `eval.methods`, or the config's own."""
     named = tuple(m.strip() for m in config.eval.methods.split(",") if m.strip())
@@ -304,6 +310,12 @@ def validate(config: ConfigDict) -> None:
     at_least("train.encoder.temperature", 1e-4)
     if not sources(config):
         raise ValueError("config.data.source is empty; name the domain that is to be translated")
+
+    unknown = [d for d in (*sources(config), config.data.target) if d not in domains(config)]
+    if unknown:
+        raise ValueError(
+            f"config.data.domains lacks {', '.join(unknown)}; list every source and the target"
+        )
 
     total = config.sde.num_steps
     start = start_index(config)

@@ -126,9 +126,9 @@ def encoder_model(config: ConfigDict) -> Model:
 
 
 def classifier_model(config: ConfigDict) -> Model:
-    """EGSDE's domain classifier of `config.classifier`: one class a source domain, then target."""
+    """EGSDE's domain classifier of `config.classifier`: one class a domain."""
     net = config.classifier
-    return _patched(config, net, _encoder_half(config, net, len(config_lib.sources(config)) + 1))
+    return _patched(config, net, _encoder_half(config, net, len(config_lib.domains(config))))
 
 
 def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:

@@ -44,8 +44,10 @@ def small_networks(c: ConfigDict) -> None:
         ema=0.999,
         snr_clip=5.0,
     )
-    c.train.encoder.update(steps=2000, batch_size=64, learning_rate=5e-4, warmup=100)
-    c.train.classifier.update(steps=800, batch_size=32, learning_rate=5e-4, warmup=100)
+    c.train.encoder.update(steps=1000, batch_size=48, learning_rate=5e-4, warmup=100, max_index=600)
+    c.train.classifier.update(
+        steps=1000, batch_size=24, learning_rate=5e-4, warmup=100, max_index=600
+    )
 
 
 def factor(c: ConfigDict, n: int) -> None:
@@ -58,11 +60,12 @@ def factor(c: ConfigDict, n: int) -> None:
 def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     """A task on the embedded emoji at 32², with its shipped checkpoints.
 
-    Score networks know their target only, so tasks with one target share one; encoders and
-    classifiers know both domains and serve either direction.
+    Score networks know their target only, so tasks with one target share one; one encoder and one
+    classifier know all three styles and serve every direction.
     """
     c.task = f"{source}2{target}"
     c.data.update(root="emoji", source=source, target=target, image_size=32)
+    c.data.domains = ("twemoji", "noto", "fluent")
     small_networks(c)
     factor(c, 8)
     c.train.score.steps = score_steps
@@ -70,7 +73,31 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.train.checkpoint_every = 500
     # Few, clipped steps: a quick look that the full grid hardly changes (see the model cards).
     c.sample.update(steps=25, clip=True)
-    both = "-".join(sorted((source, target)))
     c.weights.score = f"shipped:score-{target}-32"
-    c.weights.encoder = f"shipped:encoder-{both}-32"
-    c.weights.classifier = f"shipped:classifier-{both}-32"
+    c.weights.encoder = "shipped:encoder-emoji-32"
+    c.weights.classifier = "shipped:classifier-emoji-32"
+
+
+def egsde_256(c: ConfigDict, source: str, target: str) -> None:
+    """The published 256² set-up of EGSDE: classifier, energies, 500 of 1000 levels, bicubic reading.
+
+    `base()` already holds the published ADM network and weights λ; what a task adds is here.
+    """
+    c.task = f"{source.replace(',', '_')}2{target}"
+    c.data.update(source=source, target=target, image_size=256, filter="bicubic")
+    c.sample.batch_size = 8
+    factor(c, 32)
+    # Half an ADM U-Net: width 128, depth 2, attention at 32, 16 and 8; trained 5,000 iterations.
+    c.train.classifier.update(steps=5000, batch_size=32, learning_rate=3e-4, weight_decay=0.05)
+
+
+def ddpm_256(c: ConfigDict) -> None:
+    """The DDPM network that was published for CelebA-HQ (male → female)."""
+    c.score.update(
+        arch="ddpm",
+        channels=128,
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        num_res_blocks=2,
+        attention_resolutions=(16,),
+        learn_sigma=False,
+    )

@@ -1,5 +1,6 @@
 """The networks give the numbers of the published PyTorch code (tests/golden/egsde), and behave."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -24,6 +25,10 @@ def exact_products():
         yield
 
 
+# Without the optimiser of the code generator: half the compile time, the same arithmetic.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def golden(name):
     """The arrays of a file, images and maps as NHWC."""
     with np.load(GOLDEN / f"{name}.npz") as arrays:
@@ -36,6 +41,7 @@ def error(actual, expected):
     return np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
 
 
+@functools.cache
 def published(name, kind, **arch):
     apply, params = torch_weights.load_torch(GOLDEN / f"{name}.safetensors", kind, **arch)
     return jax.jit(apply, static_argnames="head") if kind == "adm_encoder" else jax.jit(
@@ -108,31 +114,29 @@ def test_adm_parity_at_another_size():
 def test_encoder_parity_with_gradients():
     arrays = golden("dse")
     apply, params = published("dse", "adm_encoder", num_head_channels=16)
-    x = np.concatenate([arrays["x"]] * 6)
-    t = np.concatenate([np.repeat(arrays["t_logits"], 2), arrays["t_mixed"]])
+    # Five indices for the values, then t_mixed twice: once for each gradient.
+    x = np.concatenate([arrays["x"]] * 7)
+    t = np.concatenate([np.repeat(arrays["t_logits"], 2), arrays["t_mixed"], arrays["t_mixed"]])
 
     @jax.jit
     def run(params, x):
         (logits, features), pullback = jax.vjp(lambda x: apply(params, x, t), x)
-        # Cotangents for the last two images only: those of t_mixed.
-        of_logits = jnp.zeros_like(logits).at[10:].set(arrays["cotangent_logits"])
-        of_features = jnp.zeros_like(features).at[10:].set(arrays["cotangent_features"])
-        by_logits = pullback((of_logits, jnp.zeros_like(features)))[0]
-        by_features = pullback((jnp.zeros_like(logits), of_features))[0]
-        return logits, features, by_logits, by_features
+        of_logits = jnp.zeros_like(logits).at[10:12].set(arrays["cotangent_logits"])
+        of_features = jnp.zeros_like(features).at[12:].set(arrays["cotangent_features"])
+        return logits, features, pullback((of_logits, of_features))[0]
 
-    logits, features, by_logits, by_features = run(params, x)
+    logits, features, gradient = run(params, x)
     for k in range(5):
         assert error(logits[2 * k : 2 * k + 2], arrays["logits"][k]) < 1e-5
-    assert error(logits[10:], arrays["logits_mixed"]) < 1e-5
+    assert error(logits[10:12], arrays["logits_mixed"]) < 1e-5
     for k, index in enumerate(arrays["t_features"]):
         at = 2 * list(arrays["t_logits"]).index(index)
         assert error(features[at : at + 2], arrays["features"][k]) < 1e-5
-    assert error(features[10:], arrays["features_mixed"]) < 1e-5
-    assert error(by_logits[10:], arrays["grad_logits_mixed"]) < 5e-5
-    assert error(by_features[10:], arrays["grad_features_mixed"]) < 5e-5
+    assert error(features[10:12], arrays["features_mixed"]) < 1e-5
+    assert error(gradient[10:12], arrays["grad_logits_mixed"]) < 5e-5
+    assert error(gradient[12:], arrays["grad_features_mixed"]) < 5e-5
     # Images do not influence each other.
-    assert not np.any(by_logits[:10])
+    assert not np.any(gradient[:10])
 
 
 def test_encoder_without_head():
@@ -229,7 +233,7 @@ def test_unet_flags(number):
     apply, params = from_recipe(case)
     side = case["config"]["image_size"]
     x = np.moveaxis(noise(118, 100 + number, (1, 3, side, side)), 1, -1)
-    result = jax.jit(apply)(params, x, case["t"])
+    result = quick_jit(apply)(params, x, case["t"])
     stride = case["stride"]
     # The stride counts from 0 in rows and columns.
     assert error(result[:, ::stride, ::stride], arrays[f"case{number}_out"]) < 3e-5
@@ -244,7 +248,7 @@ def test_encoder_flags(number):
     side, stride = case["config"]["image_size"], case["stride"]
     x = np.moveaxis(noise(118, 100 + number, (1, 3, side, side)), 1, -1)
 
-    @jax.jit
+    @quick_jit
     def run(params, x):
         def total(x):
             logits, features = apply(params, x, case["t"])
@@ -332,13 +336,13 @@ def test_start_of_a_new_network(name):
         "ddpm": ("temb_dense_1", ("conv2", "proj_out", "conv_out")),
     }[name]
 
-    @jax.jit
+    @quick_jit
     def start(key):
         flat = traverse_util.flatten_dict(net.init(key, X, 0)["params"])
         return flat[(embed, "kernel")], [v for k, v in flat.items() if k[-2] in closing]
 
     kernel, zeros = start(jax.random.key(1))
-    assert len(zeros) == {"adm": 2 * (9 + 4 + 1), "ddpm": 2 * (8 + 4 + 1)}[name]
+    assert len(zeros) == {"adm": 2 * (10 + 4 + 1), "ddpm": 2 * (8 + 4 + 1)}[name]
     assert not any(np.any(z) for z in zeros)
     # PyTorch's default: uniform within 1/sqrt(fan_in), here of 128 channels.
     assert 0.98 < np.abs(kernel).max() * 128**0.5 <= 1
@@ -348,8 +352,8 @@ def test_start_of_a_new_network(name):
 def test_bfloat16_is_close(name):
     net, rounded = both()[name], both(dtype=jnp.bfloat16)[name]
     params = randomised(net, X)
-    exact = np.asarray(jax.jit(net.apply)(params, X, 500))
-    assert 1e-4 < error(jax.jit(rounded.apply)(params, X, 500), exact) < 3e-2
+    exact = np.asarray(quick_jit(net.apply)(params, X, 500))
+    assert 1e-4 < error(quick_jit(rounded.apply)(params, X, 500), exact) < 3e-2
 
 
 @pytest.mark.parametrize("name", ["adm", "ddpm"])
@@ -358,13 +362,11 @@ def test_remat_changes_nothing(name):
     params = randomised(net, X)
 
     def gradient(net):
-        return jax.jit(jax.value_and_grad(lambda p: jnp.mean(net.apply(p, X, 500) ** 2)))(params)
+        return quick_jit(jax.value_and_grad(lambda x: jnp.sum(net.apply(params, x, 500) ** 2)))(X)
 
-    (value, grads), (value_remat, grads_remat) = gradient(net), gradient(thrifty)
+    (value, grad), (value_remat, grad_remat) = gradient(net), gradient(thrifty)
     assert np.isclose(value, value_remat, rtol=1e-6)
-    largest = max(np.abs(g).max() for g in jax.tree.leaves(grads))
-    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(grads_remat), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest)
+    assert error(grad_remat, np.asarray(grad)) < 1e-5
     assert "remat" in str(jax.make_jaxpr(thrifty.apply)(params, X, 500))
 
 
@@ -374,19 +376,23 @@ def test_dropout_acts_in_training_only(name):
     params = randomised(net, X)
     programs = [str(jax.make_jaxpr(n.apply)(params, X, 500)) for n in (net, without)]
     assert programs[0] == programs[1]
-    train = jax.jit(lambda key: net.apply(params, X, 500, train=True, rngs={"dropout": key}))
+    train = quick_jit(lambda key: net.apply(params, X, 500, train=True, rngs={"dropout": key}))
     one, two = train(jax.random.key(1)), train(jax.random.key(2))
     assert error(one, np.asarray(two)) > 1e-2
 
 
 @pytest.mark.parametrize("conv_resample", [True, False])
-def test_plain_resampling_and_class_labels(conv_resample):
-    fields = {"resblock_updown": False, "conv_resample": conv_resample, "num_classes": 4}
-    net = ADMUNet(**SMALL_ADM, **fields)
+def test_plain_resampling(conv_resample):
+    net = ADMUNet(**SMALL_ADM, resblock_updown=False, conv_resample=conv_resample)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), X, 0)
+    assert ("input_blocks_2_0_op" in shapes["params"]) == conv_resample
+    assert ("output_blocks_1_2_conv" in shapes["params"]) == conv_resample
+
+
+def test_class_labels():
+    net = ADMUNet(**{**SMALL_ADM, "channel_mult": (1,)}, num_classes=4)
     params = randomised(net, X, y=jnp.array([0, 1]))
-    assert ("input_blocks_2_0_op" in params["params"]) == conv_resample
-    assert ("output_blocks_1_2_conv" in params["params"]) == conv_resample
-    apply = jax.jit(net.apply)
+    apply = quick_jit(net.apply)
     same, other = (apply(params, X, 500, jnp.array([0, i])) for i in (1, 2))
     np.testing.assert_array_equal(same[0], other[0])
     assert np.abs(same[1] - other[1]).max() > 1e-3

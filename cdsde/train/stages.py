@@ -100,7 +100,7 @@ def encoder(config: ConfigDict) -> Stage:
         metrics = {"accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}
         return value, metrics
 
-    return Stage((*config_lib.sources(config), config.data.target), model.init, loss)
+    return Stage(config_lib.domains(config), model.init, loss)
 
 
 def classifier(config: ConfigDict) -> Stage:
@@ -120,7 +120,7 @@ def classifier(config: ConfigDict) -> Stage:
         value, accuracy = losses.cross_entropy(logits, batch["domain"])
         return value, {"accuracy": accuracy}
 
-    return Stage((*config_lib.sources(config), config.data.target), model.init, loss)
+    return Stage(config_lib.domains(config), model.init, loss)
 
 
 STAGES = {"score": score, "encoder": encoder, "classifier": classifier}
