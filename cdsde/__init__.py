@@ -11,6 +11,8 @@ from cdsde.version import __version__
 
 _MODULE_OF = {
     "load_torch": "torch_weights",
+    "load_config": "api",
+    "load_sampler": "sampler",
     "translate": "api",
 }
 

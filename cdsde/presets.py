@@ -79,7 +79,7 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
 
 
 def egsde_256(c: ConfigDict, source: str, target: str) -> None:
-    """The published 256² set-up of EGSDE: classifier, energies, 500 of 1000 levels, bicubic reading.
+    """The published 256² set-up of EGSDE: classifier, energies, M = 500 of 1000, bicubic reading.
 
     `base()` already holds the published ADM network and weights λ; what a task adds is here.
     """

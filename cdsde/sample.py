@@ -7,7 +7,6 @@ holds results of other settings is refused rather than mixed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from cdsde import config as config_lib
-from cdsde import mesh, methods, models, report, solvers, weights
+from cdsde import mesh, report
 from cdsde.data import (
     FilesSource,
     contact_sheet,
@@ -28,95 +27,11 @@ from cdsde.data import (
     open_domain,
     open_pairs,
     resize,
-    to_uint8,
     write_png,
 )
+from cdsde.sampler import load_sampler
 
 RECORD = "settings.json"  # beside the images: what they were made with
-
-
-class Sampler:
-    """A compiled translation: `sampler(images uint8 [B, H, W, 3], ids uint32 [B]) -> uint8`.
-
-    Args:
-      config: the task; its method, SDE and sampling keys.
-      params: `{stage: parameter tree}` for the stages that the method needs.
-      devices: the mesh over which batches are split (default: this process's devices).
-
-    Weights, levels and seed are arguments of the compiled program; `update` changes them without
-    compiling again, as long as the number of steps stays.
-    """
-
-    def __init__(self, config: ConfigDict, params: dict, devices=None):
-        self.devices = devices or mesh.make_mesh(jax.local_devices())
-        self.params = mesh.put_replicated(params, self.devices)
-        self._run = jax.jit(program(config), static_argnames=("rounds", "trace"))
-        self.update(config)
-
-    def update(self, config: ConfigDict) -> None:
-        """Take over new weights λ, start M, seed, η or rounds."""
-        s = config.sample
-        self._rounds = s.rounds
-        start = config_lib.start_index(config)
-        grid = solvers.make_grid(models.schedule_of(config), start, s.steps, s.variance)
-        lambdas = methods.weights(config.method, config[config.method], grid.index)
-        arguments = (grid, lambdas, np.float32(s.eta), jax.random.key(s.seed))
-        self._arguments = mesh.put_replicated(arguments, self.devices)
-        self.evaluations = len(grid.index) * s.rounds
-
-    def __call__(self, images: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """uint8 `[B, H, W, 3]` and uint32 `[B]` → uint8 `[B, H, W, 3]`; any B."""
-        return to_uint8(self.states(images, ids)[0])
-
-    def states(self, images: np.ndarray, ids: np.ndarray, trace: bool = False):
-        """Unclamped float32 `[B, H, W, 3]` and, with `trace`, `[K, S, B, H, W, 3]` states."""
-        count = len(images)
-        missing = mesh.round_up(count, self.devices) - count
-        rows = [np.concatenate([a, np.repeat(a[-1:], missing, 0)]) for a in (images, ids)]
-        images, ids = mesh.put_batch(tuple(rows), self.devices)
-        y, states = self._run(
-            self.params, images, ids, *self._arguments, rounds=self._rounds, trace=trace
-        )
-        y = mesh.local_rows(y)[:count]
-        return y, None if states is None else np.asarray(states)[:, :, :count]
-
-
-def program(config: ConfigDict):
-    """The pure function that `Sampler` compiles; static choices come from the config."""
-    settings = config[config.method]
-    stages = config_lib.needed_stages(config.method)
-    networks = {stage: models.MODELS[stage](config).apply for stage in stages}
-    make = methods.METHODS[config.method]
-    solver = solvers.SOLVERS[config.sample.solver]
-    clip = config.sample.clip
-
-    def bind(apply, params):
-        return lambda *args, **kwargs: apply(params, *args, **kwargs)
-
-    def run(params, images, ids, grid, lambdas, eta, key, rounds=1, trace=False):
-        bound = {stage: bind(apply, params[stage]) for stage, apply in networks.items()}
-        x0 = images.astype(np.float32) / 127.5 - 1
-        return methods.translate(
-            x0,
-            make(settings, bound),
-            eps_fn=bound["score"],
-            grid=grid,
-            noise=methods.noise_of_images(key, ids, x0.shape[1:]),
-            weights=lambdas,
-            step=solver(eta),
-            rounds=rounds,
-            clip=clip,
-            trace=trace,
-        )
-
-    return run
-
-
-def load_sampler(config: ConfigDict, workdir) -> tuple[Sampler, dict[str, str]]:
-    """A sampler with the method's networks, and where each network came from."""
-    loaded = {s: weights.load(config, workdir, s) for s in config_lib.needed_stages(config.method)}
-    sampler = Sampler(config, {stage: params for stage, (params, _) in loaded.items()})
-    return sampler, {stage: origin for stage, (_, origin) in loaded.items()}
 
 
 def open_input(config: ConfigDict):
@@ -129,7 +44,12 @@ def open_input(config: ConfigDict):
             f"config.data.source names {len(names)} domains ({', '.join(names)}); say which one is "
             "translated with --config.data.source=NAME, or a folder with --config.sample.input=DIR"
         )
-    return open_domain(config.data.root, names[0], config.sample.split)
+    return open_split(config, names[0], config.sample.split)
+
+
+def open_split(config: ConfigDict, domain: str, split: str):
+    """The images of one domain and split of the config's data."""
+    return open_domain(config.data.root, domain, split, data_dir=config.data.data_dir)
 
 
 def output_folder(config: ConfigDict, workdir) -> Path:
@@ -189,7 +109,13 @@ def sample(config: ConfigDict, workdir) -> Path:
         jax.default_backend(),
     )
     size = min(mesh.round_up(config.sample.batch_size, sampler.devices), _cap(todo, sampler))
-    batches = eval_batches(source, image_size=config.data.image_size, batch_size=size, indices=todo)
+    batches = eval_batches(
+        source,
+        image_size=config.data.image_size,
+        batch_size=size,
+        filter=config.data.filter,
+        indices=todo,
+    )
     by_id = dict(zip(source.ids, names, strict=True))
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
         for batch in batches:
@@ -228,11 +154,6 @@ def _claim(folder: Path, record: dict) -> None:
         report.write_json(path, record)
 
 
-def fingerprint(record: dict) -> str:
-    """A short name of a settings record."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def sheet_of(config: ConfigDict, source, folder: Path, names, wanted) -> np.ndarray:
     """Source | result | true target (where there is one) of the first images, uint8."""
     pairs = None
@@ -242,40 +163,11 @@ def sheet_of(config: ConfigDict, source, folder: Path, names, wanted) -> np.ndar
     size = config.data.image_size
     rows = []
     for j in list(wanted)[: config.sample.sheet]:
-        row = [resize(source[j]["image"], size), decode(folder / names[j], names[j])]
-        rows.append(row + ([resize(pairs[j]["image"], size)] if pairs else []))
-    return contact_sheet(rows, ["source", config.method, *(["true target"] if pairs else [])])
-
-
-class SheetMaker:
-    """Sheets of the score network in training: SDEdit of the first val images of the source."""
-
-    def __init__(self, config: ConfigDict, devices):
-        config = ConfigDict(config.copy_and_resolve_references())
-        config.method = "sdedit"
-        config.sample.update(dict(steps=min(25, config.sdedit.start), clip=True, rounds=1))
-        config.sample.start = config.sdedit.start
-        domain = config_lib.sources(config)[0]
-        source = open_domain(config.data.root, domain, "val")
-        count = min(config.train.sample_images, len(source))
-        self._batch = next(
-            eval_batches(
-                source, image_size=config.data.image_size, batch_size=count, indices=range(count)
-            )
+        row = [
+            resize(source[j]["image"], size, filter=config.data.filter),
+            decode(folder / names[j], names[j]),
+        ]
+        rows.append(
+            row + ([resize(pairs[j]["image"], size, filter=config.data.filter)] if pairs else [])
         )
-        self._config, self._sampler = config, None
-
-    def __call__(self, ema) -> np.ndarray:
-        """The sheet for the given averaged parameters, uint8 `[H, W, 3]`."""
-        params = {"score": jax.tree.map(np.asarray, ema)}
-        if self._sampler is None:
-            self._sampler = Sampler(self._config, params)
-        self._sampler.params = mesh.put_replicated(params, self._sampler.devices)
-        results = self._sampler(self._batch["image"], self._batch["id"])
-        rows = [[a, b] for a, b in zip(self._batch["image"], results, strict=True)]
-        return contact_sheet(rows, ["source", "SDEdit"])
-
-
-def save_sheet(path, sheet: np.ndarray) -> None:
-    """Write a sheet, uint8 `[H, W, 3]`."""
-    write_png(path, sheet)
+    return contact_sheet(rows, ["source", config.method, *(["true target"] if pairs else [])])

@@ -249,7 +249,7 @@ def _read_torch(path: Path) -> StateDict:
             f"{f' ({reason.group(0)})' if reason else ''} and loading it could execute code: "
             "save only the state_dict, or convert it to .safetensors where you trust it."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged pickle can make its reader raise anything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a readable PyTorch file: {first}.") from None
     tensors = _find_tensors(content, path, torch.is_tensor)

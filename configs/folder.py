@@ -1,15 +1,16 @@
 """Your own two folders of pictures, with small defaults that a laptop can train.
 
-Pictures lie in DIR/{train,val}/{domain}/*.(png|jpg|jpeg|webp|bmp), and DIR/test/{domain} where there
-is a test split (then add --config.sample.split=test --config.eval.split=test).
+Pictures lie in DIR/{train,val}/{domain}/*.(png|jpg|jpeg|webp|bmp), and in DIR/test/{domain} where
+there is a test split (then add --config.sample.split=test --config.eval.split=test).
 
-    ARGS="--config=configs/folder.py --config.data.root=DIR --config.data.source=cat --config.data.target=dog"
+    ARGS="--config=configs/folder.py --config.data.root=DIR"
+    ARGS="$ARGS --config.data.source=cat --config.data.target=dog"
     python -m cdsde.main $ARGS --mode=train  --workdir=runs/mine
     python -m cdsde.main $ARGS --mode=sample --workdir=runs/mine
     python -m cdsde.main $ARGS --mode=eval   --workdir=runs/mine
 
-At 64² a score step of 16 images takes about 2 s on 2 CPU cores; `--config.train.steps=N` trains less
-or more, `--config.sample.input=PATH` translates one picture or any folder.
+`--config.train.steps=N` trains less or more; `--config.sample.input=PATH` translates one picture or
+any folder of them.
 """
 
 from cdsde import config, presets

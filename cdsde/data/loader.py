@@ -25,8 +25,9 @@ class _Resized:
     The kept images do not travel to another process.
     """
 
-    def __init__(self, source: Source, domain: int, image_size: int, keep: bool):
+    def __init__(self, source: Source, domain: int, image_size: int, filter: str, keep: bool):
         self._source, self._domain, self._size, self._keep = source, domain, image_size, keep
+        self._filter = filter
         self._kept: dict[int, dict] = {}
 
     def __len__(self) -> int:
@@ -39,7 +40,7 @@ class _Resized:
         item = self._source[index]
         record = {
             # A crop is a view of the whole image, which must not stay in memory with it.
-            "image": np.ascontiguousarray(resize(item["image"], self._size)),
+            "image": np.ascontiguousarray(resize(item["image"], self._size, filter=self._filter)),
             "domain": np.int32(self._domain),
             "id": np.uint32(image_id(item["id"])),
         }
@@ -87,6 +88,7 @@ def train_iterator(
     batch_size: int,
     seed: int,
     flip: bool = True,
+    filter: str = "lanczos",
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -103,6 +105,7 @@ def train_iterator(
       batch_size: images in a batch of all processes together.
       seed: 0 or more; decides order and flips.
       flip: mirror half of the images left to right, at random.
+      filter: of the resizing, see `resize`.
       workers: processes that decode; 0 decodes in threads and keeps small sets in memory. A program
         that asks for workers needs an `if __name__ == "__main__"` guard and parsed absl flags.
       process_index: which process this is, below `process_count`.
@@ -138,7 +141,7 @@ def train_iterator(
     # be shuffled alike and bring the true pairs side by side.
     *order_seeds, flip_seed = np.random.SeedSequence(seed).generate_state(len(sources) + 1).tolist()
     domains = [
-        grain.MapDataset.source(_Resized(source, domain, image_size, keep))
+        grain.MapDataset.source(_Resized(source, domain, image_size, filter, keep))
         .shuffle(seed=order_seeds[domain])
         .repeat()
         for domain, source in enumerate(sources)
@@ -165,6 +168,7 @@ def eval_batches(
     *,
     image_size: int,
     batch_size: int,
+    filter: str = "lanczos",
     indices: Sequence[int] | None = None,
 ) -> Iterator[dict]:
     """Batches of a source in order, once; the next one is decoded while this one is used.
@@ -173,6 +177,7 @@ def eval_batches(
       source: the images.
       image_size: S; the shorter side is scaled to it and the centre square cut out.
       batch_size: B; the last batch is filled up by repeating the last image.
+      filter: of the resizing, see `resize`.
       indices: positions in the source, in the order wanted; None takes all.
 
     Yields:
@@ -184,14 +189,16 @@ def eval_batches(
     """
     _check_positive(image_size=image_size, batch_size=batch_size)
     wanted = list(range(len(source)) if indices is None else indices)
-    return _eval_batches(source, image_size, batch_size, wanted)
+    return _eval_batches(source, image_size, batch_size, filter, wanted)
 
 
-def _eval_batches(source: Source, size: int, batch_size: int, wanted: list[int]) -> Iterator[dict]:
+def _eval_batches(
+    source: Source, size: int, batch_size: int, filter: str, wanted: list[int]
+) -> Iterator[dict]:
     def make(start: int) -> dict:
         chosen = wanted[start : start + batch_size]
         items = [source[index] for index in chosen]
-        pixels = [resize(item["image"], size) for item in items]
+        pixels = [resize(item["image"], size, filter=filter) for item in items]
         names = [item["id"] for item in items]
         padding = batch_size - len(chosen)
         names += names[-1:] * padding

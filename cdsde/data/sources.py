@@ -203,7 +203,11 @@ def _folders(path: Path) -> Sequence[str]:
 
 
 def open_domain(
-    root: str | os.PathLike, domain: str, split: str, half: str | None = None
+    root: str | os.PathLike,
+    domain: str,
+    split: str,
+    half: str | None = None,
+    data_dir: str | None = None,
 ) -> Source:
     """The images of one domain and split.
 
@@ -213,6 +217,7 @@ def open_domain(
       domain: a style, folder, TFDS split suffix or class.
       split: "train", "val" or "test".
       half: "a" or "b" of the emoji's train split, None for all.
+      data_dir: where TFDS data sets are kept; None is TFDS's default.
 
     Raises:
       ValueError: root, domain, split or half does not exist; the text names those that do.
@@ -225,7 +230,7 @@ def open_domain(
     if root.startswith("tfds:"):
         from cdsde.data.tfds_source import TfdsSource
 
-        return TfdsSource(root.removeprefix("tfds:"), domain, split)
+        return TfdsSource(root.removeprefix("tfds:"), domain, split, data_dir)
     return FolderSource(root, domain, split)
 
 

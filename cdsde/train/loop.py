@@ -12,10 +12,9 @@ from ml_collections import ConfigDict
 
 from cdsde import checkpoint, mesh, models, report
 from cdsde import config as config_lib
-from cdsde.data import open_domain, train_iterator
+from cdsde.data import open_domain, train_iterator, write_png
 from cdsde.train import stages, state
-
-MODEL_KEYS = ("data.image_size", "sde", "dtype")
+from cdsde.train.sheets import SheetMaker
 
 
 class NonFiniteLoss(RuntimeError):
@@ -50,14 +49,16 @@ def train(config: ConfigDict, workdir) -> None:
 
 def open_data(config: ConfigDict, domains: tuple[str, ...], batch_size: int):
     """The training stream of the given domains, at its start."""
-    sources = [open_domain(config.data.root, d, "train") for d in domains]
+    d = config.data
+    sources = [open_domain(d.root, name, "train", data_dir=d.data_dir) for name in domains]
     return train_iterator(
         sources,
-        image_size=config.data.image_size,
+        image_size=d.image_size,
         batch_size=batch_size,
         seed=config.train.seed,
-        flip=config.data.flip,
-        workers=config.data.workers,
+        flip=d.flip,
+        filter=d.filter,
+        workers=d.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -113,7 +114,8 @@ def _run(config, c, name, workdir, saved, current, data, step_fn, devices):
     chief = jax.process_index() == 0
     writer = report.Writer(Path(workdir) / "logs" / name, first) if chief else None
     rate = report.Rate(first, c.steps)
-    sheets = None
+    every = config.train.sample_every if name == "score" else 0
+    sheets = SheetMaker(config) if every else None
     try:
         for n in range(first + 1, c.steps + 1):
             batch = next(data)
@@ -131,17 +133,11 @@ def _run(config, c, name, workdir, saved, current, data, step_fn, devices):
                     _tell(writer, rate, values, name, n, c)
             if keep:
                 _save(saved, n, current, data, config)
-            every = config.train.sample_every
-            if name == "score" and every and (last or n % every == 0):
-                from cdsde import (
-                    sample,
-                )  # sampling imports jitted solvers; not every run needs them
-
-                sheets = sheets or sample.SheetMaker(config, devices)
+            if sheets and (last or n % every == 0):
                 sheet = sheets(current.ema)
                 if chief:
                     writer.image(n, "samples", sheet)
-                    sample.save_sheet(Path(workdir) / "logs" / name / f"sheet_{n:07d}.png", sheet)
+                    write_png(Path(workdir) / "logs" / name / f"sheet_{n:07d}.png", sheet)
         saved.wait_until_finished()
     finally:
         if chief:

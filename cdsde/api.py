@@ -1,0 +1,90 @@
+"""cdsde from Python: load a config, translate pictures.
+
+import cdsde
+config = cdsde.load_config("configs/twemoji2fluent.py", {"sample.steps": 50})
+result = cdsde.translate(config, ["smile.png", "heart.png"])      # uint8 [2, H, W, 3]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde import flag_errors
+from cdsde.data import decode, image_id, resize
+from cdsde.sampler import Sampler, load_sampler
+
+
+def load_config(path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The config of a file, with overrides by dotted key, checked.
+
+    Args:
+      path: a file of `configs/`.
+      overrides: such as `{"method": "egsde", "sample.steps": 50}`.
+
+    Raises:
+      ValueError: an unknown key (names the nearest), a value of the wrong type or out of range.
+    """
+    try:
+        config = flag_errors.load(str(path))
+        leaves = config_lib.key_paths(config)
+        for key, value in (overrides or {}).items():
+            if key not in leaves:
+                near = config_lib.nearest(key, leaves)
+                raise ValueError(f"config has no key '{key}'; the nearest are {near}")
+            config.update_from_flattened_dict({key: value})
+    except (flag_errors.UserError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    config_lib.validate(config)
+    return config
+
+
+def translate(
+    config: ConfigDict,
+    images: Sequence,
+    *,
+    names: Sequence[str] | None = None,
+    workdir: str | Path = ".",
+    sampler: Sampler | None = None,
+) -> np.ndarray:
+    """Translate pictures by `config.method`.
+
+    Args:
+      config: from `load_config`.
+      images: paths, encoded bytes, or uint8 arrays `[H, W, 3]` of any size; or uint8
+        `[B, H, W, 3]`.
+      names: what each image's noise belongs to; default: a path's file name, else its position.
+      workdir: where checkpoints are looked for before `config.weights`.
+      sampler: a compiled one from `load_sampler`, to be used again; default: a new one.
+
+    Returns:
+      uint8 `[B, S, S, 3]`, S = `config.data.image_size`, in the order given.
+
+    Raises:
+      ValueError: an image that cannot be read, or no weights.
+    """
+    images = list(images)
+    if not images:
+        raise ValueError("translate got no image: give at least one")
+    if names is None:
+        names = [
+            Path(x).name if isinstance(x, str | Path) else str(j) for j, x in enumerate(images)
+        ]
+    pixels = [
+        x if isinstance(x, np.ndarray) else decode(x, n) for x, n in zip(images, names, strict=True)
+    ]
+    size, filter = config.data.image_size, config.data.filter
+    batch = np.stack([resize(x, size, filter=filter) for x in pixels])
+    ids = np.array([image_id(str(n)) for n in names], np.uint32)
+    if sampler is None:
+        sampler, _ = load_sampler(config, workdir)
+    step = config.sample.batch_size
+    parts = [
+        sampler(batch[at : at + step], ids[at : at + step]) for at in range(0, len(batch), step)
+    ]
+    return np.concatenate(parts)

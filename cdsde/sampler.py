@@ -1,0 +1,95 @@
+"""A compiled translation: the method's networks, levels and weights behind one call."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde import mesh, methods, models, solvers, weights
+from cdsde.data import to_uint8
+
+
+class Sampler:
+    """A compiled translation: `sampler(images uint8 [B, H, W, 3], ids uint32 [B]) -> uint8`.
+
+    Args:
+      config: the task; its method, SDE and sampling keys.
+      params: `{stage: parameter tree}` for the stages that the method needs.
+      devices: the mesh over which batches are split (default: this process's devices).
+
+    Weights, levels and seed are arguments of the compiled program; `update` changes them without
+    compiling again, as long as the number of steps stays.
+    """
+
+    def __init__(self, config: ConfigDict, params: dict, devices=None):
+        self.devices = devices or mesh.make_mesh(jax.local_devices())
+        self.params = mesh.put_replicated(params, self.devices)
+        self._run = jax.jit(program(config), static_argnames=("rounds", "trace"))
+        self.update(config)
+
+    def update(self, config: ConfigDict) -> None:
+        """Take over new weights λ, start M, seed, η or rounds."""
+        s = config.sample
+        self._rounds = s.rounds
+        start = config_lib.start_index(config)
+        grid = solvers.make_grid(models.schedule_of(config), start, s.steps, s.variance)
+        lambdas = methods.weights(config.method, config[config.method], grid.index)
+        arguments = (grid, lambdas, np.float32(s.eta), jax.random.key(s.seed))
+        self._arguments = mesh.put_replicated(arguments, self.devices)
+        self.evaluations = len(grid.index) * s.rounds
+
+    def __call__(self, images: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """uint8 `[B, H, W, 3]` and uint32 `[B]` → uint8 `[B, H, W, 3]`; any B."""
+        return to_uint8(self.states(images, ids)[0])
+
+    def states(self, images: np.ndarray, ids: np.ndarray, trace: bool = False):
+        """Unclamped float32 `[B, H, W, 3]` and, with `trace`, `[K, S, B, H, W, 3]` states."""
+        count = len(images)
+        missing = mesh.round_up(count, self.devices) - count
+        rows = [np.concatenate([a, np.repeat(a[-1:], missing, 0)]) for a in (images, ids)]
+        images, ids = mesh.put_batch(tuple(rows), self.devices)
+        y, states = self._run(
+            self.params, images, ids, *self._arguments, rounds=self._rounds, trace=trace
+        )
+        y = mesh.local_rows(y)[:count]
+        return y, None if states is None else np.asarray(states)[:, :, :count]
+
+
+def program(config: ConfigDict):
+    """The pure function that `Sampler` compiles; static choices come from the config."""
+    settings = config[config.method]
+    stages = config_lib.needed_stages(config.method)
+    networks = {stage: models.MODELS[stage](config).apply for stage in stages}
+    make = methods.METHODS[config.method]
+    solver = solvers.SOLVERS[config.sample.solver]
+    clip = config.sample.clip
+
+    def bind(apply, params):
+        return lambda *args, **kwargs: apply(params, *args, **kwargs)
+
+    def run(params, images, ids, grid, lambdas, eta, key, rounds=1, trace=False):
+        bound = {stage: bind(apply, params[stage]) for stage, apply in networks.items()}
+        x0 = images.astype(np.float32) / 127.5 - 1
+        return methods.translate(
+            x0,
+            make(settings, bound),
+            eps_fn=bound["score"],
+            grid=grid,
+            noise=methods.noise_of_images(key, ids, x0.shape[1:]),
+            weights=lambdas,
+            step=solver(eta),
+            rounds=rounds,
+            clip=clip,
+            trace=trace,
+        )
+
+    return run
+
+
+def load_sampler(config: ConfigDict, workdir) -> tuple[Sampler, dict[str, str]]:
+    """A sampler with the method's networks, and where each network came from."""
+    loaded = {s: weights.load(config, workdir, s) for s in config_lib.needed_stages(config.method)}
+    sampler = Sampler(config, {stage: params for stage, (params, _) in loaded.items()})
+    return sampler, {stage: origin for stage, (_, origin) in loaded.items()}
