@@ -52,6 +52,23 @@ def save(m: ocp.CheckpointManager, step: int, state, ema, data, config: dict) ->
         )
 
 
+def save_imported(workdir, stage: str, params, config: dict) -> epath.Path:
+    """Write parameters from elsewhere as step 0 of a stage; sampling opens them like trained ones.
+
+    Raises:
+      ValueError: the stage has a checkpoint already.
+    """
+    folder = stage_folder(workdir, stage)
+    if latest_step(workdir, stage) is not None:
+        raise ValueError(f"{folder} already holds a checkpoint; use another --workdir or delete it")
+    with ocp.CheckpointManager(folder) as m:
+        args = ocp.args.Composite(
+            ema=ocp.args.StandardSave(params), config=ocp.args.JsonSave(config)
+        )
+        m.save(0, args=args)
+    return folder
+
+
 def restore(m: ocp.CheckpointManager, state, ema, data):
     """The latest checkpoint, on the shardings of the given trees (arrays or shapes).
 
@@ -62,6 +79,11 @@ def restore(m: ocp.CheckpointManager, state, ema, data):
       ValueError: the saved parameters have other shapes: the config has changed.
     """
     step = m.latest_step()
+    if step == 0:
+        raise ValueError(
+            f"{m.directory} holds imported weights, which have no optimiser to go on with; train "
+            "in another --workdir"
+        )
     _check_shapes(m, step, "ema", ema)
     restored = m.restore(
         step,
@@ -111,7 +133,7 @@ def _abstract(tree):
 def _check_shapes(m: ocp.CheckpointManager, step: int, item: str, tree) -> None:
     """Compare before restoring: Orbax's own error names two shapes but not the parameter."""
     path = epath.Path(m.directory) / str(step) / item
-    saved = ocp.StandardCheckpointer().metadata(path).item_metadata
+    saved = ocp.StandardCheckpointHandler().metadata(path)
     have = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(saved)}
     want = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
     wrong = [k for k in sorted(want | have) if have.get(k) != want.get(k)]

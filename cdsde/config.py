@@ -192,6 +192,12 @@ def base() -> ConfigDict:
         )
     )
 
+    x = c.export = ConfigDict()
+    x.stage = "score"  # score | classifier
+    x.path = placeholder(
+        str
+    )  # FILE.pt, .pth or .safetensors; None: WORKDIR/export/STAGE.safetensors
+
     e = c.eval = ConfigDict()
     e.split = "test"
     e.methods = ""  # methods whose results are evaluated side by side: "sdedit,egsde"; "": method
@@ -294,6 +300,7 @@ def validate(config: ConfigDict) -> None:
     one_of("contrastive_sde.space", ("embedding", "hidden", "features"))
     one_of("contrastive_sde.reference", ("perturbed", "lowpass"))
     one_of("ilvr.level", ("previous", "same"))
+    one_of("export.stage", ("score", "classifier"))
     one_of("train.encoder.shared_time", ("batch", "pair"))
     for stage in ("encoder", "classifier"):
         one_of(f"{stage}.pool", ("attention", "adaptive"))

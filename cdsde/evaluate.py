@@ -127,7 +127,7 @@ def comparison(config: ConfigDict, workdir, methods, source, pairs) -> np.ndarra
             row.append(resize(pairs[j]["image"], size, filter=config.data.filter))
         rows.append(row)
     titles = ["source", *methods] + ([TO_PAIR] if pairs is not None else [])
-    return contact_sheet(rows, titles)
+    return contact_sheet(rows, titles, blocks=2 if len(rows) > 4 else 1)
 
 
 def _pairs(config: ConfigDict):

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from cdsde import flag_errors
 
-MODES = ("train", "sample", "eval")
+MODES = ("train", "sample", "eval", "import", "export")
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
@@ -23,7 +23,8 @@ MODE = flags.DEFINE_enum(
     None,
     MODES,
     "train: what the method needs and the work folder lacks; sample: translate images; "
-    "eval: measure the translated images.",
+    "eval: measure the translated images; import: published PyTorch weights into the work folder; "
+    "export: the way back, to config.export.path.",
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, logs, samples and results go (default: runs/TASK)."
@@ -59,6 +60,10 @@ def _program(mode: str):
         from cdsde.sample import sample
 
         return sample
+    if mode in ("import", "export"):
+        from cdsde import exchange
+
+        return exchange.import_weights if mode == "import" else exchange.export_weights
     from cdsde.evaluate import evaluate
 
     return evaluate

@@ -75,32 +75,34 @@ def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
     )
 
 
-def score_model(config: ConfigDict) -> Model:
-    """The score network of `config.score`."""
-    net, size = config.score, config.data.image_size
-    patch, schedule = net.patch_size, schedule_of(config)
+def score_module(config: ConfigDict):
+    """The linen module of `config.score`, before patches and the meaning of its output."""
+    net, patch = config.score, config.score.patch_size
     if net.arch == "adm":
         out = (6 if net.learn_sigma else 3) * patch**2
-        module = ADMUNet(out_channels=out, **_adm_fields(config, net))
-    else:
-        module = DDPMUNet(
-            channels=net.channels,
-            channel_mult=tuple(net.channel_mult),
-            num_res_blocks=net.num_res_blocks,
-            attention_resolutions=tuple(net.attention_resolutions),
-            image_size=size // patch,
-            resamp_with_conv=net.conv_resample,
-            dropout=net.dropout,
-            out_channels=3 * patch**2,
-            dtype=_dtype(config),
-            remat=config.remat,
-        )
+        return ADMUNet(out_channels=out, **_adm_fields(config, net))
+    return DDPMUNet(
+        channels=net.channels,
+        channel_mult=tuple(net.channel_mult),
+        num_res_blocks=net.num_res_blocks,
+        attention_resolutions=tuple(net.attention_resolutions),
+        image_size=config.data.image_size // patch,
+        resamp_with_conv=net.conv_resample,
+        dropout=net.dropout,
+        out_channels=3 * patch**2,
+        dtype=_dtype(config),
+        remat=config.remat,
+    )
 
-    init, apply = _patched(config, net, module)
+
+def score_model(config: ConfigDict) -> Model:
+    """The score network of `config.score`."""
+    net, schedule = config.score, schedule_of(config)
+    init, apply = _patched(config, net, score_module(config))
 
     def apply_eps(params, x, t, **kwargs):
         # A network with learned variance has it behind the noise; published code ignores it too.
-        out = depth_to_space(apply(params, x, t, **kwargs), patch)[..., :3]
+        out = depth_to_space(apply(params, x, t, **kwargs), net.patch_size)[..., :3]
         if net.prediction == "eps":
             return out
         index = jnp.asarray(t).astype(jnp.int32)
@@ -125,10 +127,14 @@ def encoder_model(config: ConfigDict) -> Model:
     return _patched(config, net, module)
 
 
+def classifier_module(config: ConfigDict) -> ADMEncoder:
+    """The linen module of `config.classifier`: one class a domain."""
+    return _encoder_half(config, config.classifier, len(config_lib.domains(config)))
+
+
 def classifier_model(config: ConfigDict) -> Model:
-    """EGSDE's domain classifier of `config.classifier`: one class a domain."""
-    net = config.classifier
-    return _patched(config, net, _encoder_half(config, net, len(config_lib.domains(config))))
+    """EGSDE's domain classifier."""
+    return _patched(config, config.classifier, classifier_module(config))
 
 
 def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:

@@ -170,4 +170,5 @@ def sheet_of(config: ConfigDict, source, folder: Path, names, wanted) -> np.ndar
         rows.append(
             row + ([resize(pairs[j]["image"], size, filter=config.data.filter)] if pairs else [])
         )
-    return contact_sheet(rows, ["source", config.method, *(["true target"] if pairs else [])])
+    titles = ["source", config.method, *(["true target"] if pairs else [])]
+    return contact_sheet(rows, titles, blocks=4 if len(rows) > 8 else 1)

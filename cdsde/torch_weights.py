@@ -334,13 +334,14 @@ def _mismatches(state_dict: Mapping[str, Any], wanted: Mapping[str, tuple]) -> s
 
 
 def _hint(arch: Mapping[str, Any], inferred: Mapping[str, Any], kind: str) -> str:
-    def plain(value):
-        return tuple(value) if isinstance(value, list | tuple) else value
+    def comparable(field, value):
+        value = tuple(value) if isinstance(value, list) else value
+        return sorted(value) if field.startswith("attention_") else value
 
     wrong = [
-        f"{k}={arch[k]} was passed where the file says {v}"
-        for k, v in inferred.items()
-        if k in arch and plain(arch[k]) != plain(v)
+        f"{field}={arch[field]} was passed where the file says {value}"
+        for field, value in inferred.items()
+        if field in arch and comparable(field, arch[field]) != comparable(field, value)
     ]
     if wrong:
         return "likely wrong: " + ", ".join(wrong)

@@ -93,7 +93,14 @@ ENCODER = {**ADM, "out_channels": 7}
 ARCHITECTURES = [
     ADMUNet(**ADM, channel_mult=(1, 2), num_res_blocks=2, attention_factors=(1, 2)),
     ADMUNet(**ADM, channel_mult=(2, 2), attention_factors=(), use_scale_shift_norm=False),
-    ADMUNet(**ADM, channel_mult=(1, 1, 1), num_res_blocks=3, resblock_updown=False, num_classes=4),
+    ADMUNet(
+        **ADM,
+        channel_mult=(1, 1, 1),
+        num_res_blocks=3,
+        attention_factors=(),
+        resblock_updown=False,
+        num_classes=4,
+    ),
     ADMUNet(
         **ADM,
         channel_mult=(1, 2),
@@ -103,9 +110,11 @@ ARCHITECTURES = [
         out_channels=3,
     ),
     ADMUNet(**ADM, channel_mult=(1,), num_res_blocks=2, attention_factors=(1,)),
-    ADMEncoder(**ENCODER, channel_mult=(1, 2, 2), num_res_blocks=2, image_size=8),
+    ADMEncoder(
+        **ENCODER, channel_mult=(1, 2, 2), num_res_blocks=2, attention_factors=(2,), image_size=8
+    ),
     ADMEncoder(**ENCODER, channel_mult=(1, 2), attention_factors=(2,), pool="adaptive"),
-    DDPMUNet(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(128, 256)),
+    DDPMUNet(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(256, 128)),
     DDPMUNet(channels=32, channel_mult=(1, 2), attention_resolutions=(), resamp_with_conv=False),
 ]
 

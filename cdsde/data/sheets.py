@@ -11,6 +11,7 @@ def contact_sheet(
     columns: Sequence[str],
     row_names: Sequence[str] | None = None,
     scale: int | None = None,
+    blocks: int = 1,
 ) -> np.ndarray:
     """Lays images out in a grid with a title over each column and a name before each row.
 
@@ -20,6 +21,8 @@ def contact_sheet(
       row_names: one a row, or None for no names.
       scale: integer factor of enlargement, by repeating pixels so that small images stay as they
         are; None brings the largest image to about 128 pixels.
+      blocks: cut the rows into so many blocks side by side, for a sheet that fits a screen (without
+        row names).
 
     Returns:
       uint8 [H, W, 3], on white.
@@ -37,6 +40,8 @@ def contact_sheet(
         raise ValueError(
             f"The sheet has {len(rows)} rows, {len(row_names)} row names: give one a row."
         )
+    if blocks > 1:
+        rows, columns = _side_by_side(rows, columns, blocks)
     present = [image for row in rows for image in row if image is not None]
     if not present:
         raise ValueError("The contact sheet has no image: give at least one.")
@@ -45,7 +50,8 @@ def contact_sheet(
     cell = side * scale
     font = ImageFont.load_default(size=max(13, min(20, cell // 8)))
     gap, text_height = 6, round(font.size * 1.6)
-    widths = [max(cell, round(font.getlength(title)) + 4) for title in columns]
+    # A column without a title only separates blocks.
+    widths = [max(cell, round(font.getlength(t)) + 4) if t else cell // 4 for t in columns]
     left = max((round(font.getlength(name)) for name in row_names or ()), default=-gap) + 2 * gap
     sheet = Image.new(
         "RGB",
@@ -65,3 +71,13 @@ def contact_sheet(
                 large = Image.fromarray(image.repeat(scale, axis=0).repeat(scale, axis=1))
                 sheet.paste(large, (start + (width - cell) // 2, top))
     return np.array(sheet)
+
+
+def _side_by_side(rows, columns, blocks: int):
+    """The rows in `blocks` blocks next to each other, an empty column between them."""
+    height = -(-len(rows) // blocks)
+    parts = [list(rows[at : at + height]) for at in range(0, len(rows), height)]
+    empty = [None] * len(columns)
+    parts = [part + [empty] * (height - len(part)) for part in parts]
+    wide = [sum(([*part[n], None] for part in parts), [])[:-1] for n in range(height)]
+    return wide, (([*columns, ""]) * len(parts))[:-1]

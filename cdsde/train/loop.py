@@ -28,7 +28,8 @@ def pending_stages(config: ConfigDict, workdir) -> tuple[str, ...]:
 
     def lacks(stage):
         done = checkpoint.latest_step(workdir, stage)
-        return done is None or done < config_lib.stage_training(config, stage).steps
+        # Step 0 is only ever written by --mode=import: a finished network.
+        return done is None or 0 < done < config_lib.stage_training(config, stage).steps
 
     return tuple(s for s in config_lib.needed_stages(config.method) if lacks(s))
 

@@ -43,7 +43,7 @@ class SheetMaker:
         self._sampler.params = mesh.put_replicated(params, self._sampler.devices)
         results = self._sampler(self._batch["image"], self._batch["id"])
         rows = [[a, b] for a, b in zip(self._batch["image"], results, strict=True)]
-        return contact_sheet(rows, ["source", "SDEdit"])
+        return contact_sheet(rows, ["source", "SDEdit"], blocks=2 if len(rows) > 4 else 1)
 
 
 def _val_or_train(config: ConfigDict):

@@ -1,0 +1,81 @@
+"""`--mode=import` and `--mode=export`: published PyTorch weights ↔ the work folder's checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from cdsde import checkpoint, models, torch_weights, weights
+from cdsde import config as config_lib
+
+MODULES = {"score": models.score_module, "classifier": models.classifier_module}
+
+
+def kind_of(config: ConfigDict, stage: str) -> str:
+    """The published format of a stage's network."""
+    return config.score.arch if stage == "score" else "adm_encoder"
+
+
+def import_weights(config: ConfigDict, workdir) -> None:
+    """Convert every file that `config.weights` names into a checkpoint of `workdir`.
+
+    Raises:
+      ValueError: no file is named, a file is not what the config describes (all keys that differ
+        are listed, and the config value that is likely wrong), or a checkpoint is in the way.
+    """
+    files = {
+        stage: path
+        for stage, path in config.weights.items()
+        if path is not None and not path.startswith(weights.SHIPPED)
+    }
+    if not files:
+        raise ValueError("nothing to import: name files with --config.weights.score=PATH and so on")
+    for stage, path in files.items():
+        _check_published(config, stage)
+        _, params = torch_weights.load_torch(path, kind_of(config, stage), **_fields(config, stage))
+        plain = json.loads(config.to_json_best_effort())
+        folder = checkpoint.save_imported(workdir, stage, params, plain)
+        count = models.count_parameters(params) / 1e6
+        logging.info("%s: %.2f M parameters from %s into %s", stage, count, path, folder)
+
+
+def export_weights(config: ConfigDict, workdir) -> Path:
+    """Write a stage's averaged parameters under their published names; returns the file.
+
+    Raises:
+      ValueError: no checkpoint, or a network that the published code has no counterpart of.
+    """
+    stage = config.export.stage
+    _check_published(config, stage)
+    params, origin = weights.load(config, workdir, stage)
+    default = Path(workdir) / "export" / f"{stage}.safetensors"
+    path = Path(config.export.path or default)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch_weights.save_state_dict(path, params, kind_of(config, stage))
+    logging.info("%s of %s written to %s", stage, origin, path)
+    return path
+
+
+def _fields(config: ConfigDict, stage: str) -> dict:
+    """The network's constructor fields as the config has them."""
+    module = MODULES[stage](config)
+    names = set(type(module).__dataclass_fields__) - {"name", "parent"}
+    return {name: getattr(module, name) for name in names}
+
+
+def _check_published(config: ConfigDict, stage: str) -> None:
+    if stage not in MODULES:
+        raise ValueError(
+            f"there is no published format of the {stage}; import and export know "
+            f"{', '.join(MODULES)}"
+        )
+    net = config[stage]
+    for key, plain in (("patch_size", 1), ("prediction", "eps")):
+        if net.get(key, plain) != plain:
+            raise ValueError(
+                f"config.{stage}.{key} is {config_lib.get(config, f'{stage}.{key}')}; published "
+                f"networks have {plain}, so there is no published format of this one"
+            )
