@@ -193,7 +193,8 @@ def base() -> ConfigDict:
     )
 
     x = c.export = ConfigDict()
-    x.stage = "score"  # score | classifier
+    x.stage = "score"  # score | encoder | classifier
+    x.format = "published"  # published names, for published code | cdsde: float16 with a card
     x.path = placeholder(
         str
     )  # FILE.pt, .pth or .safetensors; None: WORKDIR/export/STAGE.safetensors
@@ -300,7 +301,8 @@ def validate(config: ConfigDict) -> None:
     one_of("contrastive_sde.space", ("embedding", "hidden", "features"))
     one_of("contrastive_sde.reference", ("perturbed", "lowpass"))
     one_of("ilvr.level", ("previous", "same"))
-    one_of("export.stage", ("score", "classifier"))
+    one_of("export.stage", STAGES)
+    one_of("export.format", ("published", "cdsde"))
     one_of("train.encoder.shared_time", ("batch", "pair"))
     for stage in ("encoder", "classifier"):
         one_of(f"{stage}.pool", ("attention", "adaptive"))

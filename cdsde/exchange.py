@@ -1,14 +1,19 @@
-"""`--mode=import` and `--mode=export`: published PyTorch weights ↔ the work folder's checkpoints."""
+"""`--mode=import` and `--mode=export`: weights of others in, trained networks out.
+
+Published names (PyTorch or safetensors) for use with published code, or cdsde's own small files
+(float16, with a card that says how the network was made), which `config.weights` can name.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from cdsde import checkpoint, models, torch_weights, weights
+from cdsde import checkpoint, models, report, torch_weights, weights
 from cdsde import config as config_lib
 
 MODULES = {"score": models.score_module, "classifier": models.classifier_module}
@@ -43,20 +48,43 @@ def import_weights(config: ConfigDict, workdir) -> None:
 
 
 def export_weights(config: ConfigDict, workdir) -> Path:
-    """Write a stage's averaged parameters under their published names; returns the file.
+    """Write a stage's averaged parameters to `config.export.path`; returns the file.
 
     Raises:
-      ValueError: no checkpoint, or a network that the published code has no counterpart of.
+      ValueError: no checkpoint, or (format "published") a network that the published code has no
+        counterpart of.
     """
     stage = config.export.stage
-    _check_published(config, stage)
+    if config.export.format == "published":
+        _check_published(config, stage)
     params, origin = weights.load(config, workdir, stage)
     default = Path(workdir) / "export" / f"{stage}.safetensors"
     path = Path(config.export.path or default)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch_weights.save_state_dict(path, params, kind_of(config, stage))
+    if config.export.format == "published":
+        torch_weights.save_state_dict(path, params, kind_of(config, stage))
+    else:
+        weights.save(path, config, stage, params, card(config, workdir, stage))
     logging.info("%s of %s written to %s", stage, origin, path)
     return path
+
+
+def card(config: ConfigDict, workdir, stage: str) -> dict:
+    """How a trained network was made: its training config, last log row, hardware and versions."""
+    trained = checkpoint.saved_config(workdir, stage)
+    log = Path(workdir) / "logs" / stage / "metrics.csv"
+    with log.open(newline="") as f:
+        last = list(csv.DictReader(f))[-1]
+    return {
+        "stage": stage,
+        "step": checkpoint.latest_step(workdir, stage),
+        "seed": trained["train"]["seed"],
+        "data": trained["data"],
+        "training": trained["train"][stage],
+        "last_log_row": {k: float(v) for k, v in last.items()},
+        "hours": float(last["step"]) / float(last["steps_per_second"]) / 3600,
+        **report.provenance(),
+    }
 
 
 def _fields(config: ConfigDict, stage: str) -> dict:

@@ -1,11 +1,11 @@
 """Where a network's parameters come from when images are translated.
 
 In this order: the stage's newest checkpoint in the work folder; else `config.weights.STAGE`, a
-name of the package ("shipped:NAME") or a file. Nothing is ever initialised at random here, and
-nothing is downloaded.
+name of the package ("shipped:NAME") or a file that `--mode=export --config.export.format=cdsde`
+wrote. Nothing is ever initialised at random here, and nothing is downloaded.
 
-Shipped weights are float16 safetensors with the architecture beside them, in
-`cdsde/assets/checkpoints/NAME.{safetensors,json}`.
+Such a file is float16 safetensors with its card (architecture, training, origin) beside it, as
+FILE.json; the package's own are in `cdsde/assets/checkpoints/`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from importlib import resources
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from absl import logging
 from ml_collections import ConfigDict
 
-from cdsde import checkpoint, models
+from cdsde import checkpoint, models, report
 from cdsde import config as config_lib
 
 SHIPPED = "shipped:"
@@ -102,22 +101,27 @@ def unflatten(flat: dict[str, np.ndarray]) -> dict:
 
 
 def _load_named(config: ConfigDict, stage: str, name: str):
-    if not name.startswith(SHIPPED):
+    if name.startswith(SHIPPED):
+        path = folder() / f"{name.removeprefix(SHIPPED)}.safetensors"
+        if not path.exists():
+            raise ValueError(
+                f"config.weights.{stage}={name}: the package has no such weights; there are "
+                f"{', '.join(shipped_names()) or 'none'}"
+            )
+    else:
+        path = Path(name)
+        if not path.exists():
+            raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
+    card = path.with_suffix(".json")
+    if path.suffix != ".safetensors" or not card.exists():
         raise ValueError(
-            f"config.weights.{stage}={name} is not known; give {SHIPPED}NAME with NAME one of "
-            f"{', '.join(shipped_names()) or 'none'}"
+            f"config.weights.{stage}={name} has no card {card.name} beside it, so it is not a file "
+            f"of cdsde; bring published weights in with --mode=import"
         )
-    stem = name.removeprefix(SHIPPED)
-    path = folder() / f"{stem}.safetensors"
-    if not path.exists():
-        raise ValueError(
-            f"config.weights.{stage}={name}: the package has no such weights; there are "
-            f"{', '.join(shipped_names()) or 'none'}"
-        )
-    card = json.loads((folder() / f"{stem}.json").read_text())
-    _check_architecture(card["architecture"], architecture(config, stage), stage, name)
+    saved = json.loads(card.read_text())["architecture"]
+    _check_architecture(saved, architecture(config, stage), stage, name)
     flat = safetensors.numpy.load_file(path)
-    return unflatten({k: np.asarray(v, jnp.float32) for k, v in flat.items()})
+    return unflatten({k: np.asarray(v, np.float32) for k, v in flat.items()})
 
 
 def shipped_names() -> list[str]:
@@ -125,17 +129,13 @@ def shipped_names() -> list[str]:
     return sorted(p.stem for p in folder().glob("*.safetensors"))
 
 
-def ship(config: ConfigDict, workdir, stage: str, name: str, card: dict, into=None) -> Path:
-    """Write a stage's averaged parameters as a shipped checkpoint (float16) with its card."""
-    params, _ = load(config, workdir, stage)
-    into = Path(into or folder())
-    into.mkdir(parents=True, exist_ok=True)
-    half = {k: v.astype(np.float16) for k, v in flatten(params).items()}
-    path = into / f"{name}.safetensors"
+def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None:
+    """Write parameters as float16 safetensors, and the card with the architecture beside them."""
+    half = {name: value.astype(np.float16) for name, value in flatten(params).items()}
     safetensors.numpy.save_file(half, path)
-    card = {**card, "architecture": architecture(config, stage)}
-    (into / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
-    return path
+    report.write_json(
+        path.with_suffix(".json"), {**card, "architecture": architecture(config, stage)}
+    )
 
 
 def _check_architecture(saved: dict, wanted: dict, stage: str, name: str) -> None:
