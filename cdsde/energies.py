@@ -4,7 +4,7 @@ The guided sampler lowers Σ_k λ_k E_k(y, x_t, i). y and x_t are `[B, H, W, C]`
 same index i (a scalar); every energy is per image: images of a batch do not influence each other.
 
     domain (EGSDE's E_s)        mean over positions of cos(F(y), F(x_t)), or -‖F(y) - F(x_t)‖²   (1)
-    content (EGSDE's E_i)       ‖φ(y) - φ(x_t)‖², or -mean over channels of cos(φ(y), φ(x_t))    (2)
+    content (EGSDE's E_i)       ‖φ(y) - φ(x_t)‖², or -mean over positions of cos(φ(y), φ(x_t))   (2)
     contrastive                 -sim(E(y), E(x_t)) with the contrastive encoder E                (3)
 
 F are a time-dependent domain classifier's features, φ the low-pass filter. Sources: Zhao et al.
@@ -90,11 +90,6 @@ def squared_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum((a - b) ** 2, axis=tuple(range(1, a.ndim)))
 
 
-def cosine_channels(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`[B, H, W, C]` twice → `[B]`: cosine of each channel's pixels, mean over channels."""
-    return jnp.mean(jnp.sum(unit(a, (1, 2)) * unit(b, (1, 2)), axis=(1, 2)), axis=-1)
-
-
 # ── energies ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -117,11 +112,9 @@ def content(factor: int, similarity: str = "neg_l2") -> Energy:
     """Equation (2): distance of the low-passed images, so that the layout stays.
 
     The published names are of the similarity: "neg_l2" is the squared distance, "cosine" minus the
-    mean cosine.
+    mean cosine, which is of the colours at each position, as in (1).
     """
-    compare = {"neg_l2": squared_distance, "cosine": lambda a, b: -cosine_channels(a, b)}[
-        similarity
-    ]
+    compare = {"neg_l2": squared_distance, "cosine": lambda a, b: -cosine_map(a, b)}[similarity]
 
     def energy(y, x_t, i):
         return compare(lowpass(y, factor), lowpass(x_t, factor))

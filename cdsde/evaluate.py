@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde import metrics, report
 from cdsde import sample as sample_lib
-from cdsde.data import contact_sheet, decode, open_pairs, resize, write_png
+from cdsde.data import contact_sheet, decode, resize, write_png
 
 TO_SOURCE, TO_PAIR = "source", "true target"
 
@@ -42,7 +42,7 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     config = config.copy_and_resolve_references()
     config.sample.split = config.eval.split
     source = sample_lib.open_input(config)
-    pairs = _pairs(config)
+    pairs = sample_lib.open_truth(config)
     results = {}
     for method in methods:
         config.method = method
@@ -128,13 +128,6 @@ def comparison(config: ConfigDict, workdir, methods, source, pairs) -> np.ndarra
         rows.append(row)
     titles = ["source", *methods] + ([TO_PAIR] if pairs is not None else [])
     return contact_sheet(rows, titles, blocks=2 if len(rows) > 4 else 1)
-
-
-def _pairs(config: ConfigDict):
-    if config.sample.input is not None:
-        return None
-    domain = config_lib.sources(config)[0]
-    return open_pairs(config.data.root, domain, config.data.target, config.sample.split)
 
 
 def _read(path: Path, size: int) -> np.ndarray:

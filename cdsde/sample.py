@@ -21,6 +21,7 @@ from cdsde import config as config_lib
 from cdsde import mesh, report
 from cdsde.data import (
     FilesSource,
+    JoinedSource,
     contact_sheet,
     decode,
     eval_batches,
@@ -35,16 +36,24 @@ RECORD = "settings.json"  # beside the images: what they were made with
 
 
 def open_input(config: ConfigDict):
-    """The images to translate: `sample.input`, or the source domain's split."""
+    """The images to translate: `sample.input`, or the split of every source domain."""
     if config.sample.input is not None:
         return FilesSource(config.sample.input)
     names = config_lib.sources(config)
-    if len(names) > 1:
-        raise ValueError(
-            f"config.data.source names {len(names)} domains ({', '.join(names)}); say which one is "
-            "translated with --config.data.source=NAME, or a folder with --config.sample.input=DIR"
-        )
-    return open_split(config, names[0], config.sample.split)
+    parts = {name: open_split(config, name, config.sample.split) for name in names}
+    return JoinedSource(parts) if len(parts) > 1 else parts[names[0]]
+
+
+def open_truth(config: ConfigDict):
+    """The true pairs of `open_input`'s images, in the same order; None where there are none."""
+    if config.sample.input is not None:
+        return None
+    d = config.data
+    names = config_lib.sources(config)
+    parts = {name: open_pairs(d.root, name, d.target, config.sample.split) for name in names}
+    if None in parts.values():
+        return None
+    return JoinedSource(parts) if len(parts) > 1 else parts[names[0]]
 
 
 def open_split(config: ConfigDict, domain: str, split: str):
@@ -156,10 +165,7 @@ def _claim(folder: Path, record: dict) -> None:
 
 def sheet_of(config: ConfigDict, source, folder: Path, names, wanted) -> np.ndarray:
     """Source | result | true target (where there is one) of the first images, uint8."""
-    pairs = None
-    if config.sample.input is None:
-        domains = config_lib.sources(config)
-        pairs = open_pairs(config.data.root, domains[0], config.data.target, config.sample.split)
+    pairs = open_truth(config)
     size = config.data.image_size
     rows = []
     for j in list(wanted)[: config.sample.sheet]:

@@ -17,6 +17,7 @@ _MODULE_OF = {
     "EmojiSource": "sources",
     "FilesSource": "sources",
     "FolderSource": "sources",
+    "JoinedSource": "sources",
     "Source": "sources",
     "emoji_metadata": "sources",
     "image_id": "sources",

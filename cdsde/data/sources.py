@@ -6,14 +6,17 @@ the data has names. Sources pickle: open files stay behind and are opened again 
 process. `open_domain` at the end is the one place that knows all kinds.
 """
 
+import bisect
 import csv
 import difflib
 import functools
 import importlib.resources
+import itertools
+import operator
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
 
@@ -197,6 +200,27 @@ class FolderSource(FilesSource):
 
 def _folders(path: Path) -> Sequence[str]:
     return [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+
+
+class JoinedSource:
+    """Several domains one after the other; ids are DOMAIN_ID, so that no two images share one."""
+
+    def __init__(self, sources: Mapping[str, Source]):
+        self._sources = list(sources.values())
+        self._ends = list(itertools.accumulate(map(len, self._sources)))
+        self.ids = [f"{name}_{i}" for name, source in sources.items() for i in source.ids]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Item:
+        index = range(len(self))[operator.index(index)]
+        part = bisect.bisect_right(self._ends, index)
+        source = self._sources[part]
+        return {**source[index - self._ends[part] + len(source)], "id": self.ids[index]}
+
+    def __repr__(self) -> str:
+        return f"JoinedSource({', '.join(map(repr, self._sources))})"
 
 
 # --- any of them, by name ---
