@@ -7,6 +7,7 @@ result = cdsde.translate(config, ["smile.png", "heart.png"])      # uint8 [2, H,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ def load_config(path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
         config = flag_errors.load(str(path))
         leaves = config_lib.key_paths(config)
         for key, value in (overrides or {}).items():
-            if key not in leaves:
-                near = config_lib.nearest(key, leaves)
-                raise ValueError(f"config has no key '{key}'; the nearest are {near}")
-            config.update_from_flattened_dict({key: value})
-    except (flag_errors.UserError, TypeError) as error:
+            flag_errors.check_key(leaves, key)
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            try:
+                config.update_from_flattened_dict({key: value})
+            except TypeError as error:
+                raise ValueError(flag_errors.wrong_type(config, key, value)) from error
+    except flag_errors.UserError as error:
         raise ValueError(str(error)) from error
     config_lib.validate(config)
     return config

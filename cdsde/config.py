@@ -158,7 +158,7 @@ def base() -> ConfigDict:
     s.seed = 0
     s.batch_size = 16
     s.limit = placeholder(int)  # only the first so many images
-    s.sheet = 16  # images on sheet.png
+    s.sheet = 16  # images on sheet.png; 0: no sheet
 
     # Methods. Weights may be changed without compiling again.
     c.sdedit = ConfigDict(dict(start=500))
@@ -307,11 +307,21 @@ def validate(config: ConfigDict) -> None:
     for stage in ("encoder", "classifier"):
         one_of(f"{stage}.pool", ("attention", "adaptive"))
     for stage in STAGES:
+        for key in (f"{stage}.channel_mult", f"{stage}.attention_resolutions"):
+            numbers = get(config, key)
+            least = 1 if key.endswith("mult") else 0
+            if len(numbers) < least or not all(type(n) is int and n > 0 for n in numbers):
+                raise ValueError(
+                    f"config.{key} is {numbers}; it must be a tuple of whole numbers above 0, such "
+                    "as '(1, 2)'"
+                )
+    for stage in STAGES:
         one_of(f"train.{stage}.schedule", ("constant", "cosine"))
         for key in ("steps", "batch_size", "accumulate"):
             at_least(f"train.{stage}.{key}", 1)
     for key in ("data.image_size", "train.log_every", "train.checkpoint_every", "train.keep"):
         at_least(key, 1)
+    at_least("sample.sheet", 0)
     for key in ("sample.rounds", "sample.batch_size", "sample.steps", "sample.limit"):
         at_least(key, 1)
     for key in ("train.steps", "train.batch_size", "eval.bootstrap", "sde.num_steps"):

@@ -88,30 +88,47 @@ def load(path: str) -> ConfigDict:
         raise UserError(f"{name} fails with {type(error).__name__}: {error}") from error
 
 
-def _check_override(config: ConfigDict, leaves: list[str], key: str, value: str | None) -> None:
-    if key not in leaves:
-        if any(leaf.startswith(f"{key}.") for leaf in leaves):
-            inner = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
-            raise UserError(f"config.{key} is a group of keys; set one of {', '.join(inner[:6])}")
-        raise UserError(
-            f"config has no key '{key}'; the nearest are {config_lib.nearest(key, leaves)}"
-        )
+def check_key(leaves: list[str], key: str) -> None:
+    """Check that a dotted key is one of `leaves`.
+
+    Raises:
+      UserError: one sentence that names the nearest keys, or those of the group that it is.
+    """
+    if key in leaves:
+        return
+    if inner := [leaf for leaf in leaves if leaf.startswith(f"{key}.")]:
+        raise UserError(f"config.{key} is a group of keys; set one of {', '.join(inner[:6])}")
+    raise UserError(f"config has no key '{key}'; the nearest are {config_lib.nearest(key, leaves)}")
+
+
+def wrong_type(config: ConfigDict, key: str, value) -> str:
+    """The sentence for a value that does not fit its key."""
+    wanted = _type(config, key)
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    shape = plain.get(wanted, "a tuple such as '(1, 2)'" if wanted is tuple else wanted)
+    return f"config.{key} is {shape}, and '{value}' is not"
+
+
+def _type(config: ConfigDict, key: str) -> type:
     *groups, last = key.split(".")
     group = config_lib.get(config, ".".join(groups)) if groups else config
-    wanted = group.get_type(last)
+    return group.get_type(last)
+
+
+def _check_override(config: ConfigDict, leaves: list[str], key: str, value: str | None) -> None:
+    check_key(leaves, key)
+    wanted = _type(config, key)
     if value is None:
         if wanted is not bool:
             raise UserError(f"config.{key} needs a value: --config.{key}=VALUE")
         return
     if not _fits(wanted, value):
-        example = {int: "a whole number", float: "a number", bool: "true or false"}
-        shape = example.get(wanted, "a tuple such as '(1, 2)'" if wanted is tuple else wanted)
-        raise UserError(f"config.{key} is {shape}, and '{value}' is not")
+        raise UserError(wrong_type(config, key, value))
 
 
 def _fits(wanted: type, value: str) -> bool:
     if wanted is bool:
-        return value.lower() in ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n")
+        return value.lower() in ("true", "false", "1", "0", "t", "f")
     if wanted in (int, float):
         try:
             wanted(value)

@@ -64,10 +64,13 @@ class Writer:
         return list(dict.fromkeys(k for row in self._rows for k in row))
 
     def _write_rows(self) -> None:
-        with self._csv.open("w", newline="") as f:
+        # Replaced, not rewritten in place: a kill between must not cost the rows so far.
+        temporary = self._csv.with_name(".metrics.csv.new")
+        with temporary.open("w", newline="") as f:
             w = csv.DictWriter(f, self._columns() or ["step"])
             w.writeheader()
             w.writerows(self._rows)
+        temporary.replace(self._csv)
 
 
 class Rate:

@@ -8,6 +8,7 @@ holds results of other settings is refused rather than mixed.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from cdsde.data import (
 from cdsde.sampler import load_sampler
 
 RECORD = "settings.json"  # beside the images: what they were made with
+SHEET = "sheet.png"  # beside them too: the first of them at a glance
 
 
 def open_input(config: ConfigDict):
@@ -68,14 +70,16 @@ def output_folder(config: ConfigDict, workdir) -> Path:
 
 
 def output_names(ids: Sequence[str]) -> list[str]:
-    """One PNG name per input: its stem, or its whole name where stems would meet."""
-    stems = [Path(name).stem if Path(name).suffix else name for name in ids]
-    stems = [stem.replace("/", "_") for stem in stems]
-    twice = (
-        {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else ()
-    )
+    """One PNG name per input: its stem, or its whole name where stems would meet each other.
+
+    No input takes the name of the contact sheet.
+    """
     whole = [str(name).replace("/", "_") for name in ids]
-    return [f"{w if s in twice else s}.png" for s, w in zip(stems, whole, strict=True)]
+    stems = [Path(name).stem if Path(name).suffix else name for name in whole]
+    count = Counter([*stems, Path(SHEET).stem])
+    names = [f"{w if count[s] > 1 else s}.png" for s, w in zip(stems, whole, strict=True)]
+    # Such as a.jpg, a.png and a.jpg.png.
+    return names if len(set(names)) == len(names) else [f"{w}.png" for w in whole]
 
 
 def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict:
@@ -88,7 +92,8 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     record["data"] = {k: plain["data"][k] for k in ("image_size", "filter")}
     record["start"] = config_lib.start_index(config)
     record["weights"] = origins
-    record["input"] = repr(source)
+    # Without the number of images: one may be added, or a broken one taken away, in between.
+    record["input"] = repr(source).rsplit(" of ", 1)[0]
     return record
 
 
@@ -134,10 +139,9 @@ def sample(config: ConfigDict, workdir) -> Path:
                     write_png(folder / by_id[name], image)
                     bar.update()
     mesh.barrier("sampled")
-    if jax.process_index() == 0:
-        sheet = sheet_of(config, source, folder, names, wanted)
-        write_png(folder / "sheet.png", sheet)
-        logging.info("results in %s, the first of them in %s", folder, folder / "sheet.png")
+    if jax.process_index() == 0 and config.sample.sheet:
+        write_png(folder / SHEET, sheet_of(config, source, folder, names, wanted))
+        logging.info("results in %s, the first of them in %s", folder, folder / SHEET)
     return folder
 
 

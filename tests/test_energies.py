@@ -105,6 +105,11 @@ def with_gradient(energy, y, x_t, i):
     return values, gradient
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def values_of(energy, y, x_t, i):
+    return energy(y, x_t, i)
+
+
 def check_parity(name, rows, values, gradient, suffix=""):
     """The rows of a result against step_adm.npz or step_ddpm.npz; `rows` is `(file, slice)`."""
     for file, part in rows:
@@ -119,20 +124,27 @@ FIRST = [("step_adm", slice(0, 2)), ("step_ddpm", slice(2, 3))]
 LOWEST = [("step_adm", slice(3, 5)), ("step_ddpm", slice(5, 6))]
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "neg_l2"])
-def test_domain_energy_parity(similarity):
+def test_domain_energy_parity():
     apply, params = torch_weights.load_torch(
         GOLDEN / "dse.safetensors", "adm_encoder", num_head_channels=16
     )
-    energy = energies.domain(lambda x, i: apply(params, x, i, head=False)[1], similarity)
+
+    @jax.jit
+    def run(y, x_t, i):
+        def features(x, i):
+            return apply(params, x, i, head=False)[1]
+
+        similarities = ("cosine", "neg_l2")
+        return {s: with_gradient(energies.domain(features, s), y, x_t, i) for s in similarities}
+
     # One program for all: each image with its own index.
     arrays = [golden(file) for file, _ in FIRST]
     y, x_t = (np.concatenate([a[k] for a in arrays] * 2) for k in ("y", "xt"))
     i = np.concatenate([a[k] for k in ("t", "t_lowt") for a in arrays])
-    values, gradient = with_gradient(energy, y, x_t, i)
-    check_parity(f"dse_{similarity}", FIRST, values, gradient)
-    if similarity == "cosine":
-        check_parity("dse_cosine", LOWEST, values, gradient, "_lowt")
+    results = run(y, x_t, i)
+    for similarity, result in results.items():
+        check_parity(f"dse_{similarity}", FIRST, *result)
+    check_parity("dse_cosine", LOWEST, *results["cosine"], suffix="_lowt")
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "neg_l2"])
@@ -182,8 +194,8 @@ def test_gradient_is_the_finite_difference(name):
     norm = jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3)))
     direction = gradient / norm[:, None, None, None]
     h = 0.02
-    change = energy(Y + h * direction, X_T, 300.0) - energy(Y - h * direction, X_T, 300.0)
-    np.testing.assert_allclose(change / (2 * h), norm, rtol=5e-3)
+    up, down = (values_of(energy, Y + s * h * direction, X_T, 300.0) for s in (1, -1))
+    np.testing.assert_allclose((up - down) / (2 * h), norm, rtol=5e-3)
 
 
 @each_energy
@@ -212,7 +224,7 @@ def test_extreme_at_the_reference(name):
     assert np.abs(gradient).max() < 1e-5 * np.abs(elsewhere).max()
     # The domain energies are likeness, greatest at the reference; the others distances.
     sign = -1 if name.startswith("domain") else 1
-    assert np.all(sign * (energy(Y, X_T, 300.0) - at_reference) > 0)
+    assert np.all(sign * (values_of(energy, Y, X_T, 300.0) - at_reference) > 0)
 
 
 @each_energy
@@ -227,20 +239,21 @@ def test_unit():
     x = np.array([[3.0, 4.0], [0.0, 0.0], [-1e-12, 0.0], [1e-6, 0.0]], np.float32)
     expected = [[0.6, 0.8], [0, 0], [-1e-2, 0], [1, 0]]
     np.testing.assert_allclose(energies.unit(x), expected, rtol=1e-6)
-    assert np.all(np.isfinite(jax.jacobian(energies.unit)(x)))
+    assert np.all(np.isfinite(jax.jit(jax.jacobian(energies.unit))(x)))
 
 
 @pytest.mark.parametrize("name", [n for n in sorted(ENERGIES) if n[:7] != "content"])
 def test_the_reference_is_a_constant(name):
     # Nothing is to be gained, and half the network's cost lost, from differentiating it.
-    gradient = jax.grad(lambda x_t: jnp.sum(ENERGIES[name](Y, x_t, 300.0)))(X_T)
+    of_reference = jax.grad(lambda x_t: jnp.sum(ENERGIES[name](Y, x_t, 300.0)))
+    gradient = jax.jit(of_reference)(X_T)
     assert not np.any(gradient)
 
 
 @pytest.mark.parametrize("name", [n for n in sorted(ENERGIES) if n[:7] != "content"])
 def test_the_level_reaches_the_network(name):
     energy = ENERGIES[name]
-    assert np.abs(energy(Y, X_T, 0.0) - energy(Y, X_T, 999.0)).min() > 1e-3
+    assert np.abs(values_of(energy, Y, X_T, 0.0) - values_of(energy, Y, X_T, 999.0)).min() > 1e-3
 
 
 def test_contrastive_cosine_of_simple_vectors():
@@ -258,14 +271,14 @@ def test_contrastive_cosine_of_simple_vectors():
 def test_total_adds_over_the_batch_and_never_averages():
     used = [ENERGIES["domain-cosine"], ENERGIES["content-neg_l2"]]
     weights, references = np.array([500.0, 2.0], np.float32), [X_T, X_T[::-1]]
-    gradient = jax.grad(energies.total(used))(Y, references, 300.0, weights)
+    of_total = jax.jit(jax.grad(energies.total(used)))
+    gradient = of_total(Y, references, 300.0, weights)
     expected = sum(
         w * with_gradient(e, Y, x, 300.0)[1]
         for e, x, w in zip(used, references, weights, strict=True)
     )
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
-    alone = [x[:1] for x in references]
-    alone = jax.grad(energies.total(used))(Y[:1], alone, 300.0, weights)
+    alone = of_total(Y[:1], [x[:1] for x in references], 300.0, weights)
     np.testing.assert_allclose(alone, gradient[:1], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="shorter"):
         energies.total(used)(Y, references, 300.0, weights[:1])

@@ -162,7 +162,7 @@ def test_small_sources_are_read_once(monkeypatch):
 
 
 def test_kept_images_stay_as_they_are_and_do_not_travel():
-    records = loader._Resized(Numbered(3, size=(32, 64)), 0, 8, keep=True)
+    records = loader._Resized(Numbered(3, size=(32, 64)), 0, 8, "lanczos", keep=True)
     first = records[0]
     assert first["image"].base is None or first["image"].base.size <= first["image"].size
     assert records[0] is first

@@ -3,20 +3,17 @@
 A source has `len(s)`, `s[j] -> {"image": uint8 [H, W, 3], "id": str}` (the image as stored, at its
 own size) and `s.ids` (all ids in order, without decoding). Ids are names, not positions, wherever
 the data has names. Sources pickle: open files stay behind and are opened again in the other
-process. `open_domain` at the end is the one place that knows all kinds.
+process. `domains.open_domain` is the one place that knows all kinds.
 """
 
-import bisect
 import csv
 import difflib
 import functools
 import importlib.resources
-import itertools
-import operator
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
 
@@ -200,78 +197,3 @@ class FolderSource(FilesSource):
 
 def _folders(path: Path) -> Sequence[str]:
     return [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-
-
-class JoinedSource:
-    """Several domains one after the other; ids are DOMAIN_ID, so that no two images share one."""
-
-    def __init__(self, sources: Mapping[str, Source]):
-        self._sources = list(sources.values())
-        self._ends = list(itertools.accumulate(map(len, self._sources)))
-        self.ids = [f"{name}_{i}" for name, source in sources.items() for i in source.ids]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Item:
-        index = range(len(self))[operator.index(index)]
-        part = bisect.bisect_right(self._ends, index)
-        source = self._sources[part]
-        return {**source[index - self._ends[part] + len(source)], "id": self.ids[index]}
-
-    def __repr__(self) -> str:
-        return f"JoinedSource({', '.join(map(repr, self._sources))})"
-
-
-# --- any of them, by name ---
-
-
-def open_domain(
-    root: str | os.PathLike,
-    domain: str,
-    split: str,
-    half: str | None = None,
-    data_dir: str | None = None,
-) -> Source:
-    """The images of one domain and split.
-
-    Args:
-      root: "emoji" (in the package), "tfds:NAME" such as "tfds:cycle_gan/horse2zebra", or a folder
-        that holds SPLIT/DOMAIN/*; a folder of that name is "./emoji".
-      domain: a style, folder, TFDS split suffix or class.
-      split: "train", "val" or "test".
-      half: "a" or "b" of the emoji's train split, None for all.
-      data_dir: where TFDS data sets are kept; None is TFDS's default.
-
-    Raises:
-      ValueError: root, domain, split or half does not exist; the text names those that do.
-    """
-    root = os.fspath(root)
-    if root == "emoji":
-        return EmojiSource(domain, split, half)
-    if half is not None:
-        raise ValueError(f"Data root '{root}' has no halves: only 'emoji' has; use half=None.")
-    if root.startswith("tfds:"):
-        from cdsde.data.tfds_source import TfdsSource
-
-        return TfdsSource(root.removeprefix("tfds:"), domain, split, data_dir)
-    return FolderSource(root, domain, split)
-
-
-def open_pairs(
-    root: str | os.PathLike, source: str, target: str, split: str, half: str | None = None
-) -> Source | None:
-    """The true pairs: a source of `target` whose [j] is image j of `source` by the other hand.
-
-    Only the emoji have true pairs; the answer is None for folders and TFDS. Arguments and errors
-    are those of `open_domain`.
-    """
-    if os.fspath(root) != "emoji":
-        return None
-    pairs = EmojiSource(target, split, half)
-    if pairs.ids != EmojiSource(source, split, half).ids:
-        raise ValueError(
-            f"Emoji styles '{source}' and '{target}' have different codes in '{split}': the "
-            "package data is damaged, install it again."
-        )
-    return pairs
