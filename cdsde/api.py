@@ -86,8 +86,7 @@ def translate(
     ids = np.array([image_id(str(n)) for n in names], np.uint32)
     if sampler is None:
         sampler, _ = load_sampler(config, workdir)
-    step = config.sample.batch_size
-    parts = [
-        sampler(batch[at : at + step], ids[at : at + step]) for at in range(0, len(batch), step)
-    ]
-    return np.concatenate(parts)
+    count, step = len(batch), min(config.sample.batch_size, len(batch))
+    # The last batch is filled up: another size would be another program to compile.
+    rows = [np.arange(at, at + step).clip(max=count - 1) for at in range(0, count, step)]
+    return np.concatenate([sampler(batch[r], ids[r]) for r in rows])[:count]

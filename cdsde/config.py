@@ -49,7 +49,7 @@ def _encoder_half(**changes) -> ConfigDict:
     """Architecture of an encoder half (EGSDE's classifier: half an ADM U-Net)."""
     c = ConfigDict()
     c.channels = 128
-    c.channel_mult = (1, 1, 2, 3, 4)
+    c.channel_mult = (1, 1, 2, 2, 4, 4)
     c.num_res_blocks = 2
     c.attention_resolutions = (32, 16, 8)
     c.num_heads = 4
@@ -204,7 +204,8 @@ def base() -> ConfigDict:
     e.methods = ""  # methods whose results are evaluated side by side: "sdedit,egsde"; "": method
     e.bootstrap = 1000  # resamples of the 95% interval
     e.seed = 0
-    return c
+    # A misspelt key in a config file fails rather than being a new one that nobody reads.
+    return c.lock()
 
 
 def key_paths(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -330,11 +331,12 @@ def validate(config: ConfigDict) -> None:
     if not sources(config):
         raise ValueError("config.data.source is empty; name the domain that is to be translated")
 
-    unknown = [d for d in (*sources(config), config.data.target) if d not in domains(config)]
-    if unknown:
-        raise ValueError(
-            f"config.data.domains lacks {', '.join(unknown)}; list every source and the target"
-        )
+    for key, name in [("source", n) for n in sources(config)] + [("target", config.data.target)]:
+        if name not in domains(config):
+            raise ValueError(
+                f"config.data.{key} names '{name}', which is not one of config.data.domains "
+                f"({', '.join(domains(config))}); choose one of these, or list it there"
+            )
 
     total = config.sde.num_steps
     start = start_index(config)

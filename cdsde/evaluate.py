@@ -34,9 +34,15 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
       `{method: {"L2 to source": {"mean", "low", "high"}, ...}}`.
 
     Raises:
-      ValueError: results are missing (says how many and what to run), or sizes do not fit.
+      ValueError: results are missing (says how many and what to run), are those of another method
+        or split, or sizes do not fit.
     """
     methods = config_lib.eval_methods(config)
+    if len(methods) > 1 and config.sample.output is not None:
+        raise ValueError(
+            f"config.eval.methods names {len(methods)} methods, config.sample.output one folder; "
+            "leave the latter out to read WORKDIR/samples/METHOD of each"
+        )
     if jax.process_index() > 0:
         return {}
     config = config.copy_and_resolve_references()
@@ -47,11 +53,12 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     for method in methods:
         config.method = method
         folder = sample_lib.output_folder(config, workdir)
+        _check_record(config, folder)
         per_image = measure(config, source, pairs, folder)
         results[method] = summarise(per_image, config.eval.bootstrap, config.eval.seed)
         _write(config, workdir, folder, per_image, results[method])
     print(render(results), flush=True)
-    if len(methods) > 1:
+    if len(methods) > 1 and config.sample.sheet:
         path = Path(workdir) / "eval" / "sheet.png"
         write_png(path, comparison(config, workdir, methods, source, pairs))
         logging.info("results side by side in %s", path)
@@ -128,6 +135,23 @@ def comparison(config: ConfigDict, workdir, methods, source, pairs) -> np.ndarra
         rows.append(row)
     titles = ["source", *methods] + ([TO_PAIR] if pairs is not None else [])
     return contact_sheet(rows, titles, blocks=2 if len(rows) > 4 else 1)
+
+
+def _check_record(config: ConfigDict, folder: Path) -> None:
+    """Check that results (which may come without a record) are of this method and split."""
+    path = folder / sample_lib.RECORD
+    if not path.exists():
+        return
+    record = json.loads(path.read_text())
+    have, want = {"method": record["method"]}, {"method": config.method}
+    if config.sample.input is None:
+        have["split"], want["split"] = record["sample"]["split"], config.sample.split
+    if have != want:
+        raise ValueError(
+            f"{folder} holds results of {', '.join(f'{k} {v}' for k, v in have.items())}, and "
+            f"{', '.join(f'{k} {v}' for k, v in want.items())} is to be evaluated; change "
+            "config.method or config.eval.split, or run --mode=sample into another folder"
+        )
 
 
 def _read(path: Path, size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from absl import flags
@@ -55,10 +56,6 @@ def check_overrides(argv: list[str]) -> None:
     path = config_path(argv)
     if path is None:
         return  # absl says that --config is required, or this is --help
-    if not Path(path.split(":")[0]).is_file():
-        found = sorted(str(p) for p in Path(path).parent.glob("*.py")) if path else []
-        near = f"; there are {', '.join(found)}" if found else ""
-        raise UserError(f"--config={path} is not a file{near}")
     config = load(path)
     leaves = config_lib.key_paths(config)
     for position, argument in enumerate(argv):
@@ -75,17 +72,30 @@ def load(path: str) -> ConfigDict:
     """The config that a file makes.
 
     Raises:
-      UserError: the file fails, or has no get_config.
+      UserError: there is no such file (names those that there are), it fails, or it has no
+        get_config.
     """
     name, _, argument = path.partition(":")
+    if not Path(name).is_file():
+        found = sorted(str(p) for p in Path(name).parent.glob("*.py")) if name else []
+        near = f"; there are {', '.join(found)}" if found else ""
+        raise UserError(f"the config '{name}' is not a file{near}")
     scope = {"__name__": "cdsde_config", "__file__": name}
     try:
         exec(compile(Path(name).read_text(), name, "exec"), scope)
-        return scope["get_config"](*([argument] if argument else []))
-    except KeyError as error:
-        raise UserError(f"{name}: {error} is not defined; a config has a get_config()") from error
+        if "get_config" in scope:
+            return scope["get_config"](*([argument] if argument else []))
     except Exception as error:
-        raise UserError(f"{name} fails with {type(error).__name__}: {error}") from error
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
+        where = f"{name}, line {lines[-1]}," if lines else name
+        if match := re.search(r'Key "([^"]+)" does not exist', str(error)):
+            near = config_lib.nearest(match[1], config_lib.key_paths(config_lib.base()))
+            raise UserError(
+                f"{where} sets '{match[1]}', which no config has; the nearest are {near}"
+            ) from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where} fails with {type(error).__name__}: {reason}") from error
+    raise UserError(f"{name} has no get_config(), which makes the config of every such file")
 
 
 def check_key(leaves: list[str], key: str) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from cdsde.version import __version__
 
@@ -29,6 +28,9 @@ class Writer:
     """
 
     def __init__(self, folder, resume_step: int = 0):
+        # Imported here: it looks for PyTorch, which takes seconds where that is installed.
+        from tensorboardX import SummaryWriter
+
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._csv = self._folder / "metrics.csv"

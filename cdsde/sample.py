@@ -8,6 +8,7 @@ holds results of other settings is refused rather than mixed.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +94,7 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     record["start"] = config_lib.start_index(config)
     record["weights"] = origins
     # Without the number of images: one may be added, or a broken one taken away, in between.
-    record["input"] = repr(source).rsplit(" of ", 1)[0]
+    record["input"] = re.sub(r" of \d+ images", "", repr(source))
     return record
 
 

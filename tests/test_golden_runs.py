@@ -59,7 +59,7 @@ def load(name):
 
 def settings_of(name, **changes):
     """The package's own settings of a method; the reference networks are smaller."""
-    settings = config.base ()[name]
+    settings = config.base()[name]
     if name != "sdedit":
         settings.factor = FACTOR
     settings.update(changes)

@@ -17,7 +17,7 @@ from cdsde.train import stages, state
 from cdsde.train.sheets import SheetMaker
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(FloatingPointError):
     """The loss became NaN or infinite."""
 
 
