@@ -11,5 +11,5 @@ from cdsde import config, presets
 
 def get_config():
     c = config.base()
-    presets.emoji(c, source="fluent", target="twemoji", score_steps=4500)
+    presets.emoji(c, source="fluent", target="twemoji", score_steps=2800)
     return c

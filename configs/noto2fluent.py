@@ -11,5 +11,5 @@ from cdsde import config, presets
 
 def get_config():
     c = config.base()
-    presets.emoji(c, source="noto", target="fluent", score_steps=6000)
+    presets.emoji(c, source="noto", target="fluent", score_steps=5000)
     return c
