@@ -132,7 +132,7 @@ def shipped_names() -> list[str]:
 def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None:
     """Write parameters as float16 safetensors, and the card with the architecture beside them."""
     half = {name: value.astype(np.float16) for name, value in flatten(params).items()}
-    safetensors.numpy.save_file(half, path)
+    path.write_bytes(safetensors.numpy.save(half))
     report.write_json(
         path.with_suffix(".json"), {**card, "architecture": architecture(config, stage)}
     )

@@ -34,6 +34,8 @@ def learning_rate(c: ConfigDict) -> optax.Schedule:
     warmup = min(c.warmup, c.steps // 2)
     if c.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warmup, c.steps)
+    if not warmup:  # which optax takes for "stay at the start", at 0
+        return optax.constant_schedule(c.learning_rate)
     return optax.warmup_constant_schedule(0.0, c.learning_rate, warmup)
 
 
