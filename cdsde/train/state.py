@@ -108,7 +108,7 @@ def make_step(loss: Callable, tx: optax.GradientTransformation, c: ConfigDict) -
         n = state.step.astype(jnp.float32)
         decay = jnp.minimum(c.ema, (1 + n) / (10 + n))
         ema = optax.incremental_update(params, state.ema, 1 - decay)
-        metrics = {"loss": value, "gradient_norm": optax.global_norm(g), **metrics}
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(g), **metrics}
         return TrainState(state.step + 1, state.key, params, ema, opt_state), metrics
 
     return step

@@ -1,0 +1,64 @@
+"""What several tests need: networks of a few layers on 16² pictures, and weights for them."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from cdsde import weights
+
+FOLDER = Path(__file__).parent.parent / "configs" / "folder.py"
+# Networks of a few layers on 16² pictures, and a report and a checkpoint every other moment.
+TINY = {
+    "data.image_size": 16,
+    "score.channel_mult": (1,),
+    "score.attention_resolutions": (),
+    "train.batch_size": 8,
+    "train.checkpoint_every": 2,
+    "train.log_every": 1,
+    "train.sample_every": 0,
+    "train.score.warmup": 2,
+    "train.encoder.warmup": 2,
+    "train.classifier.warmup": 2,
+    "sample.steps": 2,
+}
+for _stage in ("encoder", "classifier"):
+    TINY |= {
+        f"{_stage}.channels": 32,
+        f"{_stage}.channel_mult": (1,),
+        f"{_stage}.attention_resolutions": (),
+    }
+
+
+def compile_cached(folder: str) -> None:
+    """Compile in little time, and each program once for all processes."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+
+
+def random_params(config, stage: str, seed: int = 0):
+    """Parameters of which none is zero, so that every part of a network has a say."""
+    r = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return r.normal(centre, 0.2 / np.sqrt(max(1, len(shape.shape))), shape.shape).astype("f4")
+
+    return jax.tree_util.tree_map_with_path(draw, weights.shapes(config, stage))
+
+
+def one_sentence(text: str) -> bool:
+    return bool(text) and "\n" not in text and "Traceback" not in text
+
+
+def files(folder) -> dict[str, int]:
+    """Time of the last change of every file right in a folder, by name."""
+    return {p.name: p.stat().st_mtime_ns for p in Path(folder).iterdir()}
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text())
