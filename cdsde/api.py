@@ -78,6 +78,10 @@ def translate(
         names = [
             Path(x).name if isinstance(x, str | Path) else str(j) for j, x in enumerate(images)
         ]
+    if len(names) != len(images):
+        raise ValueError(
+            f"translate got {len(images)} images and {len(names)} names: give one an image"
+        )
     pixels = [
         x if isinstance(x, np.ndarray) else decode(x, n) for x, n in zip(images, names, strict=True)
     ]

@@ -73,6 +73,11 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
     """How a trained network was made: its training config, last log row, hardware and versions."""
     trained = checkpoint.saved_config(workdir, stage)
     log = Path(workdir) / "logs" / stage / "metrics.csv"
+    if not log.exists():
+        raise ValueError(
+            f"{log} is not there, and the card tells of the training; export from the work folder "
+            f"that the {stage} was trained in, or with --config.export.format=published"
+        )
     with log.open(newline="") as f:
         last = list(csv.DictReader(f))[-1]
     return {

@@ -30,7 +30,8 @@ def parse(argv: list[str]) -> list[str]:
     except UserError as error:
         message = str(error)
     except flags.Error as error:
-        message = f"{error}; see python -m cdsde.main --help"
+        # One line, where absl gives each flag that is missing its own.
+        message = f"{' '.join(str(error).split())}; see python -m cdsde.main --help"
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         message = f"a value on the command line does not fit its config key ({error})"
     print(f"error: {message}", file=sys.stderr)
@@ -38,13 +39,20 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def config_path(argv: list[str]) -> str | None:
-    """The value of --config, None if it is not given."""
+    """The value of --config, None if it is not given.
+
+    Raises:
+      UserError: it is given twice; overrides before the second would be lost.
+    """
+    found = []
     for position, argument in enumerate(argv):
         if match := re.match(r"^--?config=(.*)$", argument):
-            return match.group(1)
-        if argument in ("--config", "-config") and position + 1 < len(argv):
-            return argv[position + 1]
-    return None
+            found.append(match.group(1))
+        elif argument in ("--config", "-config") and position + 1 < len(argv):
+            found.append(argv[position + 1])
+    if len(found) > 1:
+        raise UserError(f"--config is given {len(found)} times ({', '.join(found)}); give it once")
+    return found[0] if found else None
 
 
 def check_overrides(argv: list[str]) -> None:

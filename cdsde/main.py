@@ -43,7 +43,7 @@ def run(argv) -> None:
     try:
         config_lib.validate(config)
         _program(MODE.value)(config, workdir)
-    except (ValueError, FileNotFoundError, FloatingPointError, flag_errors.UserError) as error:
+    except (ValueError, OSError, FloatingPointError, flag_errors.UserError) as error:
         # One sentence for people; the trace for those who ask for it.
         logging.debug("", exc_info=True)
         if logging.level_debug():

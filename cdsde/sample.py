@@ -108,9 +108,9 @@ def sample(config: ConfigDict, workdir) -> Path:
     sampler, origins = load_sampler(config, workdir)
     folder = output_folder(config, workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, settings_record(config, origins, source))
-
     names = output_names(source.ids)
+    _claim(folder, settings_record(config, origins, source), names)
+
     wanted = range(len(source))[: config.sample.limit]
     mine = list(wanted)[jax.process_index() :: jax.process_count()]
     todo = [j for j in mine if not (folder / names[j]).exists()]
@@ -151,7 +151,7 @@ def _cap(todo, sampler) -> int:
     return max(mesh.round_up(len(todo), sampler.devices), sampler.devices.size)
 
 
-def _claim(folder: Path, record: dict) -> None:
+def _claim(folder: Path, record: dict, names: Sequence[str]) -> None:
     """Write the record, or check that the results already there have the same one."""
     path = folder / RECORD
     if path.exists():
@@ -165,6 +165,12 @@ def _claim(folder: Path, record: dict) -> None:
                 f"{', '.join(changed)}); delete it or choose another --config.sample.output"
             )
     elif jax.process_index() == 0:
+        # Without a record it is no result, and would pass for one (the input folder, for example).
+        if foreign := next((name for name in names if (folder / name).exists()), None):
+            raise ValueError(
+                f"{folder} holds {foreign}, which is no result of --mode=sample (there is no "
+                f"{RECORD} beside it); choose another --config.sample.output"
+            )
         report.write_json(path, record)
 
 

@@ -94,7 +94,8 @@ def batch(size: int = 16):
 
 @pytest.mark.parametrize("method", config_lib.METHODS)
 def test_neither_batch_nor_order_nor_devices_change_a_picture(method, task, on_devices):
-    config = task(method, sample__rounds=2)
+    # From low levels: the first step from i = 999 divides rounding errors by √ᾱ = 0.006.
+    config = task(method, sample__rounds=2, sample__start=300)
     images, ids = batch()
     samplers = []
     for devices in (1, 8):
@@ -250,13 +251,16 @@ def test_names_that_meet_are_kept_apart(task, tmp_path):
 def test_the_sheet_shows_sources_results_and_true_targets(task, tmp_path, monkeypatch):
     shown = []
     real = sample.contact_sheet
-    monkeypatch.setattr(
-        sample, "contact_sheet", lambda rows, *a, **k: shown.append((rows, a)) or real(rows, *a, **k)
-    )
+
+    def contact_sheet(rows, titles, **options):
+        shown.append((rows, titles))
+        return real(rows, titles, **options)
+
+    monkeypatch.setattr(sample, "contact_sheet", contact_sheet)
     emoji = {"data__root": "emoji", "data__source": "noto", "data__target": "fluent"}
     config = task(sample__limit=3, sample__sheet=2, sample__split="test", **emoji)
     made = list(results(sample.sample(config, tmp_path)).values())
-    ((rows, (titles,)),) = shown
+    ((rows, titles),) = shown
     assert titles == ["source", "sdedit", "true target"] and len(rows) == 2
     truth = sample.open_truth(config)
     for j, (_, result, target) in enumerate(rows):
@@ -264,7 +268,7 @@ def test_the_sheet_shows_sources_results_and_true_targets(task, tmp_path, monkey
         np.testing.assert_array_equal(target, resize(truth[j]["image"], 16))
     config = task(sample__sheet=1)
     sample.sample(config, tmp_path / "folder")
-    (row,), (titles,) = shown[1]
+    (row,), titles = shown[1]
     assert titles == ["source", "sdedit"] and len(row) == 2
 
 
@@ -364,7 +368,7 @@ CHANGES = [
 def test_results_of_other_settings_are_not_mixed(changes, named, task, trained, five, tmp_path):
     out = tmp_path / "out"
     config = task(sample__input=five, sample__output=out)
-    sample._claim(out, sample.settings_record(config, origins(config), FilesSource(five)))
+    sample._claim(out, sample.settings_record(config, origins(config), FilesSource(five)), MADE)
     picture(0).save(out / "a.png")
     before = files(out)
     config.update_from_flattened_dict(changes)
@@ -396,7 +400,7 @@ def origins(config):
 def test_python_and_the_command_line_make_the_same_picture(task, five, tmp_path):
     config = task(sample__input=five)
     by_name = results(sample.sample(config, tmp_path))
-    paths = sorted(five.glob("*.*g")) + [five / "d.webp"]
+    paths = [five / name for name in ("b.jpg", "e.PNG", "a.png", "d.webp", "ç 1.png")]
     expected = np.stack([by_name[f"{p.stem}.png"] for p in paths])
     made = api.translate(config, paths)
     assert made.dtype == np.uint8 and made.shape == (len(paths), 16, 16, 3)
@@ -463,6 +467,8 @@ def test_inputs_that_are_not_there(task, tmp_path):
     said("Data root 'no' does not exist: give 'emoji'", sample.sample,
          task(data__root="no"), tmp_path)  # fmt: skip
     said("got no image: give at least one", api.translate, task(), [])
+    said("got 2 images and 1 names: give one an image", api.translate, task(),
+         np.zeros((2, 16, 16, 3), np.uint8), names=["a"])  # fmt: skip
     said("gone.png' does not exist: check the path", api.translate, task(), ["gone.png"])
     assert not (tmp_path / "samples").exists()
 
