@@ -71,6 +71,8 @@ def translate(
     Raises:
       ValueError: an image that cannot be read, or no weights.
     """
+    if isinstance(images, str | bytes | Path):
+        raise ValueError("translate takes a sequence of images; put the one you have in a list")
     images = list(images)
     if not images:
         raise ValueError("translate got no image: give at least one")

@@ -467,6 +467,7 @@ def test_inputs_that_are_not_there(task, tmp_path):
     said("Data root 'no' does not exist: give 'emoji'", sample.sample,
          task(data__root="no"), tmp_path)  # fmt: skip
     said("got no image: give at least one", api.translate, task(), [])
+    said("put the one you have in a list", api.translate, task(), "face.png")
     said("got 2 images and 1 names: give one an image", api.translate, task(),
          np.zeros((2, 16, 16, 3), np.uint8), names=["a"])  # fmt: skip
     said("gone.png' does not exist: check the path", api.translate, task(), ["gone.png"])
