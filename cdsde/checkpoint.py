@@ -79,11 +79,6 @@ def restore(m: ocp.CheckpointManager, state, ema, data):
       ValueError: the saved parameters have other shapes: the config has changed.
     """
     step = m.latest_step()
-    if step == 0:
-        raise ValueError(
-            f"{m.directory} holds imported weights, which have no optimiser to go on with; train "
-            "in another --workdir"
-        )
     _check_shapes(m, step, "ema", ema)
     restored = m.restore(
         step,

@@ -26,6 +26,7 @@ NEEDS = {  # the stages whose networks a method runs
 def _training(steps: int, batch_size: int, learning_rate: float, **changes) -> ConfigDict:
     """How one stage is trained."""
     c = ConfigDict()
+    c.fine_tune = False  # begin from imported weights or config.weights.STAGE, not at random
     c.steps = steps  # optimiser steps
     c.batch_size = batch_size  # images a step, over all devices and processes
     c.learning_rate = learning_rate  # peak, after the warm-up

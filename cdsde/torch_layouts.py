@@ -198,3 +198,38 @@ def adm_pointwise(module: str) -> int:
 def ddpm_pointwise(module: str) -> int:
     """Trailing ones of a DDPM weight: attention is made of 2-d convolutions."""
     return 2 if module.endswith((".q", ".k", ".v", ".proj_out")) else 0
+
+
+def efficientnet_name(module: str) -> str:
+    """Published name of an EfficientNet module: `_blocks_3._bn0` -> `_blocks.3._bn0`."""
+    return re.sub(r"^_blocks_(?=\d)", "_blocks.", module)
+
+
+def without_counters(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the batch counts of batch normalisation, which matter to training only."""
+    return {k: v for k, v in state_dict.items() if not k.endswith(".num_batches_tracked")}
+
+
+def rename_lpips(slices: Iterable[Iterable[Any]], state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """What LPIPS needs of a backbone's file, or of its own, under the names that `lpips` uses.
+
+    torchvision's `features.3.weight` becomes `slice2.3.weight`, and its classifier is left out; of
+    `lpips` itself `net.` in front and the constants of its scaling go, and `lins.0` is `lin0`.
+
+    Args:
+      slices: for each slice its convolutions, with their `index` among torchvision's features.
+      state_dict: names to anything.
+    """
+    slice_of = {layer.index: n for n, layers in enumerate(slices, 1) for layer in layers}
+
+    def backbone(match):
+        number = slice_of.get(int(match[1]))
+        return f"slice{number}.{match[1]}." if number else match[0]
+
+    renamed = {}
+    for key, value in state_dict.items():
+        key = re.sub(r"^features\.(\d+)\.", backbone, key.removeprefix("net."))
+        key = re.sub(r"^lins\.(?=\d)", "lin", key)
+        if not key.startswith(("classifier.", "scaling_layer.")):
+            renamed[key] = value
+    return renamed

@@ -7,12 +7,15 @@ published name, derived from its path by a rule (`input_blocks_3_0/in_layers_2/k
 Convolution kernels are (H, W, in, out) here and (out, in, H, W) there; linear ones (in, out) and
 (out, in), with trailing ones where the published layer is a 1x1 convolution.
 
-PyTorch is imported only when a `.pt` file is read or written.
+The feature networks of the evaluation are kinds too. PyTorch is imported only when a `.pt` file of
+a network of translation is read, or any `.pt` written.
 """
 
+import functools
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +25,10 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from cdsde import torch_layouts
+from cdsde import torch_files, torch_layouts
+from cdsde.features.efficientnet import EfficientNetLite0
+from cdsde.features.inception import InceptionV3
+from cdsde.features.lpips import LPIPSVGG, LPIPSAlex
 from cdsde.networks import ADMEncoder, ADMUNet, DDPMUNet
 
 StateDict = dict[str, np.ndarray]
@@ -41,39 +47,57 @@ class Kind(NamedTuple):
       infer: `(state dict, known fields) -> constructor fields`.
       module_name: path of a module, joined with dots -> its published name.
       pointwise: published module name -> number of trailing ones in its weight's shape.
-      stem: key of the first convolution, which knows the number of input channels.
+      inputs: `(network, state dict) -> (arguments, keyword arguments)` to initialise it with.
       prefixes: what a state dict of this kind must contain.
+      rename: state dict -> what the network needs of it, under the names that it knows.
+      supplement: file of `cdsde/assets/features` with what a state dict may lack as a whole.
+      plain: published as dense tensors, which need no PyTorch to be read.
     """
 
     network: type
     infer: Callable[[StateDict, Mapping[str, Any]], dict[str, Any]]
     module_name: Callable[[str], str]
     pointwise: Callable[[str], int]
-    stem: str
+    inputs: Callable[[Any, StateDict], tuple[tuple, dict]]
     prefixes: tuple[str, ...]
+    rename: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda state_dict: state_dict
+    supplement: str | None = None
+    plain: bool = False
 
 
 def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict]:
     """Loads published weights into the network of `kind`.
 
     Args:
-      path: `.pt`/`.pth` (needs PyTorch; only tensors are accepted) or `.safetensors`.
-      kind: "adm", "ddpm" or "adm_encoder".
+      path: `.pt`/`.pth` (only tensors are accepted) or `.safetensors`. A `.pt` of the first three
+        kinds needs PyTorch.
+      kind: "adm", "ddpm", "adm_encoder"; "inception", the file of pytorch-fid; "lpips_alex" and
+        "lpips_vgg", torchvision's file of the backbone or one of `lpips` itself, to which the
+        published linear heads are added where it has none; "efficientnet_lite0".
       **arch: constructor fields of the network. What the shapes determine is inferred; shapes do
         not tell `num_heads`, `num_head_channels` and `new_attention_order` (default: the published
         cat2dog values), nor `dropout`, `dtype` and `remat`.
 
     Returns:
-      `(apply, params)`: `apply(params, x, t)` with x `[B, H, W, C]` and t the raw index 0..999,
-      scalar or `[B]`, returns what the network returns ("adm_encoder": `(logits, features)`); pure
-      and jittable. `params` is `{"params": tree}` of float32 arrays.
+      `(apply, params)`, where `params` is `{"params": tree}` of float32 arrays, and `apply` is pure
+      and jittable:
+        adm, ddpm, adm_encoder: `apply(params, x, t)` with x `[B, H, W, C]` and t the raw index
+          0..999, scalar or `[B]`, returns what the network returns ("adm_encoder": `(logits,
+          features)`).
+        inception, efficientnet_lite0: `apply(params, images)` with float images `[B, H, W, 3]` in
+          [0, 1] of any size returns a dict of features, see `InceptionV3` ("64", "64_mean", ...,
+          "2048", "logits") and `EfficientNetLite0` ("block0", "block0_mean", ..., "pooled",
+          "logits"); the pre-processing is part of it.
+        lpips_alex, lpips_vgg: `apply(params, a, b)` with float images `[B, H, W, 3]` in [-1, 1]
+          returns the distance of each pair `[B]`; `apply(params, a, b, method="layers")` returns
+          what each layer adds to it, `[B, 5]`.
 
     Raises:
       ValueError: unknown kind or field, a file that would execute code or is damaged, keys or
         shapes that do not fit the network (all of them are named).
-      ImportError: the file is a `.pt` and PyTorch is not installed.
+      ImportError: the file is a `.pt` that needs PyTorch, which is not installed.
     """
-    state_dict = read_state_dict(path)
+    state_dict = read_state_dict(path, plain=_kind(kind).plain)
     try:
         return from_state_dict(state_dict, kind, **arch)
     except ValueError as error:
@@ -87,7 +111,7 @@ def from_state_dict(
 
     Args:
       state_dict: published names (without `module.`) to arrays.
-      kind: "adm", "ddpm" or "adm_encoder".
+      kind: one of `KINDS`.
       **arch: constructor fields; what is absent is inferred or takes its default.
 
     Returns:
@@ -99,12 +123,9 @@ def from_state_dict(
     spec = _kind(kind)
     inferred = infer_architecture(state_dict, kind, **arch)
     network = _build(spec, {**inferred, **arch}, kind)
-    channels = state_dict[spec.stem].shape[1] if spec.stem in state_dict else 3
-    side = getattr(network, "image_size", 2 ** (len(network.channel_mult) - 1))
-    x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-    conditional = getattr(network, "num_classes", None) is not None
-    labels = {"y": jax.ShapeDtypeStruct((1,), jnp.int32)} if conditional else {}
-    shapes = jax.eval_shape(network.init, jax.random.key(0), x, 0, **labels)["params"]
+    state_dict = _supplemented(spec.rename(state_dict), spec)
+    inputs, labels = spec.inputs(network, state_dict)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs, **labels)["params"]
     shapes = traverse_util.flatten_dict(shapes)
     names = {path: _published(spec, path, leaf.shape) for path, leaf in shapes.items()}
     problems = _mismatches(state_dict, dict(names.values()))
@@ -128,7 +149,7 @@ def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -
 
     Args:
       state_dict: published names (without `module.`) to arrays or anything with a `shape`.
-      kind: "adm", "ddpm" or "adm_encoder".
+      kind: one of `KINDS`.
       **known: fields already known. Several divisions of an encoder's blocks into levels may fit;
         `num_res_blocks`, `channel_mult` or `image_size` then decide. A DDPM network's
         `attention_resolutions` are given for `image_size` (default 256).
@@ -140,13 +161,14 @@ def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -
       ValueError: unknown kind, keys of another kind, or an undecided or impossible layout.
     """
     spec = _kind(kind)
+    renamed = spec.rename(state_dict)
     for prefix in spec.prefixes:
-        if not torch_layouts.has_prefix(state_dict, prefix):
+        if not torch_layouts.has_prefix(renamed, prefix):
             fitting = [name for name, other in KINDS.items() if _contains(state_dict, other)]
             look = f"they look like kind '{fitting[0]}'" if fitting else "check the file"
             keys = _listed(sorted(state_dict))
             raise ValueError(f"no key of kind '{kind}' begins with '{prefix}' in {keys}; {look}.")
-    return spec.infer(state_dict, known)
+    return spec.infer(renamed, known)
 
 
 def published_shapes(params: Mapping, kind: str) -> dict[str, tuple[int, ...]]:
@@ -165,7 +187,7 @@ def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
 
     Args:
       params: `{"params": tree}` or the tree alone, of the network class of `kind`.
-      kind: "adm", "ddpm" or "adm_encoder".
+      kind: one of `KINDS`.
       prefix: put before each name; the published DDPM file has "module.".
 
     Returns:
@@ -206,19 +228,26 @@ def save_state_dict(path: str | Path, params: Mapping, kind: str, prefix: str = 
         save_file(state_dict, path)
 
 
-def read_state_dict(path: str | Path) -> StateDict:
+def read_state_dict(path: str | Path, plain: bool = False) -> StateDict:
     """Reads the tensors of a file, floating point ones as float32, without `module.` in the names.
 
     Takes plain state dicts, and dicts or lists that contain one (averaged weights before others).
 
+    Args:
+      path: the file.
+      plain: read a `.pt` without PyTorch, which needs it to be made of dense tensors.
+
     Raises:
       ValueError: unknown extension, a file that would execute code, is damaged or has no tensors.
-      ImportError: the file is a `.pt` and PyTorch is not installed.
+      ImportError: the file is a `.pt`, not to be read plainly, and PyTorch is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}: check the path of the weights.")
-    tensors = _read_torch(path) if _is_torch(path) else _read_safetensors(path)
+    if not _is_torch(path):
+        tensors = _read_safetensors(path)
+    else:
+        tensors = _read_plain(path) if plain else _read_torch(path)
     names = [re.sub(r"^(module\.)+", "", name) for name in tensors]
     return dict(zip(names, tensors.values(), strict=True))
 
@@ -234,6 +263,15 @@ def _read_safetensors(path: Path) -> StateDict:
         raise ValueError(f"{path} is not a readable safetensors file: {error}.") from None
     if not tensors:
         raise ValueError(f"{path} holds no tensors: pass a file of network weights.")
+    return _single(tensors)
+
+
+def _read_plain(path: Path) -> StateDict:
+    content = torch_files.load(path)
+    return _single(_find_tensors(content, path, lambda value: isinstance(value, np.ndarray)))
+
+
+def _single(tensors: Mapping[str, Any]) -> StateDict:
     floating = {k: jnp.issubdtype(v.dtype, jnp.floating) for k, v in tensors.items()}
     return {k: np.asarray(v, np.float32 if floating[k] else None) for k, v in tensors.items()}
 
@@ -313,9 +351,8 @@ def _build(spec: Kind, fields: Mapping[str, Any], kind: str) -> Any:
     unknown = sorted(set(fields) - set(spec.network.__dataclass_fields__))
     if unknown:
         choices = sorted(set(spec.network.__dataclass_fields__) - {"name", "parent"})
-        raise ValueError(
-            f"kind '{kind}' has no field {_listed(unknown)}: choose from {', '.join(choices)}."
-        )
+        choose = f"choose from {', '.join(choices)}" if choices else "there are none to choose"
+        raise ValueError(f"kind '{kind}' has no field {_listed(unknown)}: {choose}.")
     return spec.network(**fields)
 
 
@@ -353,7 +390,32 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")
 
 
+def _supplemented(state_dict: Mapping[str, Any], spec: Kind) -> Mapping[str, Any]:
+    """The state dict, with what comes with the package where it has nothing of that."""
+    if spec.supplement is None:
+        return state_dict
+    asset = resources.files("cdsde") / "assets" / "features" / spec.supplement
+    with resources.as_file(asset) as path:
+        given = _read_safetensors(path)
+    return state_dict if given.keys() & state_dict.keys() else {**state_dict, **given}
+
+
+def _noisy_inputs(stem: str, network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
+    """An image as deep as `stem`, the first convolution, takes it, its time and its label."""
+    channels = state_dict[stem].shape[1] if stem in state_dict else 3
+    side = getattr(network, "image_size", 2 ** (len(network.channel_mult) - 1))
+    x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    conditional = getattr(network, "num_classes", None) is not None
+    return (x, 0), {"y": jax.ShapeDtypeStruct((1,), jnp.int32)} if conditional else {}
+
+
+def _image_inputs(count: int, network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
+    """As many images as the network compares."""
+    return count * (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),), {}
+
+
 def _contains(state_dict: Mapping[str, Any], spec: Kind) -> bool:
+    state_dict = spec.rename(state_dict)
     return all(torch_layouts.has_prefix(state_dict, prefix) for prefix in spec.prefixes)
 
 
@@ -366,7 +428,12 @@ def _kind(kind: str) -> Kind:
 _ADM = {
     "module_name": torch_layouts.dotted_name,
     "pointwise": torch_layouts.adm_pointwise,
-    "stem": "input_blocks.0.0.weight",
+    "inputs": functools.partial(_noisy_inputs, "input_blocks.0.0.weight"),
+}
+_FEATURES = {
+    "infer": lambda state_dict, known: {},
+    "pointwise": lambda module: 0,
+    "plain": True,
 }
 KINDS = {
     "adm": Kind(
@@ -386,7 +453,41 @@ KINDS = {
         infer=torch_layouts.infer_ddpm,
         module_name=torch_layouts.ddpm_name,
         pointwise=torch_layouts.ddpm_pointwise,
-        stem="conv_in.weight",
+        inputs=functools.partial(_noisy_inputs, "conv_in.weight"),
         prefixes=("temb.", "down."),
+    ),
+    "inception": Kind(
+        network=InceptionV3,
+        module_name=lambda module: module,
+        inputs=functools.partial(_image_inputs, 1),
+        prefixes=("Conv2d_1a_3x3.", "Mixed_5b."),
+        rename=torch_layouts.without_counters,
+        **_FEATURES,
+    ),
+    "efficientnet_lite0": Kind(
+        network=EfficientNetLite0,
+        module_name=torch_layouts.efficientnet_name,
+        inputs=functools.partial(_image_inputs, 1),
+        prefixes=("_conv_stem.", "_blocks."),
+        rename=torch_layouts.without_counters,
+        **_FEATURES,
+    ),
+    "lpips_alex": Kind(
+        network=LPIPSAlex,
+        module_name=torch_layouts.dotted_name,
+        inputs=functools.partial(_image_inputs, 2),
+        prefixes=("slice1.0.", "slice2.3."),
+        rename=functools.partial(torch_layouts.rename_lpips, LPIPSAlex.slices),
+        supplement="lpips_alex.safetensors",
+        **_FEATURES,
+    ),
+    "lpips_vgg": Kind(
+        network=LPIPSVGG,
+        module_name=torch_layouts.dotted_name,
+        inputs=functools.partial(_image_inputs, 2),
+        prefixes=("slice1.0.", "slice1.2."),
+        rename=functools.partial(torch_layouts.rename_lpips, LPIPSVGG.slices),
+        supplement="lpips_vgg.safetensors",
+        **_FEATURES,
     ),
 }

@@ -10,7 +10,6 @@ FILE.json; the package's own are in `cdsde/assets/checkpoints/`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib import resources
 from pathlib import Path
@@ -23,6 +22,7 @@ from ml_collections import ConfigDict
 
 from cdsde import checkpoint, models, report
 from cdsde import config as config_lib
+from cdsde.trees import digest, flatten, unflatten
 
 SHIPPED = "shipped:"
 # What decides whether parameters fit, and what they mean, beside the network's own group.
@@ -57,9 +57,8 @@ def load(config: ConfigDict, workdir, stage: str):
             f"--config.train.stage={stage}, or name weights with --config.weights.{stage}=..."
         )
     else:
-        name = config.weights[stage]
-        params = _load_named(config, stage, name)
-        origin = name
+        origin = config.weights[stage]
+        params = _load_named(config, stage, origin)
     params = jax.tree.map(np.asarray, params)
     origin = f"{origin} (sha256 {digest(params)[:12]})"
     logging.info("%s: %s", stage, origin)
@@ -71,33 +70,6 @@ def shapes(config: ConfigDict, stage: str):
     tree = jax.eval_shape(models.MODELS[stage](config).init, jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), tree)
-
-
-def digest(params) -> str:
-    """SHA-256 over names, shapes and values of a parameter tree: names the network in results."""
-    h = hashlib.sha256()
-    for name, value in sorted(flatten(params).items()):
-        h.update(f"{name}{value.shape}{value.dtype}".encode())
-        h.update(np.ascontiguousarray(value).tobytes())
-    return h.hexdigest()
-
-
-def flatten(params) -> dict[str, np.ndarray]:
-    """Nested parameter dicts → {"a/b/kernel": array}."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(k.key for k in path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def unflatten(flat: dict[str, np.ndarray]) -> dict:
-    """The inverse of `flatten`."""
-    tree: dict = {}
-    for name, value in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree
 
 
 def _load_named(config: ConfigDict, stage: str, name: str):

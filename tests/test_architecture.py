@@ -22,8 +22,10 @@ PROGRAMS = {"main", "train", "sample", "evaluate", "exchange", "api"}
 # nowhere here is a program: it may use all but `main`.
 LAYERS = (
     {"version"},
-    MATHEMATICS | {"networks", "data", "config", "presets", "mesh", "report", "checkpoint"},
-    {"flag_errors", "models", "torch_layouts", "torch_weights"},
+    MATHEMATICS
+    | {"networks", "data", "config", "presets", "mesh", "report", "checkpoint"}
+    | {"torch_files", "torch_layouts", "trees"},
+    {"flag_errors", "models", "features", "torch_weights"},
     {"weights"},
     {"sampler"},
 )
@@ -38,8 +40,11 @@ ALONE = {
     "checkpoint": {"checkpoint"},
     "report": {"report", "version"},
     "flag_errors": {"config", "flag_errors"},
+    "torch_files": {"torch_files"},
     "torch_layouts": {"torch_layouts"},
-    "torch_weights": {"networks", "torch_layouts"},
+    "trees": {"trees"},
+    "features": {"features", "torch_weights", "trees"},
+    "torch_weights": {"networks", "features", "torch_files", "torch_layouts"},
 }
 
 
@@ -84,6 +89,14 @@ def test_imports_point_down(module):
 @pytest.mark.parametrize("module", [m for m in MODULES if part(m) in ALONE])
 def test_parts_that_stand_alone_do(module):
     assert parts_used(module) <= ALONE[part(module)]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if part(m) == "features"])
+def test_feature_networks_know_nothing_of_their_weights(module):
+    above = {
+        "features.extractor"
+    }  # torch_weights stands on the networks, and this on torch_weights
+    assert module in above or parts_used(module) <= {"features"}
 
 
 def test_the_lists_above_name_modules_that_exist():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import FOLDER, TINY, compile_cached
 
-from cdsde import checkpoint, load_config, mesh, report
+from cdsde import checkpoint, load_config, mesh, models, report
 from cdsde import config as config_lib
 from cdsde.train import loop, stages, state
 
@@ -376,6 +376,25 @@ def test_rows_of_a_table_are_never_lost_when_columns_change(tmp_path):
     assert [row["loss"] for row in table] == ["0.5", "0.25", "0.125"]
     assert [row["accuracy"] for row in table] == ["", "1", ""]
     assert not list(tmp_path.glob("*.new"))
+
+
+# --- networks: from weights that are there ---
+
+
+def test_fine_tuning_begins_from_imported_weights(tiny, tmp_path, on_devices):
+    on_devices(1)
+    changes = {"train__score__learning_rate": 1e-9, "train__checkpoint_every": 100}
+    given = models.score_model(tiny()).init(jax.random.key(7))
+    checkpoint.save_imported(tmp_path, "score", given, {})
+    with pytest.raises(ValueError, match="imported weights; .*train.score.fine_tune=True"):
+        loop.train_stage(tiny(train__steps=1, **changes), tmp_path, "score")
+    changes["train__score__fine_tune"] = True
+    tuned = loop.train_stage(tiny(train__steps=1, **changes), tmp_path, "score")
+    assert int(tuned.step) == 1 and distance((tuned.params, tuned.ema), (given, given)) < 1e-6
+    # From there on the run's own checkpoints count.
+    assert int(loop.train_stage(tiny(train__steps=2, **changes), tmp_path, "score").step) == 2
+    with pytest.raises(ValueError, match="needs a trained score network, and there is none"):
+        loop.train_stage(tiny(train__steps=1, **changes), tmp_path / "none", "score")
 
 
 # --- networks: one device or eight ---

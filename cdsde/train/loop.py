@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cdsde import checkpoint, mesh, models, report
+from cdsde import checkpoint, mesh, models, report, weights
 from cdsde import config as config_lib
 from cdsde.data import open_domain, train_iterator, write_png
 from cdsde.train import stages, state
@@ -28,7 +29,7 @@ def pending_stages(config: ConfigDict, workdir) -> tuple[str, ...]:
 
     def lacks(stage):
         done = checkpoint.latest_step(workdir, stage)
-        # Step 0 is only ever written by --mode=import: a finished network.
+        # Imported weights, step 0, are a finished network.
         return done is None or 0 < done < config_lib.stage_training(config, stage).steps
 
     return tuple(s for s in config_lib.needed_stages(config.method) if lacks(s))
@@ -89,8 +90,18 @@ def train_stage(config: ConfigDict, workdir, name: str):
         donate_argnums=0,
     )
     with checkpoint.manager(workdir, name, config.train.keep) as saved:
-        if saved.latest_step() is not None:
+        # Step 0 is only ever written by --mode=import: parameters without a training state.
+        if saved.latest_step():
             current = _restore(saved, current, data)
+        elif c.fine_tune:
+            params = mesh.put_replicated(weights.load(config, workdir, name)[0], devices)
+            # A copy, for the step gives its argument's memory away, and no part of it twice.
+            current = current._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+        elif saved.latest_step() == 0:
+            raise ValueError(
+                f"{saved.directory} holds imported weights; train on from them with "
+                f"--config.train.{name}.fine_tune=True, or from nothing in another --workdir"
+            )
         first = int(current.step)
         logging.info(
             "%s: %.2f M parameters on %d %s device(s), %s, step %d of %d, batch %d%s",
