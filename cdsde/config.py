@@ -205,6 +205,14 @@ def base() -> ConfigDict:
     e.methods = ""  # methods whose results are evaluated side by side: "sdedit,egsde"; "": method
     e.bootstrap = 1000  # resamples of the 95% interval
     e.seed = 0
+    # Realism: the target's images of this split are what results are compared with; "": left out.
+    e.reference = "train"
+    e.cache = placeholder(str)  # folder of their statistics; None: WORKDIR/eval/reference
+    # Published weights of feature networks, each adding its metrics; EfficientNet-Lite0's come with
+    # the package's requirements.
+    e.inception = placeholder(str)  # FID, KID: pt_inception-2015-12-05-6726825d.pth
+    e.lpips_alex = placeholder(str)  # LPIPS: torchvision's alexnet-owt-7be5be79.pth
+    e.lpips_vgg = placeholder(str)  # LPIPS: torchvision's vgg16-397923af.pth
     # A misspelt key in a config file fails rather than being a new one that nobody reads.
     return c.lock()
 

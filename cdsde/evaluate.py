@@ -1,5 +1,6 @@
 """`--mode=eval`: the translated images of a method against their sources and, where the data has
-them, their true pairs. Means with 95% bootstrap intervals over images.
+them, their true pairs (means with 95% bootstrap intervals over images), and their features against
+those of the target's real images (realism.py).
 
 Every picture is read from the file that sampling wrote; sources are resized as for sampling.
 """
@@ -17,11 +18,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde import metrics, report
+from cdsde import features, metrics, realism, report
 from cdsde import sample as sample_lib
 from cdsde.data import contact_sheet, decode, resize, write_png
 
 TO_SOURCE, TO_PAIR = "source", "true target"
+UNCHANGED = "source unchanged"  # row of the realism table: what doing nothing scores
 
 
 def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
@@ -31,11 +33,12 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     WORKDIR/eval/sheet.png with their results side by side. Prints the table.
 
     Returns:
-      `{method: {"L2 to source": {"mean", "low", "high"}, ...}}`.
+      `{method: {"L2 to source": {"value", "low", "high", "images"}, ...}}`; the value of a metric
+      of single images is their mean.
 
     Raises:
       ValueError: results are missing (says how many and what to run), are those of another method
-        or split, or sizes do not fit.
+        or split, or sizes do not fit; or weights of a feature network that are none.
     """
     methods = config_lib.eval_methods(config)
     if len(methods) > 1 and config.sample.output is not None:
@@ -49,15 +52,21 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     config.sample.split = config.eval.split
     source = sample_lib.open_input(config)
     pairs = sample_lib.open_truth(config)
-    results = {}
+    pairwise = pairwise_metrics(config)
+    per_image, results = {}, {}
     for method in methods:
         config.method = method
         folder = sample_lib.output_folder(config, workdir)
         _check_record(config, folder)
-        per_image = measure(config, source, pairs, folder)
-        results[method] = summarise(per_image, config.eval.bootstrap, config.eval.seed)
-        _write(config, workdir, folder, per_image, results[method])
-    print(render(results), flush=True)
+        per_image[method] = measure(config, source, pairs, folder, pairwise)
+        results[method] = summarise(per_image[method], config.eval.bootstrap, config.eval.seed)
+    distances, how = measure_realism(config, workdir, methods, source, pairs)
+    floors = {name: row for name, row in distances.items() if name not in methods}
+    for method in methods:
+        config.method = method
+        results[method] |= distances.get(method, {})
+        _write(config, workdir, per_image[method], results[method], {**how, "floors": floors})
+    print(render(results, floors), flush=True)
     if len(methods) > 1 and config.sample.sheet:
         path = Path(workdir) / "eval" / "sheet.png"
         write_png(path, comparison(config, workdir, methods, source, pairs))
@@ -65,7 +74,84 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     return results
 
 
-def measure(config: ConfigDict, source, pairs, folder) -> dict[str, np.ndarray]:
+def pairwise_metrics(config: ConfigDict) -> dict:
+    """`{name: (made, truth) -> [B]}` on uint8 `[B, H, W, 3]`; LPIPS where it has weights."""
+
+    def of_floats(metric):
+        return lambda a, b: metric(a / 255, b / 255)
+
+    def of_network(extractor):
+        return lambda a, b: np.asarray(extractor(a, b)["distance"], np.float64)
+
+    found = {name: of_floats(metric) for name, metric in metrics.METRICS.items()}
+    for name, title in (("lpips_alex", "LPIPS-Alex"), ("lpips_vgg", "LPIPS-VGG")):
+        if config.eval[name] is not None:
+            found[title] = of_network(features.load(name, config.eval[name]))
+    return found
+
+
+def measure_realism(config: ConfigDict, workdir, methods, source, pairs):
+    """Distances of every method's results, and of the floors, to the target's real images.
+
+    Returns:
+      `({row: {metric: {"value", ...}}}, how)`: rows are the methods, "source unchanged" and, where
+      there are pairs, "true target"; `how` says with what they were made. Both are empty where
+      `config.eval.reference` is "" or there are fewer than 4 images.
+    """
+    wanted = list(range(len(source)))[: config.sample.limit]
+    if not config.eval.reference:
+        return {}, {}
+    if len(wanted) < 4:
+        logging.info("%d images are too few for metrics of realism: left out", len(wanted))
+        return {}, {}
+    split, target, d = config.eval.reference, config.data.target, config.data
+    try:
+        real = sample_lib.open_split(config, target, split)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Realism is measured against them; --config.eval.reference= leaves it out."
+        ) from error
+
+    def resized(images, at):
+        def batches():
+            for j in at:
+                yield resize(images[j]["image"], d.image_size, filter=d.filter)[None]
+
+        return batches, len(at)
+
+    def written(method):
+        names = sample_lib.output_names(source.ids)
+        folder = sample_lib.output_folder(_of_method(config, method), workdir)
+        return lambda: (_read(folder / names[j], d.image_size)[None] for j in wanted), len(wanted)
+
+    sets = {method: written(method) for method in methods}
+    sets[UNCHANGED] = resized(source, wanted)
+    if pairs is not None:
+        sets[TO_PAIR] = resized(pairs, wanted)
+    rows: dict[str, dict] = {name: {} for name in sets}
+    how: dict = {"reference": {"domain": target, "split": split, "images": len(real)}}
+    for name in realism.MEASURES:
+        path = config.eval.get(name)
+        if path is None and name != "efficientnet_lite0":
+            continue
+        extractor = features.load(name, path)
+        cache = Path(config.eval.cache or Path(workdir) / "eval" / "reference")
+        truth = realism.statistics(extractor, *resized(real, range(len(real))), cache=cache)
+        how["reference"]["pixels_sha256"] = truth.images
+        how.setdefault("extractors", {})[name] = extractor.hash
+        for row, images in sets.items():
+            made = realism.statistics(extractor, *images)
+            rows[row] |= realism.compare(name, made, truth, config.eval.seed)
+    return rows, how
+
+
+def _of_method(config: ConfigDict, method: str) -> ConfigDict:
+    changed = config.copy_and_resolve_references()
+    changed.method = method
+    return changed
+
+
+def measure(config: ConfigDict, source, pairs, folder, pairwise) -> dict[str, np.ndarray]:
     """Every metric of every image: `{"name": [N], "L2 to source": [N], ...}`, in source order."""
     folder, size = Path(folder), config.data.image_size
     names = sample_lib.output_names(source.ids)
@@ -85,8 +171,8 @@ def measure(config: ConfigDict, source, pairs, folder) -> dict[str, np.ndarray]:
             truth = np.stack(
                 [resize(images[j]["image"], size, filter=config.data.filter) for j in chosen]
             )
-            for name, metric in metrics.METRICS.items():
-                columns.setdefault(f"{name} to {what}", []).extend(metric(made / 255, truth / 255))
+            for name, metric in pairwise.items():
+                columns.setdefault(f"{name} to {what}", []).extend(metric(made, truth))
     return {k: np.asarray(v) for k, v in columns.items()}
 
 
@@ -97,27 +183,33 @@ def summarise(per_image: dict[str, np.ndarray], resamples: int, seed: int) -> di
         if name != "name":
             low, high = metrics.bootstrap_interval(values, resamples, seed)
             mean = float(np.mean(values))
-            summary[name] = {"mean": mean, "low": low, "high": high, "images": len(values)}
+            summary[name] = {"value": mean, "low": low, "high": high, "images": len(values)}
     return summary
 
 
-def render(results: dict[str, dict]) -> str:
-    """The table for the screen: one row a method, mean [low, high]."""
-    header = list(next(iter(results.values())))
-    rows = [
-        [m] + [f"{r[h]['mean']:.4g} [{r[h]['low']:.4g}, {r[h]['high']:.4g}]" for h in header]
-        for m, r in results.items()
-    ]
-    count = next(iter(next(iter(results.values())).values()))["images"]
-    # Against source and against pair are two blocks: one line would be too wide to read.
-    blocks = []
+def render(results: dict[str, dict], floors: dict[str, dict] | None = None) -> str:
+    """The table for the screen: one row a method, value [low, high]; blocks of a readable width."""
+    first = next(iter(results.values()))
+
+    def block(title, names, rows):
+        body = [[row, *(_cell(r[name]) for name in names)] for row, r in rows.items()]
+        return report.table(body, [title, *(name.split(" to ")[0] for name in names)])
+
+    blocks, rest = [], list(first)
     for what in (TO_SOURCE, TO_PAIR):
-        at = [k for k, h in enumerate(header) if h.endswith(f" to {what}")]
-        if at:
-            titles = [f"to the {what}"] + [header[k].split(" to ")[0] for k in at]
-            body = [[row[0]] + [row[k + 1] for k in at] for row in rows]
-            blocks.append(report.table(body, titles))
-    return "\n\n".join(blocks) + f"\n\n{count} images; mean [95% bootstrap interval over images]"
+        names = [name for name in first if name.endswith(f" to {what}")]
+        rest = [name for name in rest if name not in names]
+        if names:
+            blocks.append(block(f"to the {what}", names, results))
+    if rest:
+        blocks.append(block("realism", rest, {**results, **(floors or {})}))
+    count = next(iter(first.values()))["images"]
+    return "\n\n".join(blocks) + f"\n\n{count} images; mean or distance [95% interval over images]"
+
+
+def _cell(value: dict) -> str:
+    interval = "" if value["low"] is None else f" [{value['low']:.4g}, {value['high']:.4g}]"
+    return f"{value['value']:.4g}{interval}"
 
 
 def comparison(config: ConfigDict, workdir, methods, source, pairs) -> np.ndarray:
@@ -125,11 +217,10 @@ def comparison(config: ConfigDict, workdir, methods, source, pairs) -> np.ndarra
     size = config.data.image_size
     names = sample_lib.output_names(source.ids)
     rows = []
+    folders = [sample_lib.output_folder(_of_method(config, m), workdir) for m in methods]
     for j in range(len(source))[: config.sample.limit][: config.sample.sheet]:
         row = [resize(source[j]["image"], size, filter=config.data.filter)]
-        for method in methods:
-            config.method = method
-            row.append(_read(sample_lib.output_folder(config, workdir) / names[j], size))
+        row += [_read(folder / names[j], size) for folder in folders]
         if pairs is not None:
             row.append(resize(pairs[j]["image"], size, filter=config.data.filter))
         rows.append(row)
@@ -164,28 +255,29 @@ def _read(path: Path, size: int) -> np.ndarray:
     return image
 
 
-def _write(config: ConfigDict, workdir, folder, per_image, summary) -> None:
+def _write(config: ConfigDict, workdir, per_image, summary, how) -> None:
     out = Path(workdir) / "eval" / config.method
     out.mkdir(parents=True, exist_ok=True)
     with (out / "metrics.csv").open("w", newline="") as f:
         w = csv.writer(f)
-        w.writerow(["metric", "mean", "low", "high", "images"])
+        columns = ("value", "low", "high", "images")
+        w.writerow(["metric", *columns])
         w.writerows(
-            [k, *(repr(v[c]) for c in ("mean", "low", "high", "images"))]
-            for k, v in summary.items()
+            [k, *("" if v[c] is None else repr(v[c]) for c in columns)] for k, v in summary.items()
         )
     with (out / "per_image.csv").open("w", newline="") as f:
         w = csv.writer(f)
         w.writerow(per_image)
         w.writerows(zip(*per_image.values(), strict=True))
-    record = Path(folder) / sample_lib.RECORD
+    record = sample_lib.output_folder(config, workdir) / sample_lib.RECORD
     images = "\n".join(map(str, per_image["name"]))
     report.write_json(
         out / "metrics.json",
         {
             "method": config.method,
             "metrics": summary,
-            "interval": f"95% percentile bootstrap over images, {config.eval.bootstrap} resamples",
+            "interval": "95% over images: of means by bootstrap, of distances by jackknife",
+            "realism": how,
             "image_list_sha256": hashlib.sha256(images.encode()).hexdigest(),
             "sampling": json.loads(record.read_text()) if record.exists() else None,
             "config": json.loads(config.to_json_best_effort()),

@@ -9,22 +9,20 @@ task="${1:?name a task of configs/, such as twemoji2fluent}"
 shift
 settings=("$@")
 if [ ${#settings[@]} -eq 0 ]; then
-  for start in 250 300 350 400; do
+  for start in 200 250 300; do
     settings+=("method=sdedit sample.start=$start")
   done
-  for start in 300 350 400; do
-    for weight in 0 100 500 2000; do
-      settings+=("method=contrastive_sde sample.start=$start contrastive_sde.weight=$weight")
-    done
+  for weight in 0 500 2000; do
+    settings+=("method=contrastive_sde sample.start=250 contrastive_sde.weight=$weight")
   done
   for space in hidden features; do
-    settings+=("method=contrastive_sde sample.start=350 contrastive_sde.space=$space")
+    settings+=("method=contrastive_sde sample.start=250 contrastive_sde.space=$space")
   done
-  settings+=("method=contrastive_sde sample.start=350 contrastive_sde.reference=lowpass")
-  settings+=("method=contrastive_sde sample.start=350 contrastive_sde.content_weight=0")
-  for start in 300 350 400; do
-    settings+=("method=egsde sample.start=$start")
+  settings+=("method=contrastive_sde sample.start=250 contrastive_sde.reference=lowpass")
+  for weight in 0 20; do
+    settings+=("method=contrastive_sde sample.start=250 contrastive_sde.content_weight=$weight")
   done
+  settings+=("method=egsde sample.start=250")
 fi
 
 out=runs/tune/$task
@@ -35,7 +33,7 @@ for setting in "${settings[@]}"; do
   name=$(echo "$setting" | tr ' =' '__')
   if [ ! -e "$out/$name/done" ]; then
     common=(--config="configs/$task.py" --workdir="$out/$name" --config.sample.split=val
-      --config.eval.split=val --config.sample.batch_size=69 ${WEIGHTS:-} "${overrides[@]}")
+      --config.eval.split=val --config.eval.cache="$out/reference" --config.sample.batch_size=69 ${WEIGHTS:-} "${overrides[@]}")
     .venv/bin/python -m cdsde.main "${common[@]}" --mode=sample >"$out/$name.log" 2>&1
     .venv/bin/python -m cdsde.main "${common[@]}" --mode=eval >>"$out/$name.log" 2>&1
     touch "$out/$name/done"

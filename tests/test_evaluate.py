@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from helpers import one_sentence, read_json
+from helpers import one_sentence, quick_extractor, read_json
 from PIL import Image
 from scipy.signal import convolve2d
 
-from cdsde import evaluate, sample
+from cdsde import evaluate, features, realism, sample
 from cdsde.data import decode, open_domain, resize, write_png
 
 METRICS = ("L2", "MSE", "PSNR", "SSIM")
@@ -56,7 +56,12 @@ def emoji(tiny):
 
     def make(method: str = "sdedit", **changes):
         data = {"data__root": "emoji", "data__source": "noto", "data__target": "fluent"}
-        rest = {"sample__limit": COUNT, "eval__split": "val", "eval__bootstrap": 200}
+        rest = {
+            "sample__limit": COUNT,
+            "eval__split": "val",
+            "eval__bootstrap": 200,
+            "eval__reference": "",
+        }
         return tiny(method=method, **data, **(rest | changes))
 
     return make
@@ -106,10 +111,10 @@ def test_numbers_are_those_made_by_hand_against_source_and_true_target(emoji, tm
             tolerance = 2e-4 if metric == "SSIM" else 1e-9
             np.testing.assert_allclose(column, values, atol=tolerance)
             got = summary[f"{metric} to {what}"]
-            assert got["mean"] == pytest.approx(np.mean(values), abs=tolerance)
+            assert got["value"] == pytest.approx(np.mean(values), abs=tolerance)
             assert got["images"] == COUNT
     # The right pair is nearer than the source: the two columns are not mixed up.
-    assert summary["L2 to true target"]["mean"] < summary["L2 to source"]["mean"]
+    assert summary["L2 to true target"]["value"] < summary["L2 to source"]["value"]
 
 
 def test_results_that_are_the_source_and_results_that_are_the_pair(emoji, tmp_path, capsys):
@@ -120,11 +125,13 @@ def test_results_that_are_the_source_and_results_that_are_the_pair(emoji, tmp_pa
     for method, what in (("sdedit", "source"), ("ilvr", "true target")):
         for metric, value in perfect.items():
             got = results[method][f"{metric} to {what}"]
-            assert [got[k] for k in ("mean", "low", "high")] == pytest.approx([value] * 3, abs=1e-5)
+            assert [got[k] for k in ("value", "low", "high")] == pytest.approx(
+                [value] * 3, abs=1e-5
+            )
     # How far pairs are apart does not depend on which of the two is called the result.
     for metric in METRICS:
         there, back = (
-            results[m][f"{metric} to {w}"]["mean"]
+            results[m][f"{metric} to {w}"]["value"]
             for m, w in (("sdedit", "true target"), ("ilvr", "source"))
         )
         assert there == pytest.approx(back, rel=1e-5) and there != pytest.approx(perfect[metric])
@@ -143,12 +150,12 @@ def test_one_grey_level_apart(tiny, pictures, tmp_path):
     config = tiny(method="sdedit", sample__input=folder, sample__output=tmp_path / "out")
     summary = evaluate.evaluate(config, tmp_path)["sdedit"]
     assert set(summary) == {f"{m} to source" for m in METRICS}, "a folder has no true pairs"
-    assert summary["MSE to source"]["mean"] == pytest.approx(0.04)
-    assert summary["L2 to source"]["mean"] == pytest.approx(0.2 * np.sqrt(16 * 16 * 3))
-    assert summary["PSNR to source"]["mean"] == pytest.approx(-10 * np.log10(0.04), abs=1e-6)
+    assert summary["MSE to source"]["value"] == pytest.approx(0.04)
+    assert summary["L2 to source"]["value"] == pytest.approx(0.2 * np.sqrt(16 * 16 * 3))
+    assert summary["PSNR to source"]["value"] == pytest.approx(-10 * np.log10(0.04), abs=1e-6)
     expected = np.mean([(2 * x * (x + 0.2) + 1e-4) / (x**2 + (x + 0.2) ** 2 + 1e-4)
                         for x in (0, 40 / 255, 80 / 255)])  # fmt: skip
-    assert summary["SSIM to source"]["mean"] == pytest.approx(expected, abs=1e-3)
+    assert summary["SSIM to source"]["value"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_sources_of_another_size_are_read_as_sampling_reads_them(tiny, tmp_path):
@@ -156,9 +163,9 @@ def test_sources_of_another_size_are_read_as_sampling_reads_them(tiny, tmp_path)
     write_png(folder / "a.png", wide)
     write_png(tmp_path / "out" / "a.png", resize(wide, 16, filter="bicubic"))
     config = tiny(method="sdedit", sample__input=folder, sample__output=tmp_path / "out")
-    apart = evaluate.evaluate(config, tmp_path)["sdedit"]["L2 to source"]["mean"]
+    apart = evaluate.evaluate(config, tmp_path)["sdedit"]["L2 to source"]["value"]
     config.data.filter = "bicubic"
-    assert evaluate.evaluate(config, tmp_path)["sdedit"]["L2 to source"]["mean"] == 0 < apart
+    assert evaluate.evaluate(config, tmp_path)["sdedit"]["L2 to source"]["value"] == 0 < apart
 
 
 def test_intervals_hold_the_mean_and_follow_the_seed(emoji, tmp_path):
@@ -168,8 +175,8 @@ def test_intervals_hold_the_mean_and_follow_the_seed(emoji, tmp_path):
     )
     assert first == same
     for name, value in first.items():
-        assert value["low"] < value["mean"] < value["high"], name
-        assert value["mean"] == other[name]["mean"]
+        assert value["low"] < value["value"] < value["high"], name
+        assert value["value"] == other[name]["value"]
     intervals = [[(v["low"], v["high"]) for v in s.values()] for s in (first, other)]
     assert intervals[0] != intervals[1]
     # By hand: means of images drawn with replacement, their 2.5% and 97.5% quantiles.
@@ -186,7 +193,8 @@ def test_more_images_than_are_read_at_a_time(tiny, tmp_path):
     for n in range(70):
         write_png(tmp_path / "in" / f"{n}.png", r.integers(0, 256, (16, 16, 3), np.uint8))
         write_png(tmp_path / "out" / f"{n}.png", np.full((16, 16, 3), 2 * n, np.uint8))
-    config = tiny(method="sdedit", sample__input=tmp_path / "in", sample__output=tmp_path / "out")
+    folders = {"sample__input": tmp_path / "in", "sample__output": tmp_path / "out"}
+    config = tiny(method="sdedit", eval__reference="", **folders)
     summary = evaluate.evaluate(config, tmp_path)["sdedit"]
     expected = {
         f"{n}.png": by_hand(decode(tmp_path / f"in/{n}.png"), decode(tmp_path / f"out/{n}.png"))
@@ -209,7 +217,8 @@ def test_tables_and_the_record(emoji, tmp_path):
     assert not (tmp_path / "eval" / "sheet.png").exists(), "one method has its own sheet"
     record = read_json(out / "metrics.json")
     assert record["metrics"] == summary and record["method"] == "sdedit"
-    assert record["config"]["data"]["image_size"] == 16 and "200 resamples" in record["interval"]
+    assert record["config"]["data"]["image_size"] == 16
+    assert record["config"]["eval"]["bootstrap"] == 200 and "bootstrap" in record["interval"]
     names = "\n".join(emoji_pictures("noto"))
     assert record["image_list_sha256"] == hashlib.sha256(names.encode()).hexdigest()
     assert record["sampling"] is None and record["packages"]["jax"] and record["cdsde"]
@@ -272,7 +281,9 @@ def test_missing_results_are_counted_and_named(emoji, tmp_path):
     gone = sorted(folder.iterdir())[3]
     gone.unlink()
     said(rf"1 of 5 results are missing in .* \(first: {gone.name}\)", emoji(), tmp_path)
-    assert evaluate.evaluate(emoji(sample__limit=3), tmp_path)["sdedit"]["L2 to source"]["mean"] > 0
+    assert (
+        evaluate.evaluate(emoji(sample__limit=3), tmp_path)["sdedit"]["L2 to source"]["value"] > 0
+    )
 
 
 def test_results_of_another_size(emoji, tmp_path):
@@ -314,3 +325,36 @@ def test_pictures_that_are_too_small_for_ssim(tiny, tmp_path):
         method="sdedit", sample__input=tmp_path / "in", sample__output=tmp_path / "out", **small
     )
     said("SSIM needs sides of at least 11 pixels", config, tmp_path)
+
+
+# --- realism ---
+
+
+def test_realism_of_methods_beside_what_nothing_and_the_truth_score(
+    emoji, tmp_path, monkeypatch, capsys
+):
+    extractor = quick_extractor(monkeypatch)
+    measure = realism.MEASURES["quick"]
+    monkeypatch.setattr(realism, "MEASURES", {"efficientnet_lite0": measure})
+    named = extractor._replace(name="efficientnet_lite0")
+    monkeypatch.setattr(features, "load", lambda name, path=None: named)
+    put(tmp_path, emoji_pictures("fluent"), "sdedit")
+    put(tmp_path, emoji_pictures("noto"), "ilvr")
+    config = emoji(eval__methods="sdedit,ilvr", eval__reference="train", eval__cache=tmp_path / "c")
+    results = evaluate.evaluate(config, tmp_path)
+    rows = read_json(tmp_path / "eval" / "ilvr" / "metrics.json")["realism"]["floors"]
+    # One method's results are the truth, the other's the sources.
+    assert rows["true target"]["FD"] == results["sdedit"]["FD"]
+    assert rows["source unchanged"]["FD"] == results["ilvr"]["FD"]
+    said = capsys.readouterr().out
+    assert "realism" in said and "source unchanged" in said and "precision-corners" in said
+    how = read_json(tmp_path / "eval" / "ilvr" / "metrics.json")["realism"]
+    assert how["reference"] | {"domain": "fluent", "split": "train"} == how["reference"]
+    assert (
+        how["extractors"] == {"efficientnet_lite0": "00"}
+        and len(list((tmp_path / "c").iterdir())) == 1
+    )
+    few = evaluate.evaluate(emoji(sample__limit=3, eval__reference="train"), tmp_path)
+    assert "FD" not in few["sdedit"]
+    with pytest.raises(ValueError, match="--config.eval.reference= leaves it out"):
+        evaluate.evaluate(emoji(eval__reference="tain"), tmp_path)

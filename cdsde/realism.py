@@ -1,0 +1,200 @@
+"""Realism: distances between the features of translated images and of the target's real ones.
+
+Images go through a feature network in batches split over the device mesh; the host adds their sums
+and outer products up in float64, so that the number of devices, the batch size and the padding do
+not change the result, and keeps the features that kernel distances and neighbours need (of at most
+`keep` images, drawn from the list). The target's statistics are kept in a file named by a hash of
+the extractor and of every pixel they are made of: a changed image is never an old number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from cdsde import features, mesh, metrics
+
+BATCH = 32
+
+
+class Statistics(NamedTuple):
+    """What is known of the features of a set of images.
+
+    Attributes:
+      moments: `{layer: Moments}` of all images.
+      kept: `{layer: float32 [n, D]}` of the images drawn.
+      images: SHA-256 of the images' pixels, in order.
+    """
+
+    moments: dict[str, metrics.Moments]
+    kept: dict[str, np.ndarray]
+    images: str
+
+
+class Measure(NamedTuple):
+    """How an extractor's features are compared.
+
+    Attributes:
+      frechet: `{name in the table: layer}`.
+      kernel: the same, of kernel distances (times 1000).
+      neighbours: name of precision and recall -> layer.
+    """
+
+    frechet: dict[str, str]
+    kernel: dict[str, str]
+    neighbours: dict[str, str]
+
+
+# EfficientNet's distances have names of their own: they are not the FID of any paper. Of its 1280
+# pooled numbers the Fréchet distance is mostly bias at a few hundred images, of block 4's 40 not.
+MEASURES = {
+    "efficientnet_lite0": Measure(
+        {"FD-EffNetLite0-block4": "block4_mean"},
+        {"KID-EffNetLite0 x1000": "pooled"},
+        {"EffNetLite0": "pooled"},
+    ),
+    "inception": Measure({"FID": "2048"}, {"KID x1000": "2048"}, {"Inception": "2048"}),
+}
+
+
+def statistics(
+    extractor: features.Extractor,
+    batches: Callable[[], Iterator[np.ndarray]],
+    count: int,
+    *,
+    devices=None,
+    keep: int = 10_000,
+    cache: str | Path | None = None,
+) -> Statistics:
+    """Features of a set of images, read in batches.
+
+    Args:
+      extractor: with an entry in `MEASURES`.
+      batches: each call begins again with the first image; uint8 `[b, H, W, 3]`, any b.
+      count: number of images.
+      devices: the mesh (default: all devices of this process).
+      keep: images whose features are kept, drawn at random where there are more.
+      cache: a folder for the result; None: not kept.
+    """
+    path = None
+    if cache is not None:
+        images = _digest(batches())
+        key = hashlib.sha256(f"{extractor.name} {extractor.hash} {images} {keep}".encode())
+        path = Path(cache) / f"{extractor.name}-{key.hexdigest()[:16]}.npz"
+        if path.exists():
+            return _read(path, images)
+    made = _compute(extractor, batches(), count, devices, keep)
+    if path is not None:
+        _write(path, made)
+        logging.info("%s of %d images kept in %s", extractor.name, count, path)
+    return made
+
+
+def compare(name: str, made: Statistics, real: Statistics, seed: int = 0) -> dict[str, dict]:
+    """Every distance of extractor `name`: `{"FID": {"value", "low", "high", "images"}, ...}`.
+
+    Intervals are of the translated images alone (`metrics.jackknife_interval`); where not all their
+    features are kept there is none, and low and high are None.
+    """
+    measure, results = MEASURES[name], {}
+    count = next(iter(made.moments.values())).count
+
+    def put(title, value, statistic=None):
+        kept = len(next(iter(made.kept.values())))
+        low = high = None
+        if statistic is not None and kept == count > 3:
+            low, high = metrics.jackknife_interval(statistic, count, seed=seed)
+        results[title] = {"value": value, "low": low, "high": high, "images": count}
+
+    for title, layer in measure.frechet.items():
+        real_moments, kept = real.moments[layer], made.kept[layer]
+
+        def frechet(at, kept=kept, real_moments=real_moments):
+            return metrics.frechet_distance(metrics.moments(kept[at]), real_moments)
+
+        value = metrics.frechet_distance(made.moments[layer], real_moments)
+        # With 2048 numbers an image twenty more of them would take longer than the sampling.
+        put(title, value, frechet if kept.shape[1] <= 256 else None)
+    for title, layer in measure.kernel.items():
+        distance = metrics.kernel_statistic(made.kept[layer], real.kept[layer])
+
+        def kernel(at, distance=distance):
+            return 1000 * distance(at)
+
+        put(title, kernel(np.arange(len(made.kept[layer]))), kernel)
+    for title, layer in measure.neighbours.items():
+        a, b = made.kept[layer], real.kept[layer]
+        if min(len(a), len(b)) > 3:
+            precision, recall = metrics.precision_recall(a, b)
+            put(f"precision-{title}", precision)
+            put(f"recall-{title}", recall)
+    return results
+
+
+def _compute(extractor, batches, count, devices, keep) -> Statistics:
+    devices = devices or mesh.make_mesh(jax.local_devices())
+    size = mesh.round_up(BATCH, devices)
+    params = mesh.put_replicated(extractor.params, devices)
+    measure = MEASURES[extractor.name]
+    layers = {*measure.frechet.values(), *measure.kernel.values(), *measure.neighbours.values()}
+    chosen = np.zeros(count, bool)
+    chosen[np.random.default_rng(0).permutation(count)[:keep]] = True
+    sums: dict[str, metrics.Moments] = {}
+    kept: dict[str, list] = {layer: [] for layer in layers}
+    digest, seen = hashlib.sha256(), 0
+    for images in _rebatch(batches, size):
+        digest.update(images.tobytes())
+        rows = np.concatenate([images, np.repeat(images[-1:], size - len(images), 0)])
+        out = extractor.apply(params, mesh.put_batch(rows, devices))
+        for layer in layers:
+            f = mesh.local_rows(out[layer])[: len(images)]
+            part = metrics.moments(f)
+            sums[layer] = metrics.add_moments(sums[layer], part) if layer in sums else part
+            kept[layer].append(f[chosen[seen : seen + len(f)]])
+        seen += len(images)
+    return Statistics(sums, {k: np.concatenate(v) for k, v in kept.items()}, digest.hexdigest())
+
+
+def _rebatch(batches: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same images in batches of `size`, the last one smaller."""
+    rest: np.ndarray | None = None
+    for images in batches:
+        rest = images if rest is None else np.concatenate([rest, images])
+        while len(rest) >= size:
+            yield rest[:size]
+            rest = rest[size:]
+    if rest is not None and len(rest):
+        yield rest
+
+
+def _digest(batches: Iterator[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for images in batches:
+        digest.update(np.ascontiguousarray(images).tobytes())
+    return digest.hexdigest()
+
+
+def _write(path: Path, made: Statistics) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {f"kept/{k}": v for k, v in made.kept.items()}
+    for layer, m in made.moments.items():
+        arrays |= {f"{field}/{layer}": value for field, value in m._asdict().items()}
+    temporary = path.with_suffix(".new.npz")
+    np.savez(temporary, **arrays)
+    temporary.rename(path)
+
+
+def _read(path: Path, images: str) -> Statistics:
+    with np.load(path) as f:
+        layers = [k.removeprefix("kept/") for k in f.files if k.startswith("kept/")]
+        sums = {
+            k: metrics.Moments(int(f[f"count/{k}"]), f[f"total/{k}"], f[f"outer/{k}"])
+            for k in layers
+        }
+        return Statistics(sums, {k: f[f"kept/{k}"] for k in layers}, images)
