@@ -27,11 +27,13 @@ class Statistics(NamedTuple):
     """What is known of the features of a set of images.
 
     Attributes:
-      moments: `{layer: Moments}` of all images.
+      count: number of images.
+      moments: `{layer: Moments}` of all images, for the Fréchet distances.
       kept: `{layer: float32 [n, D]}` of the images drawn.
       images: SHA-256 of the images' pixels, in order.
     """
 
+    count: int
     moments: dict[str, metrics.Moments]
     kept: dict[str, np.ndarray]
     images: str
@@ -103,14 +105,13 @@ def compare(name: str, made: Statistics, real: Statistics, seed: int = 0) -> dic
     features are kept there is none, and low and high are None.
     """
     measure, results = MEASURES[name], {}
-    count = next(iter(made.moments.values())).count
 
     def put(title, value, statistic=None):
         kept = len(next(iter(made.kept.values())))
         low = high = None
-        if statistic is not None and kept == count > 3:
-            low, high = metrics.jackknife_interval(statistic, count, seed=seed)
-        results[title] = {"value": value, "low": low, "high": high, "images": count}
+        if statistic is not None and kept == made.count > 3:
+            low, high = metrics.jackknife_interval(statistic, made.count, seed=seed)
+        results[title] = {"value": value, "low": low, "high": high, "images": made.count}
 
     for title, layer in measure.frechet.items():
         real_moments, kept = real.moments[layer], made.kept[layer]
@@ -154,11 +155,13 @@ def _compute(extractor, batches, count, devices, keep) -> Statistics:
         out = extractor.apply(params, mesh.put_batch(rows, devices))
         for layer in layers:
             f = mesh.local_rows(out[layer])[: len(images)]
-            part = metrics.moments(f)
-            sums[layer] = metrics.add_moments(sums[layer], part) if layer in sums else part
+            if layer in measure.frechet.values():
+                part = metrics.moments(f)
+                sums[layer] = metrics.add_moments(sums[layer], part) if layer in sums else part
             kept[layer].append(f[chosen[seen : seen + len(f)]])
         seen += len(images)
-    return Statistics(sums, {k: np.concatenate(v) for k, v in kept.items()}, digest.hexdigest())
+    together = {k: np.concatenate(v) for k, v in kept.items()}
+    return Statistics(seen, sums, together, digest.hexdigest())
 
 
 def _rebatch(batches: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -182,7 +185,7 @@ def _digest(batches: Iterator[np.ndarray]) -> str:
 
 def _write(path: Path, made: Statistics) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f"kept/{k}": v for k, v in made.kept.items()}
+    arrays = {"images": np.array(made.count)} | {f"kept/{k}": v for k, v in made.kept.items()}
     for layer, m in made.moments.items():
         arrays |= {f"{field}/{layer}": value for field, value in m._asdict().items()}
     temporary = path.with_suffix(".new.npz")
@@ -192,9 +195,10 @@ def _write(path: Path, made: Statistics) -> None:
 
 def _read(path: Path, images: str) -> Statistics:
     with np.load(path) as f:
-        layers = [k.removeprefix("kept/") for k in f.files if k.startswith("kept/")]
+        kept = {k.removeprefix("kept/"): f[k] for k in f.files if k.startswith("kept/")}
         sums = {
             k: metrics.Moments(int(f[f"count/{k}"]), f[f"total/{k}"], f[f"outer/{k}"])
-            for k in layers
+            for k in kept
+            if f"outer/{k}" in f.files
         }
-        return Statistics(sums, {k: f[f"kept/{k}"] for k in layers}, images)
+        return Statistics(int(f["images"]), sums, kept, images)
