@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cdsde.features.layers import BatchNorm, Conv, Dense, check_images, spatial_mean
+from cdsde.features.layers import BatchNorm, Conv, Dense, DepthwiseConv, check_images, spatial_mean
 
 SIDE = 224
 CLASSES = 1000
@@ -110,14 +110,7 @@ class _Block(nn.Module):
         if self.stage.expansion != 1:
             x = Conv(wide, (1, 1), use_bias=False, name="_expand_conv")(x)
             x = nn.relu6(BatchNorm(name="_bn0")(x))
-        x = Conv(
-            wide,
-            (self.stage.kernel, self.stage.kernel),
-            (self.stride, self.stride),
-            use_bias=False,
-            feature_group_count=wide,
-            name="_depthwise_conv",
-        )(x)
+        x = DepthwiseConv(self.stage.kernel, self.stride, name="_depthwise_conv")(x)
         x = nn.relu6(BatchNorm(name="_bn1")(x))
         x = Conv(self.stage.features, (1, 1), use_bias=False, name="_project_conv")(x)
         x = BatchNorm(name="_bn2")(x)

@@ -31,6 +31,34 @@ class BatchNorm(nn.Module):
         return (x - mean.reshape(wide)) * scale.reshape(wide) + bias.reshape(wide)
 
 
+class DepthwiseConv(nn.Module):
+    """One filter a channel, "SAME" padding, no bias; the kernel is that of a grouped `nn.Conv`.
+
+    A sum of shifted products, which XLA fuses: on a CPU its grouped convolution takes 3 to 20 times
+    as long.
+    """
+
+    size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` -> `[B, ⌈H / stride⌉, ⌈W / stride⌉, C]`."""
+        shape = (self.size, self.size, 1, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        out = [-(-side // self.stride) for side in x.shape[1:3]]
+        reach = [(n - 1) * self.stride for n in out]
+        total = [max(r + self.size - n, 0) for r, n in zip(reach, x.shape[1:3], strict=True)]
+        x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in total), (0, 0)))
+
+        def shifted(i, j):
+            rows = slice(i, i + reach[0] + 1, self.stride)
+            return x[:, rows, j : j + reach[1] + 1 : self.stride] * kernel[i, j, None, None]
+
+        taps = range(self.size)
+        return functools.reduce(jnp.add, (shifted(i, j) for i in taps for j in taps))
+
+
 def spatial_mean(x: jax.Array) -> jax.Array:
     """`[B, H, W, C]` -> `[B, C]`."""
     return jnp.mean(x, axis=(1, 2))
