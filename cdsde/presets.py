@@ -71,7 +71,9 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.train.score.steps = score_steps
     c.train.sample_every = 1000
     c.train.checkpoint_every = 500
-    # Few, clipped steps: a quick look that the full grid hardly changes (see the model cards).
+    # From higher levels these small networks lose the subject (launch/tune.sh has the numbers).
+    for method in ("sdedit", "egsde", "contrastive_sde"):
+        c[method].start = 250
     c.sample.update(steps=25, clip=True)
     c.weights.score = f"shipped:score-{target}-32"
     c.weights.encoder = "shipped:encoder-emoji-32"

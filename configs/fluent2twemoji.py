@@ -3,7 +3,8 @@
     python -m cdsde.main --config=configs/fluent2twemoji.py --mode=sample
     python -m cdsde.main --config=configs/fluent2twemoji.py --mode=eval
 
-Training all three networks again (--mode=train) takes about two hours on 2 CPU cores.
+How the shipped networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains all
+three again, in a bit more than an hour on 2 CPU cores.
 """
 
 from cdsde import config, presets
@@ -11,5 +12,5 @@ from cdsde import config, presets
 
 def get_config():
     c = config.base()
-    presets.emoji(c, source="fluent", target="twemoji", score_steps=2800)
+    presets.emoji(c, source="fluent", target="twemoji", score_steps=3500)
     return c

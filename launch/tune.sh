@@ -40,5 +40,5 @@ for setting in "${settings[@]}"; do
   fi
   echo "$setting"
   tail -n +2 "$out/$name"/eval/*/metrics.csv |
-    awk -F, '{printf "    %-20s %8.3f  [%.3f, %.3f]\n", $1, $2, $3, $4}' | grep -v MSE
+    awk -F, '{printf "    %-22s %8.3f%s\n", $1, $2, $3 == "" ? "" : sprintf("  [%.3f, %.3f]", $3, $4)}' | grep -v MSE
 done | tee "$out/table.txt"
