@@ -21,6 +21,7 @@ from absl import logging
 from cdsde import features, mesh, metrics
 
 BATCH = 32
+LAYOUT = 2  # of the files; part of their names, so that older ones are not read
 
 
 class Statistics(NamedTuple):
@@ -87,7 +88,7 @@ def statistics(
     path = None
     if cache is not None:
         images = _digest(batches())
-        key = hashlib.sha256(f"{extractor.name} {extractor.hash} {images} {keep}".encode())
+        key = hashlib.sha256(f"{LAYOUT} {extractor.name} {extractor.hash} {images} {keep}".encode())
         path = Path(cache) / f"{extractor.name}-{key.hexdigest()[:16]}.npz"
         if path.exists():
             return _read(path, images)
