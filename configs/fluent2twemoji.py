@@ -3,8 +3,8 @@
     python -m cdsde.main --config=configs/fluent2twemoji.py --mode=sample
     python -m cdsde.main --config=configs/fluent2twemoji.py --mode=eval
 
-How the shipped networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains all
-three again, in a bit more than an hour on 2 CPU cores.
+How the shipped networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains
+all three again, in a bit more than an hour on 2 CPU cores.
 """
 
 from cdsde import config, presets

@@ -3,8 +3,8 @@
     python -m cdsde.main --config=configs/twemoji2fluent.py --mode=sample
     python -m cdsde.main --config=configs/twemoji2fluent.py --mode=eval
 
-How the shipped networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains all
-three again, in about two and a half hours on 2 CPU cores.
+How the shipped networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains
+all three again, in about two and a half hours on 2 CPU cores.
 """
 
 from cdsde import config, presets
