@@ -6,7 +6,7 @@ source "$(dirname "$0")/setup.sh"
 
 task="${1:-twemoji2fluent}"
 out=demo/$task
-images=32
+images=64
 methods=(sdedit contrastive_sde)
 
 for method in "${methods[@]}"; do

@@ -37,7 +37,7 @@ def noise(seed, index, shape):
 
 
 def by_recipe(keys, seed, normalised=False):
-    """The weights of a reference network: see `/work/shared/golden/features/README.md`."""
+    """The weights of a reference network, drawn as those of the reference vectors were."""
     state_dict = {}
     for index, (key, shape) in enumerate(sorted(map(tuple, keys))):
         n = noise(seed, index, shape)

@@ -181,7 +181,7 @@ def test_of_a_long_list_some_features_are_kept(monkeypatch):
 def test_efficientnet_separates_the_styles_as_published(
     style, target, frechet, kernel, tmp_path_factory
 ):
-    # ../shared/golden/features/README.md's table, computed with PyTorch.
+    # The table that came with the reference vectors, computed with PyTorch.
     extractor = features.load("efficientnet_lite0")
 
     def images(domain, split):
