@@ -71,9 +71,12 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.train.score.steps = score_steps
     c.train.sample_every = 1000
     c.train.checkpoint_every = 500
-    # From higher levels these small networks lose the subject (launch/tune.sh has the numbers).
+    # From higher levels these small networks lose the subject; and the low-pass energy, a sum over
+    # 64 times fewer pixels than at 256², wants a larger weight (settled by launch/tune.sh on val).
     for method in ("sdedit", "egsde", "contrastive_sde"):
         c[method].start = 250
+    for method in ("egsde", "contrastive_sde"):
+        c[method].content_weight = 20.0
     c.sample.update(steps=25, clip=True)
     c.weights.score = f"shipped:score-{target}-32"
     c.weights.encoder = "shipped:encoder-emoji-32"

@@ -12,17 +12,17 @@ if [ ${#settings[@]} -eq 0 ]; then
   for start in 200 250 300; do
     settings+=("method=sdedit sample.start=$start")
   done
+  contrastive="method=contrastive_sde sample.start=250 contrastive_sde"
   for weight in 0 500 2000; do
-    settings+=("method=contrastive_sde sample.start=250 contrastive_sde.weight=$weight")
+    settings+=("$contrastive.content_weight=2.0 contrastive_sde.weight=$weight")
   done
-  for space in hidden features; do
-    settings+=("method=contrastive_sde sample.start=250 contrastive_sde.space=$space")
+  for open in space=hidden space=features reference=lowpass content_weight=0; do
+    settings+=("$contrastive.content_weight=2.0 contrastive_sde.$open")
   done
-  settings+=("method=contrastive_sde sample.start=250 contrastive_sde.reference=lowpass")
-  for weight in 0 20; do
-    settings+=("method=contrastive_sde sample.start=250 contrastive_sde.content_weight=$weight")
+  settings+=("$contrastive.content_weight=20.0")
+  for weight in 2.0 20.0; do
+    settings+=("method=egsde sample.start=250 egsde.content_weight=$weight")
   done
-  settings+=("method=egsde sample.start=250")
 fi
 
 out=runs/tune/$task
