@@ -152,9 +152,10 @@ def base() -> ConfigDict:
     s.start = placeholder(int)  # M, index + 1 at which the reverse SDE starts; None: the method's
     s.rounds = 1  # K
     s.steps = placeholder(int)  # network evaluations a round; None: every index below M
-    s.solver = "ancestral"  # ancestral | ddim
+    s.spacing = "index"  # in what the levels are evenly spaced: index | log_snr
+    s.solver = "ancestral"  # ancestral | ddim | dpmpp_2m (DPM-Solver++ of second order)
     s.variance = "fixedsmall"  # fixedsmall | fixedlarge (ancestral)
-    s.eta = 0.0  # DDIM's η: 0 deterministic, 1 ancestral
+    s.eta = 0.0  # ddim, dpmpp_2m: 0 deterministic (the ODE), 1 the SDE
     s.clip = False  # clip the predicted x0 to [-1, 1] at each step (helps with few steps)
     s.seed = 0
     s.batch_size = 16
@@ -304,7 +305,8 @@ def validate(config: ConfigDict) -> None:
     one_of("sde.schedule", ("linear", "cosine"))
     one_of("score.arch", ("adm", "ddpm"))
     one_of("score.prediction", ("eps", "v"))
-    one_of("sample.solver", ("ancestral", "ddim"))
+    one_of("sample.spacing", ("index", "log_snr"))
+    one_of("sample.solver", ("ancestral", "ddim", "dpmpp_2m"))
     one_of("sample.variance", ("fixedsmall", "fixedlarge"))
     one_of("egsde.domain_similarity", ("cosine", "neg_l2"))
     one_of("egsde.content_similarity", ("cosine", "neg_l2"))

@@ -183,7 +183,7 @@ def translate(
     grid: solvers.Grid,
     noise: Noise,
     weights=None,
-    step: solvers.Step = solvers.ancestral,
+    solver: solvers.Solver = solvers.ancestral,
     rounds: int = 1,
     clip: bool = False,
     trace: bool = False,
@@ -197,7 +197,7 @@ def translate(
       grid: the levels, `solvers.make_grid`.
       noise: `noise_of_images` or `replay`.
       weights: `[S, number of energies]`, λ of each energy at each step.
-      step: the solver's step.
+      solver: see `solvers.reverse`.
       rounds: K.
       clip: see `solvers.reverse`.
       trace: also return the states.
@@ -230,7 +230,7 @@ def translate(
             y,
             grid,
             eps_fn=eps_fn,
-            step=step,
+            solver=solver,
             noise_fn=lambda position, i: noise.step(r, position, i),
             guidance_fn=guidance if method.terms else None,
             project_fn=project if method.project else None,

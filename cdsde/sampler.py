@@ -34,7 +34,8 @@ class Sampler:
         s = config.sample
         self._rounds = s.rounds
         start = config_lib.start_index(config)
-        grid = solvers.make_grid(models.schedule_of(config), start, s.steps, s.variance)
+        schedule = models.schedule_of(config)
+        grid = solvers.make_grid(schedule, start, s.steps, s.variance, s.spacing)
         lambdas = methods.weights(config.method, config[config.method], grid.index)
         arguments = (grid, lambdas, np.float32(s.eta), jax.random.key(s.seed))
         self._arguments = mesh.put_replicated(arguments, self.devices)
@@ -79,7 +80,7 @@ def program(config: ConfigDict):
             grid=grid,
             noise=methods.noise_of_images(key, ids, x0.shape[1:]),
             weights=lambdas,
-            step=solver(eta),
+            solver=solver(eta),
             rounds=rounds,
             clip=clip,
             trace=trace,

@@ -8,9 +8,18 @@ One step goes from level i to the next lower one, p (p = i-1 when every level is
     DDIM        ε' = ε + √(1-ᾱ_i) g,  x̂ = (y - √(1-ᾱ_i) ε') / √ᾱ_i                              (2)
                 y ← √ᾱ_p x̂ + √(1-ᾱ_p-σ²) ε' + σ z,   σ² = η² β (1-ᾱ_p)/(1-ᾱ_i)
 
+    DPM-Solver++(2M)  with x̂₋ and h₋ those of the step before, λ = ½ log ᾱ/(1-ᾱ), h = λ_p - λ_i:
+                D = x̂ + h/(2 h₋) (x̂ - x̂₋)
+                y ← √((1-ᾱ_p)/(1-ᾱ_i)) e^{-ηh} y + √ᾱ_p (1 - e^{-(1+η)h}) D + σ z,               (3)
+                σ² = (1-ᾱ_p) (1 - e^{-2ηh})
+
 and no noise in the last step, to ᾱ_p = 1. (1) with every level is the step of EGSDE (Zhao et al.
 2022, algorithm 1) and, without energies, of DDPM; (2) with η = 1 is (1) with fixedsmall, since
-guidance is a shift of the score in both. States are float32 `[B, H, W, C]`.
+guidance is a shift of the score in all of them. (3) is the exponential integrator of Lu et al.
+2022 (DPM-Solver++, algorithm 2) for the probability-flow ODE with η = 0 and, with η = 1, for the
+reverse SDE (their SDE-DPM-Solver++(2M)); of second order in h, since it extrapolates x̂ from the
+step before. Without that (D = x̂: its first step, and its last) it is (2). States are float32
+`[B, H, W, C]`.
 
 The solver knows nothing of networks or methods: it is handed `eps_fn(y, i)`, `guidance_fn` and
 `project_fn`. Memory does not grow with the number of steps unless `trace` asks for every state.
@@ -37,6 +46,7 @@ class Grid(NamedTuple):
       alpha_bar, next_alpha_bar: ᾱ_i and ᾱ_p (1 after the last step).
       beta: β of the step.
       posterior_std: σ of the chosen variance, 0 in the last step.
+      h: λ_p - λ_i of (3); 0 in the last step, where it would be infinite.
     """
 
     index: Any
@@ -45,14 +55,17 @@ class Grid(NamedTuple):
     next_alpha_bar: Any
     beta: Any
     posterior_std: Any
+    h: Any
 
 
-def indices(start: int, steps: int | None = None) -> np.ndarray:
-    """The levels visited: start-1 … 0, all of them or `steps` evenly spaced ones.
+def indices(start: int, steps: int | None = None, log_snr: np.ndarray | None = None) -> np.ndarray:
+    """The levels visited: start-1 … 0, all of them or `steps` spaced ones.
 
     Args:
       start: M, the number of levels below the start.
       steps: network evaluations; None takes every level.
+      log_snr: `[T]`, decreasing, log ᾱ/(1-ᾱ): levels are evenly spaced in it (as far as there are
+        levels), which is denser at low noise; None: evenly spaced in the index.
 
     Raises:
       ValueError: steps outside 1 … start.
@@ -62,7 +75,14 @@ def indices(start: int, steps: int | None = None) -> np.ndarray:
         raise ValueError(f"steps is {steps}; it must lie in 1..{start}, the start level")
     if steps == 1:
         return np.array([start - 1])
-    return np.round(np.linspace(start - 1, 0, steps)).astype(np.int32)
+    if log_snr is None:
+        return np.round(np.linspace(start - 1, 0, steps)).astype(np.int32)
+    wanted = np.linspace(log_snr[start - 1], log_snr[0], steps)
+    i = np.round(np.interp(-wanted, -log_snr[:start], np.arange(start))).astype(np.int32)
+    # At low noise neighbouring levels are farther apart than the spacing: one after the other then.
+    floor = np.arange(steps - 1, -1, -1)
+    i = floor + np.maximum.accumulate((i - floor)[::-1])[::-1]
+    return np.minimum(i, start - 1 - np.arange(steps)).astype(np.int32)
 
 
 def make_grid(
@@ -70,12 +90,16 @@ def make_grid(
     start: int,
     steps: int | None = None,
     variance: str = "fixedsmall",
+    spacing: str = "index",
 ) -> Grid:
     """Coefficients for the levels of `indices(start, steps)`; float32 tables.
 
     Where every level is taken, β is the schedule's own (not 1 - ᾱ_i/ᾱ_p, which would round).
+    `spacing` is "index" or "log_snr": in what the levels are evenly spaced.
     """
-    i = indices(start, steps).astype(np.int32)
+    exact = schedule.alpha_bar.astype(np.float64)
+    log_snr = np.log(exact) - np.log1p(-exact)
+    i = indices(start, steps, {"index": None, "log_snr": log_snr}[spacing]).astype(np.int32)
     following = np.append(i[1:], -1)
     alpha_bar = schedule.alpha_bar[i]
     next_alpha_bar = np.where(following >= 0, schedule.alpha_bar[following], np.float32(1))
@@ -85,31 +109,69 @@ def make_grid(
     # Clipped before the logarithm, as the published tables are.
     squared = {"fixedsmall": np.maximum(small, np.float32(1e-20)), "fixedlarge": beta}[variance]
     std = np.exp(0.5 * np.log(squared)) * (following >= 0)
-    return Grid(i, following < 0, alpha_bar, next_alpha_bar, beta, std.astype(np.float32))
+    h = np.where(following >= 0, log_snr[following] - log_snr[i], 0) / 2
+    tables = (alpha_bar, next_alpha_bar, beta, std.astype(np.float32), h.astype(np.float32))
+    return Grid(i, following < 0, *tables)
 
 
-Step = Callable[[jax.Array, jax.Array, jax.Array, Grid, jax.Array], jax.Array]
+class Solver(NamedTuple):
+    """A way to take one step.
+
+    Attributes:
+      step: `(y, eps, guidance, row of the grid, z, memory) -> (y, memory)`; z is fresh noise.
+      init: `y -> memory` before the first step; what multistep solvers know of earlier steps.
+    """
+
+    step: Callable
+    init: Callable = lambda y: ()
 
 
-def ancestral(y, eps, guidance, at: Grid, z):
-    """Equation (1): `(y, eps, guidance, one row of the grid, fresh noise) -> y`."""
+def _ancestral(y, eps, guidance, at: Grid, z, memory):
     alpha = 1 - at.beta
     mean = (y - at.beta / jnp.sqrt(1 - at.alpha_bar) * eps) / jnp.sqrt(alpha)
-    return mean - at.beta / jnp.sqrt(alpha) * guidance + at.posterior_std * z
+    return mean - at.beta / jnp.sqrt(alpha) * guidance + at.posterior_std * z, memory
 
 
-def ddim(eta=0.0) -> Step:
+ancestral = Solver(_ancestral)  # equation (1)
+
+
+def _guided_x0(y, eps, guidance, at: Grid):
+    """x̂ and ε' of equation (2)."""
+    noise = jnp.sqrt(1 - at.alpha_bar)
+    eps = eps + noise * guidance
+    return (y - noise * eps) / jnp.sqrt(at.alpha_bar), eps
+
+
+def ddim(eta=0.0) -> Solver:
     """Equation (2) with η = `eta` (0: deterministic, 1: ancestral)."""
 
-    def step(y, eps, guidance, at: Grid, z):
-        noise = jnp.sqrt(1 - at.alpha_bar)
-        eps = eps + noise * guidance
-        x0 = (y - noise * eps) / jnp.sqrt(at.alpha_bar)
+    def step(y, eps, guidance, at: Grid, z, memory):
+        x0, eps = _guided_x0(y, eps, guidance, at)
         variance = eta**2 * at.beta * (1 - at.next_alpha_bar) / (1 - at.alpha_bar)
         direction = jnp.sqrt(jnp.maximum(1 - at.next_alpha_bar - variance, 0.0))
-        return jnp.sqrt(at.next_alpha_bar) * x0 + direction * eps + jnp.sqrt(variance) * z
+        y = jnp.sqrt(at.next_alpha_bar) * x0 + direction * eps + jnp.sqrt(variance) * z
+        return y, memory
 
-    return step
+    return Solver(step)
+
+
+def dpmpp_2m(eta=0.0) -> Solver:
+    """Equation (3), DPM-Solver++(2M) with η = `eta` (0: the ODE, 1: the SDE)."""
+
+    def init(y):
+        # x̂₋ and h₋: an infinite h₋ makes the first step one of first order.
+        return jnp.zeros_like(y), jnp.full((), jnp.inf)
+
+    def step(y, eps, guidance, at: Grid, z, memory):
+        x0, _ = _guided_x0(y, eps, guidance, at)
+        previous, h_before = memory
+        d = x0 + at.h / (2 * h_before) * (x0 - previous)
+        shrink = jnp.sqrt((1 - at.next_alpha_bar) / (1 - at.alpha_bar)) * jnp.exp(-eta * at.h)
+        std = jnp.sqrt((1 - at.next_alpha_bar) * -jnp.expm1(-2 * eta * at.h))
+        moved = shrink * y - jnp.sqrt(at.next_alpha_bar) * jnp.expm1(-(1 + eta) * at.h) * d
+        return jnp.where(at.last, x0, moved + std * z), (x0, at.h)
+
+    return Solver(step, init)
 
 
 def reverse(
@@ -117,7 +179,7 @@ def reverse(
     grid: Grid,
     *,
     eps_fn: Callable,
-    step: Step,
+    solver: Solver,
     noise_fn: Callable,
     guidance_fn: Callable | None = None,
     project_fn: Callable | None = None,
@@ -131,7 +193,7 @@ def reverse(
       y: `[B, H, W, C]` the state at the first level.
       grid: the levels.
       eps_fn: `(y, i) -> eps`, i a float32 scalar index.
-      step: `ancestral` or `ddim(eta)`.
+      solver: `ancestral`, `ddim(eta)` or `dpmpp_2m(eta)`.
       noise_fn: `(position of the step, i) -> z [B, H, W, C]`, called once a step.
       guidance_fn: `(y, i, extra) -> g`, the gradient of the weighted energies; None: unguided.
       project_fn: `(y, row of the grid, extra) -> y`, applied after each step (ILVR).
@@ -144,7 +206,8 @@ def reverse(
       `(y, states)`; states is None unless `trace`.
     """
 
-    def body(y, row):
+    def body(carry, row):
+        y, memory = carry
         position, at, extra = row
         i = at.index.astype(jnp.float32)
         eps = eps_fn(y, i)
@@ -152,14 +215,16 @@ def reverse(
             x0 = jnp.clip(sde.eps_to_x0(y, eps, at.alpha_bar), -1.0, 1.0)
             eps = sde.x0_to_eps(y, x0, at.alpha_bar)
         guidance = jnp.zeros(()) if guidance_fn is None else guidance_fn(y, i, extra)
-        y = step(y, eps, guidance, at, noise_fn(position, at.index))
+        z = noise_fn(position, at.index)
+        y, memory = solver.step(y, eps, guidance, at, z, memory)
         if project_fn is not None:
             y = project_fn(y, at, extra)
-        return y, (y if trace else None)
+        return (y, memory), (y if trace else None)
 
     grid = Grid(*map(jnp.asarray, grid))
     rows = (jnp.arange(len(grid.index)), grid, per_step)
-    return jax.lax.scan(body, y, rows)
+    (y, _), states = jax.lax.scan(body, (y, solver.init(y)), rows)
+    return y, states
 
 
-SOLVERS = {"ancestral": lambda eta: ancestral, "ddim": ddim}
+SOLVERS = {"ancestral": lambda eta: ancestral, "ddim": ddim, "dpmpp_2m": dpmpp_2m}

@@ -93,7 +93,7 @@ def test_guided_step_of_cat2dog_at_full_size():
         separate = [jax.grad(lambda y, t=t: t(y, x_t, i).sum())(y) for t in terms]
         guidance = jax.grad(total)(y, [x_t, x_t], i, jnp.asarray(weights))
         eps = apply["score"](params["score"], y, i)
-        return solvers.ancestral(y, eps, guidance, at, z), eps, separate
+        return solvers.ancestral.step(y, eps, guidance, at, z, ())[0], eps, separate
 
     with jax.default_matmul_precision("float32"):
         sample, eps, (domain, content) = step(params, y, x_t, z)

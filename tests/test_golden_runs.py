@@ -94,7 +94,7 @@ def step(request):
                 y,
                 grid,
                 eps_fn=lambda y, i: raw(y, i)[..., :3],
-                step=solvers.ancestral,
+                solver=solvers.ancestral,
                 **kwargs,
             )[0]
 
@@ -224,8 +224,8 @@ def test_start_and_references(name):
     term = methods.Term(lambda y, x_t, i: jnp.sum(y * x_t, axis=(1, 2, 3)))
     seen = {}
     for what, step in (
-        ("start", lambda y, eps, guidance, at, z: y),
-        ("references", lambda y, eps, guidance, at, z: guidance),
+        ("start", lambda y, eps, guidance, at, z, memory: (y, memory)),
+        ("references", lambda y, eps, guidance, at, z, memory: (guidance, memory)),
     ):
         _, states = methods.translate(
             arrays["x0"][:1],
@@ -234,7 +234,7 @@ def test_start_and_references(name):
             grid=grid,
             noise=methods.replay(start, steps),
             weights=np.ones((500, 1), np.float32),
-            step=step,
+            solver=solvers.Solver(step),
             trace=True,
         )
         seen[what] = states[0]

@@ -35,7 +35,7 @@ def marginal(i, mean=MEAN, std=STD):
     return alpha_bar**0.5 * mean, alpha_bar * std**2 + 1 - alpha_bar
 
 
-def probe(grid, eps_fn=exact_eps, step=solvers.ancestral, **kwargs):
+def probe(grid, eps_fn=exact_eps, solver=solvers.ancestral, **kwargs):
     """The affine map to the state after each step: its (offset, gain of start, gains of noises)."""
     steps = len(grid.index)
     y = jnp.zeros((1, 1, steps + 2, 1)).at[0, 0, 1, 0].set(1.0)
@@ -46,7 +46,7 @@ def probe(grid, eps_fn=exact_eps, step=solvers.ancestral, **kwargs):
             y,
             grid,
             eps_fn=eps_fn,
-            step=step,
+            solver=solver,
             noise_fn=lambda position, i: jnp.zeros(y.shape).at[0, 0, position + 2, 0].set(1.0),
             trace=True,
             **kwargs,
@@ -136,7 +136,8 @@ def test_coefficients_are_the_published_ones():
 
     def gain(*arguments):
         images = [np.full((1, 1, 1, 1), value, np.float32) for value in arguments]
-        apply = jax.jit(jax.vmap(lambda at: solvers.ancestral(*images[:3], at, images[3])))
+        step = solvers.ancestral.step
+        apply = jax.jit(jax.vmap(lambda at: step(*images[:3], at, images[3], ())[0]))
         return np.asarray(apply(solvers.Grid(*grid))).ravel()
 
     np.testing.assert_allclose(gain(1, 0, 0, 0), tables["inv_sqrt_alphas"], rtol=1e-6)
@@ -184,8 +185,8 @@ def test_error_is_of_first_order(name):
     for steps in (10, 20, 40, 80, 160):
         variance = "fixedsmall" if name == "ddim" else name
         grid = solvers.make_grid(SCHEDULE, 500, steps, variance)
-        step = solvers.ddim() if name == "ddim" else solvers.ancestral
-        mean, var = moments(grid, step=step)
+        solver = solvers.ddim() if name == "ddim" else solvers.ancestral
+        mean, var = moments(grid, solver=solver)
         assert mean[-1] == pytest.approx(MEAN, abs=1e-5)
         errors.append(abs(var[-1] ** 0.5 - STD))
     ratios = np.divide(errors[:-1], errors[1:])
@@ -196,7 +197,7 @@ def test_error_is_of_first_order(name):
 def test_ddim_is_the_probability_flow():
     # Its exact solution keeps each value's place in the distribution.
     grid = solvers.make_grid(SCHEDULE, 500)
-    offset, gain, noises = probe(grid, step=solvers.ddim())
+    offset, gain, noises = probe(grid, solver=solvers.ddim())
     assert not np.any(noises)
     mean, variance = marginal(499)
     assert gain[-1] == pytest.approx(STD / variance**0.5, rel=4e-3)
@@ -216,7 +217,7 @@ def some_guidance(y, i, extra):
     return 3 * jnp.sin(2 * y)
 
 
-def run_images(grid, step, guidance_fn=some_guidance, eps_fn=some_eps, **kwargs):
+def run_images(grid, solver, guidance_fn=some_guidance, eps_fn=some_eps, **kwargs):
     z = jnp.asarray(normal(1, len(grid.index), *IMAGES))
 
     @jax.jit
@@ -225,7 +226,7 @@ def run_images(grid, step, guidance_fn=some_guidance, eps_fn=some_eps, **kwargs)
             y,
             grid,
             eps_fn=eps_fn,
-            step=step,
+            solver=solver,
             noise_fn=lambda position, i: z[position],
             guidance_fn=guidance_fn,
             **kwargs,
@@ -253,13 +254,84 @@ def test_ddim_without_eta_ignores_the_noise():
     np.testing.assert_array_equal(run_images(silent, solvers.ddim(0.0))[0], expected)
 
 
-@pytest.mark.parametrize("step", [solvers.ancestral, solvers.ddim(0.7)])
-def test_last_step_adds_no_noise(step):
+@pytest.mark.parametrize("solver", [solvers.ancestral, solvers.ddim(0.7), solvers.dpmpp_2m(0.6)])
+def test_last_step_adds_no_noise(solver):
     grid = solvers.make_grid(SCHEDULE, 1)
     y = normal(0, *IMAGES)
-    result = run_images(grid, step, None)[0]
+    result = run_images(grid, solver, None)[0]
     i, alpha_bar = jnp.zeros(()), SCHEDULE.alpha_bar[0]
     np.testing.assert_allclose(result, sde.eps_to_x0(y, some_eps(y, i), alpha_bar), atol=1e-5)
+
+
+# --- DPM-Solver++ ---
+
+
+@functools.cache
+def fine_schedule():
+    """The linear VP SDE on so many levels that taking the nearest one changes nothing."""
+    t = (np.arange(100_000) + 1) / 100_000
+    return sde.Schedule(np.zeros(t.shape), np.exp(-0.5 * t**2 * 19.9 - 0.1 * t))
+
+
+def errors_at_level_0(solver, steps):
+    """Of mean and standard deviation, in float64, from the middle of the noise to level 0."""
+    schedule = fine_schedule()
+
+    def eps_fn(y, i):
+        alpha_bar = jnp.asarray(schedule.alpha_bar)[i.astype(int)]
+        variance = alpha_bar * STD**2 + 1 - alpha_bar
+        return jnp.sqrt(1 - alpha_bar) * (y - jnp.sqrt(alpha_bar) * MEAN) / variance
+
+    with jax.enable_x64(True):
+        grid = solvers.make_grid(schedule, 50_000, steps + 1, spacing="log_snr")
+        a, b = schedule.alpha_bar[49_999], schedule.alpha_bar[0]
+        start = a**0.5 * MEAN, a * STD**2 + 1 - a
+        mean, var = moments(grid, start, eps_fn=eps_fn, solver=solver)
+    exact = b**0.5 * MEAN, (b * STD**2 + 1 - b) ** 0.5
+    return abs(mean[-2] - exact[0]), abs(var[-2] ** 0.5 - exact[1])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_dpmpp_is_of_second_order(eta):
+    """Half the step, a quarter of the error, for the ODE and for the SDE."""
+    found = [errors_at_level_0(solvers.dpmpp_2m(eta), steps) for steps in (20, 40, 80, 160)]
+    mean, std = np.transpose(found)
+    assert np.all(mean < 2e-6)
+    ratios = std[:-1] / std[1:]
+    assert np.all(ratios > 2.9), ratios
+    assert ratios[-1] == pytest.approx(4, abs=0.1)
+    assert std[0] < 0.5 * errors_at_level_0(solvers.ddim(eta), 20)[1]
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_first_and_last_step_of_dpmpp_are_ddim(eta):
+    for steps in (1, 2):
+        grid = solvers.make_grid(SCHEDULE, 60, steps)
+        found, first = (
+            run_images(grid, solver, trace=True)[1]
+            for solver in (solvers.dpmpp_2m(eta), solvers.ddim(eta))
+        )
+        np.testing.assert_allclose(found, first, atol=2e-5)
+    grid = solvers.make_grid(SCHEDULE, 60, 5)
+    found, first = (run_images(grid, s(eta))[0] for s in (solvers.dpmpp_2m, solvers.ddim))
+    assert np.abs(found - first).max() > 0.01
+
+
+def test_levels_even_in_log_snr():
+    log_snr = np.log(SCHEDULE.alpha_bar.astype(float)) - np.log1p(-SCHEDULE.alpha_bar.astype(float))
+    for start in (1, 2, 7, 250, 1000):
+        for steps in {1, min(2, start), start // 3 + 1, max(start - 1, 1), start}:
+            levels = solvers.indices(start, steps, log_snr)
+            assert len(levels) == steps
+            assert levels[0] == start - 1
+            assert np.all(np.diff(levels) < 0)
+            if steps > 1:
+                assert levels[-1] == 0
+    np.testing.assert_array_equal(solvers.indices(40, 40, log_snr), solvers.indices(40))
+    levels = solvers.indices(1000, 8, log_snr)
+    gaps = np.diff(log_snr[levels])
+    np.testing.assert_allclose(gaps, gaps.mean(), rtol=0.1)
+    assert not np.array_equal(levels, solvers.indices(1000, 8))
 
 
 # --- guidance ---
@@ -319,14 +391,14 @@ def translate(method, grid, weights=None, noise=None, x0=X0, **kwargs):
     return run(x0, weights)
 
 
-@pytest.mark.parametrize("step", [solvers.ancestral, solvers.ddim(0.5)])
-def test_weight_zero_is_no_guidance(step):
+@pytest.mark.parametrize("solver", [solvers.ancestral, solvers.ddim(0.5), solvers.dpmpp_2m(0.6)])
+def test_weight_zero_is_no_guidance(solver):
     grid = solvers.make_grid(SCHEDULE, 40)
     method = method_of(energies.content(2), energies.content(4, "cosine"))
-    expected = translate(method_of(), grid, step=step)[0]
-    zero = translate(method, grid, np.zeros((40, 2), np.float32), step=step)[0]
+    expected = translate(method_of(), grid, solver=solver)[0]
+    zero = translate(method, grid, np.zeros((40, 2), np.float32), solver=solver)[0]
     np.testing.assert_array_equal(zero, expected)
-    guided = translate(method, grid, np.ones((40, 2), np.float32), step=step)[0]
+    guided = translate(method, grid, np.ones((40, 2), np.float32), solver=solver)[0]
     assert np.abs(guided - expected).max() > 1e-3
 
 
@@ -346,15 +418,15 @@ def test_weights_act_at_their_own_level():
 # --- reverse: clipping, projection, trace, memory ---
 
 
-@pytest.mark.parametrize("step", [solvers.ancestral, solvers.ddim(0.0)])
-def test_clip(step):
+@pytest.mark.parametrize("solver", [solvers.ancestral, solvers.ddim(0.0), solvers.dpmpp_2m(0.6)])
+def test_clip(solver):
     def far_eps(y, i):  # predicts a clean image of -3, 0 or 2
         x0 = jnp.array([-3.0, 0.0, 2.0])[None, None, None] + 0 * y
         return sde.x0_to_eps(y, x0, sde.gather(SCHEDULE.alpha_bar, i.astype(int)))
 
     grid = solvers.make_grid(SCHEDULE, 100, 20)
     for clip, expected in ((False, [-3, 0, 2]), (True, [-1, 0, 1])):
-        result = run_images(grid, step, None, far_eps, clip=clip)[0]
+        result = run_images(grid, solver, None, far_eps, clip=clip)[0]
         # The last step goes to the predicted clean image itself.
         np.testing.assert_allclose(result, np.broadcast_to(expected, IMAGES), atol=1e-4)
 
@@ -394,7 +466,7 @@ def test_network_and_noise_are_told_the_level():
         y,
         grid,
         eps_fn=lambda y, i: jnp.full(y.shape, i),
-        step=lambda y, eps, guidance, at, z: eps + 1000 * z,
+        solver=solvers.Solver(lambda y, eps, g, at, z, memory: (eps + 1000 * z, memory)),
         noise_fn=lambda position, i: jnp.full(y.shape, 100.0 * position + i),
         trace=True,
     )
@@ -417,7 +489,7 @@ def test_trace():
         states[3],
         rest,
         eps_fn=some_eps,
-        step=solvers.ancestral,
+        solver=solvers.ancestral,
         noise_fn=lambda position, i: jnp.asarray(z)[position],
         guidance_fn=some_guidance,
     )
