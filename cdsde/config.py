@@ -61,6 +61,7 @@ def _encoder_half(**changes) -> ConfigDict:
     c.new_attention_order = False
     c.pool = "attention"  # attention | adaptive
     c.dropout = 0.0
+    c.group_channels = 1  # at least so many channels a group of normalisation; published: 1
     c.patch_size = 1  # space-to-depth before the first convolution; 1 in published networks
     c.update(changes)
     return c
@@ -104,6 +105,7 @@ def base() -> ConfigDict:
     n.learn_sigma = True  # 6 output channels; the variance half is never used (nor trained here)
     n.dropout = 0.0
     n.prediction = "eps"  # what the network's output means: eps | v; published networks: eps
+    n.group_channels = 1  # at least so many channels a group of normalisation (adm); published: 1
     n.patch_size = 1  # space-to-depth at both ends; 1 in published networks
 
     c.classifier = _encoder_half()
@@ -123,7 +125,15 @@ def base() -> ConfigDict:
     t.steps = placeholder(int)  # overrides the stage's own
     t.batch_size = placeholder(int)  # overrides the stage's own
     t.seed = 0
-    t.score = _training(500_000, 64, 1e-4, snr_clip=0.0)  # snr_clip: γ of min-SNR; 0: simple loss
+    t.score = _training(
+        500_000,
+        64,
+        1e-4,
+        snr_clip=0.0,  # γ of min-SNR; 0: simple loss
+        levels="index",  # drawn uniformly | log_snr: normal in log ᾱ/(1-ᾱ), as EDM does
+        log_snr_mean=2.4,  # of that normal distribution; EDM's
+        log_snr_std=2.4,
+    )
     t.encoder = _training(
         5_000,
         64,
@@ -305,6 +315,7 @@ def validate(config: ConfigDict) -> None:
     one_of("sde.schedule", ("linear", "cosine"))
     one_of("score.arch", ("adm", "ddpm"))
     one_of("score.prediction", ("eps", "v"))
+    one_of("train.score.levels", ("index", "log_snr"))
     one_of("sample.spacing", ("index", "log_snr"))
     one_of("sample.solver", ("ancestral", "ddim", "dpmpp_2m"))
     one_of("sample.variance", ("fixedsmall", "fixedlarge"))
@@ -339,6 +350,9 @@ def validate(config: ConfigDict) -> None:
     for key in ("train.steps", "train.batch_size", "eval.bootstrap", "sde.num_steps"):
         at_least(key, 1)
     at_least("train.encoder.temperature", 1e-4)
+    at_least("train.score.log_snr_std", 1e-3)
+    for stage in STAGES:
+        at_least(f"{stage}.group_channels", 1)
     if not sources(config):
         raise ValueError("config.data.source is empty; name the domain that is to be translated")
 

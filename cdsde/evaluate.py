@@ -2,7 +2,8 @@
 them, their true pairs (means with 95% bootstrap intervals over images), and their features against
 those of the target's real images (realism.py).
 
-Every picture is read from the file that sampling wrote; sources are resized as for sampling.
+Every picture is read from the file that sampling wrote; sources are resized as for sampling. Each
+process takes its share of the images; all get the same numbers, the first one writes them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +21,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde import features, metrics, realism, report
+from cdsde import features, mesh, metrics, realism, report
 from cdsde import sample as sample_lib
 from cdsde.data import contact_sheet, decode, resize, write_png
 
@@ -46,8 +49,6 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
             f"config.eval.methods names {len(methods)} methods, config.sample.output one folder; "
             "leave the latter out to read WORKDIR/samples/METHOD of each"
         )
-    if jax.process_index() > 0:
-        return {}
     config = config.copy_and_resolve_references()
     config.sample.split = config.eval.split
     source = sample_lib.open_input(config)
@@ -65,7 +66,10 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     for method in methods:
         config.method = method
         results[method] |= distances.get(method, {})
-        _write(config, workdir, per_image[method], results[method], {**how, "floors": floors})
+        if jax.process_index() == 0:
+            _write(config, workdir, per_image[method], results[method], {**how, "floors": floors})
+    if jax.process_index() > 0:
+        return results
     print(render(results, floors), flush=True)
     if len(methods) > 1 and config.sample.sheet:
         path = Path(workdir) / "eval" / "sheet.png"
@@ -90,6 +94,67 @@ def pairwise_metrics(config: ConfigDict) -> dict:
     return found
 
 
+class Reference(NamedTuple):
+    """What results are compared with: the target's real images in the eyes of each extractor.
+
+    Attributes:
+      rulers: `(extractor, statistics of the real images)`.
+      how: with what they were made, for the record.
+    """
+
+    rulers: tuple[tuple[features.Extractor, realism.Statistics], ...]
+    how: dict
+
+
+def open_reference(config: ConfigDict, workdir) -> Reference:
+    """Statistics of the target's images of `config.eval.reference` for every extractor at hand.
+
+    Raises:
+      ValueError: there are no such images, or weights of a feature network that are none.
+    """
+    split, target = config.eval.reference, config.data.target
+    try:
+        real = sample_lib.open_split(config, target, split)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Realism is measured against them; --config.eval.reference= leaves it out."
+        ) from error
+    how: dict = {"reference": {"domain": target, "split": split, "images": len(real)}}
+    cache = Path(config.eval.cache or Path(workdir) / "eval" / "reference")
+    rulers = []
+    for name in realism.MEASURES:
+        path = config.eval.get(name)
+        if path is None and name != "efficientnet_lite0":
+            continue
+        extractor = features.load(name, path)
+        truth = realism.statistics(extractor, resized(config, real), len(real), cache=cache)
+        how["reference"]["pixels_sha256"] = truth.images
+        how.setdefault("extractors", {})[name] = extractor.hash
+        rulers.append((extractor, truth))
+    return Reference(tuple(rulers), how)
+
+
+def distances(reference: Reference, read: Callable, count: int, seed: int = 0) -> dict[str, dict]:
+    """Every distance of `count` images, `read(j)` uint8 `[H, W, 3]`, to the reference's."""
+    row: dict[str, dict] = {}
+    for extractor, truth in reference.rulers:
+        made = realism.statistics(extractor, read, count)
+        row |= realism.compare(extractor.name, made, truth, seed)
+    return row
+
+
+def resized(config: ConfigDict, images) -> Callable[[int], np.ndarray]:
+    """`number -> uint8 [H, W, 3]` of a source's images, resized as for sampling."""
+    d = config.data
+    return lambda j: resize(images[j]["image"], d.image_size, filter=d.filter)
+
+
+def written(config: ConfigDict, source, folder) -> Callable[[int], np.ndarray]:
+    """`number -> uint8 [H, W, 3]` of the result of a source's image."""
+    names = sample_lib.output_names(source.ids)
+    return lambda j: _read(Path(folder) / names[j], config.data.image_size)
+
+
 def measure_realism(config: ConfigDict, workdir, methods, source, pairs):
     """Distances of every method's results, and of the floors, to the target's real images.
 
@@ -98,51 +163,23 @@ def measure_realism(config: ConfigDict, workdir, methods, source, pairs):
       there are pairs, "true target"; `how` says with what they were made. Both are empty where
       `config.eval.reference` is "" or there are fewer than 4 images.
     """
-    wanted = list(range(len(source)))[: config.sample.limit]
+    count = len(range(len(source))[: config.sample.limit])
     if not config.eval.reference:
         return {}, {}
-    if len(wanted) < 4:
-        logging.info("%d images are too few for metrics of realism: left out", len(wanted))
+    if count < 4:
+        logging.info("%d images are too few for metrics of realism: left out", count)
         return {}, {}
-    split, target, d = config.eval.reference, config.data.target, config.data
-    try:
-        real = sample_lib.open_split(config, target, split)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} Realism is measured against them; --config.eval.reference= leaves it out."
-        ) from error
-
-    def resized(images, at):
-        def batches():
-            for j in at:
-                yield resize(images[j]["image"], d.image_size, filter=d.filter)[None]
-
-        return batches, len(at)
-
-    def written(method):
-        names = sample_lib.output_names(source.ids)
+    reference = open_reference(config, workdir)
+    sets = {}
+    for method in methods:
         folder = sample_lib.output_folder(_of_method(config, method), workdir)
-        return lambda: (_read(folder / names[j], d.image_size)[None] for j in wanted), len(wanted)
-
-    sets = {method: written(method) for method in methods}
-    sets[UNCHANGED] = resized(source, wanted)
+        sets[method] = written(config, source, folder)
+    sets[UNCHANGED] = resized(config, source)
     if pairs is not None:
-        sets[TO_PAIR] = resized(pairs, wanted)
-    rows: dict[str, dict] = {name: {} for name in sets}
-    how: dict = {"reference": {"domain": target, "split": split, "images": len(real)}}
-    for name in realism.MEASURES:
-        path = config.eval.get(name)
-        if path is None and name != "efficientnet_lite0":
-            continue
-        extractor = features.load(name, path)
-        cache = Path(config.eval.cache or Path(workdir) / "eval" / "reference")
-        truth = realism.statistics(extractor, *resized(real, range(len(real))), cache=cache)
-        how["reference"]["pixels_sha256"] = truth.images
-        how.setdefault("extractors", {})[name] = extractor.hash
-        for row, images in sets.items():
-            made = realism.statistics(extractor, *images)
-            rows[row] |= realism.compare(name, made, truth, config.eval.seed)
-    return rows, how
+        sets[TO_PAIR] = resized(config, pairs)
+    seed = config.eval.seed
+    rows = {name: distances(reference, read, count, seed) for name, read in sets.items()}
+    return rows, reference.how
 
 
 def _of_method(config: ConfigDict, method: str) -> ConfigDict:
@@ -153,7 +190,7 @@ def _of_method(config: ConfigDict, method: str) -> ConfigDict:
 
 def measure(config: ConfigDict, source, pairs, folder, pairwise) -> dict[str, np.ndarray]:
     """Every metric of every image: `{"name": [N], "L2 to source": [N], ...}`, in source order."""
-    folder, size = Path(folder), config.data.image_size
+    folder = Path(folder)
     names = sample_lib.output_names(source.ids)
     wanted = list(range(len(source)))[: config.sample.limit]
     missing = [names[j] for j in wanted if not (folder / names[j]).exists()]
@@ -162,18 +199,23 @@ def measure(config: ConfigDict, source, pairs, folder, pairwise) -> dict[str, np
             f"{len(missing)} of {len(wanted)} results are missing in {folder} (first: "
             f"{missing[0]}); run --mode=sample with the same config first"
         )
-    columns: dict[str, list] = {"name": [source.ids[j] for j in wanted]}
-    for at in range(0, len(wanted), 64):
-        chosen = wanted[at : at + 64]
-        made = np.stack([_read(folder / names[j], size) for j in chosen])
-        against = {TO_SOURCE: source} | ({TO_PAIR: pairs} if pairs is not None else {})
-        for what, images in against.items():
-            truth = np.stack(
-                [resize(images[j]["image"], size, filter=config.data.filter) for j in chosen]
-            )
+    against = {TO_SOURCE: source} | ({TO_PAIR: pairs} if pairs is not None else {})
+    result, truth = (
+        written(config, source, folder),
+        {what: resized(config, images) for what, images in against.items()},
+    )
+    mine = list(mesh.share(len(wanted)))
+    columns: dict[str, list] = {}
+    for at in range(0, len(mine), 64):
+        chosen = mine[at : at + 64]
+        made = np.stack([result(j) for j in chosen])
+        for what, read in truth.items():
+            images = np.stack([read(j) for j in chosen])
             for name, metric in pairwise.items():
-                columns.setdefault(f"{name} to {what}", []).extend(metric(made, truth))
-    return {k: np.asarray(v) for k, v in columns.items()}
+                values = np.asarray(metric(made, images), np.float64)
+                columns.setdefault(f"{name} to {what}", []).append(values)
+    whole = {k: mesh.gather_rows(np.concatenate(v), mine) for k, v in columns.items()}
+    return {"name": np.asarray([source.ids[j] for j in wanted]), **whole}
 
 
 def summarise(per_image: dict[str, np.ndarray], resamples: int, seed: int) -> dict[str, dict]:

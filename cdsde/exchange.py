@@ -106,7 +106,7 @@ def _check_published(config: ConfigDict, stage: str) -> None:
             f"{', '.join(MODULES)}"
         )
     net = config[stage]
-    for key, plain in (("patch_size", 1), ("prediction", "eps")):
+    for key, plain in (("patch_size", 1), ("group_channels", 1), ("prediction", "eps")):
         if net.get(key, plain) != plain:
             raise ValueError(
                 f"config.{stage}.{key} is {config_lib.get(config, f'{stage}.{key}')}; published "

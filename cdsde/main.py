@@ -29,6 +29,14 @@ MODE = flags.DEFINE_enum(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, logs, samples and results go (default: runs/TASK)."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "Several processes: HOST:PORT of the first one, the same for all; 'auto' where SLURM, Open MPI,"
+    " GKE or a TPU pod tells JAX by itself.",
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator=HOST:PORT: how many.")
+PROCESS = flags.DEFINE_integer("process", None, "With --coordinator=HOST:PORT: which, from 0.")
 
 
 def run(argv) -> None:
@@ -42,6 +50,10 @@ def run(argv) -> None:
     workdir = WORKDIR.value or f"runs/{config.task}"
     try:
         config_lib.validate(config)
+        if COORDINATOR.value:
+            from cdsde import mesh
+
+            mesh.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         _program(MODE.value)(config, workdir)
     except (ValueError, OSError, FloatingPointError, flag_errors.UserError) as error:
         # One sentence for people; the trace for those who ask for it.

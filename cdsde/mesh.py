@@ -15,6 +15,33 @@ from jax.sharding import PartitionSpec as P
 DATA = "data"
 
 
+def connect(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
+    """Join the other processes of this program; before anything else is asked of JAX.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or "auto" where the cluster tells JAX.
+      processes, process: how many there are, and which this is; not with "auto".
+
+    Raises:
+      ValueError: the three do not fit together, or there is no cluster that tells.
+    """
+    if coordinator == "auto":
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"--coordinator=auto found no cluster ({str(error).splitlines()[0]}); give "
+                "--coordinator=HOST:PORT --processes=N --process=I"
+            ) from error
+        return
+    if processes is None or process is None or not 0 <= process < processes:
+        raise ValueError(
+            f"--coordinator={coordinator} needs --processes=N and --process=0..N-1, and they are "
+            f"{processes} and {process}"
+        )
+    jax.distributed.initialize(coordinator, processes, process)
+
+
 def make_mesh(devices=None) -> Mesh:
     """A one-axis mesh over `devices` (default: all devices of all processes).
 
@@ -64,6 +91,41 @@ def local_rows(array: jax.Array) -> np.ndarray:
         start = shard.index[0].start or 0 if shard.index else 0
         shards[start] = np.asarray(shard.data)
     return np.concatenate([shards[k] for k in sorted(shards)])
+
+
+def share(count: int) -> range:
+    """Which of `count` items this process works on; all of them where there are fewer than
+    processes, so that no process has nothing to tell."""
+    if count < jax.process_count():
+        return range(count)
+    return range(jax.process_index(), count, jax.process_count())
+
+
+def gather_rows(rows: np.ndarray, at) -> np.ndarray:
+    """The rows that all processes have, sorted by position, in every process.
+
+    Bit for bit: rows travel as bytes, since JAX would round float64 to float32.
+
+    Args:
+      rows: `[n, ...]`, of one dtype and row shape in all processes; n may be 0.
+      at: `[n]` positions in the whole; what several processes have is taken once.
+    """
+    rows, at = np.ascontiguousarray(rows), np.asarray(at, np.int64)
+    if jax.process_count() == 1:
+        return rows[np.argsort(at)]
+    lengths = multihost_utils.process_allgather(np.int32(len(rows)))
+    raw = np.concatenate([_as_bytes(at), _as_bytes(rows)], axis=1)
+    padded = np.zeros((int(lengths.max()), raw.shape[1]), np.uint8)
+    padded[: len(raw)] = raw
+    everyone = np.asarray(multihost_utils.process_allgather(padded))
+    raw = np.concatenate([part[:n] for part, n in zip(everyone, lengths, strict=True)])
+    _, first = np.unique(raw[:, :8].copy().view(np.int64)[:, 0], return_index=True)
+    return raw[first, 8:].copy().view(rows.dtype).reshape(len(first), *rows.shape[1:])
+
+
+def _as_bytes(rows: np.ndarray) -> np.ndarray:
+    width = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
+    return np.frombuffer(rows.tobytes(), np.uint8).reshape(len(rows), width)
 
 
 def round_up(n: int, mesh: Mesh) -> int:

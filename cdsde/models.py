@@ -69,6 +69,7 @@ def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
         resblock_updown=net.resblock_updown,
         conv_resample=net.conv_resample,
         new_attention_order=net.new_attention_order,
+        group_channels=net.group_channels,
         dropout=net.dropout,
         dtype=_dtype(config),
         remat=config.remat,

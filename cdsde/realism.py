@@ -1,16 +1,17 @@
 """Realism: distances between the features of translated images and of the target's real ones.
 
-Images go through a feature network in batches split over the device mesh; the host adds their sums
-and outer products up in float64, so that the number of devices, the batch size and the padding do
-not change the result, and keeps the features that kernel distances and neighbours need (of at most
-`keep` images, drawn from the list). The target's statistics are kept in a file named by a hash of
-the extractor and of every pixel they are made of: a changed image is never an old number.
+Each process reads its share of the images and puts them through a feature network in batches split
+over its devices; the host adds their sums and outer products up in float64, so that the number of
+devices and processes, the batch size and the padding do not change the result, and keeps the
+features that kernel distances and neighbours need (of at most `keep` images, drawn from the list).
+The target's statistics are kept in a file named by a hash of the extractor and of every pixel they
+are made of: a changed image is never an old number.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from absl import logging
 from cdsde import features, mesh, metrics
 
 BATCH = 32
-LAYOUT = 2  # of the files; part of their names, so that older ones are not read
+LAYOUT = 3  # of the files; part of their names, so that older ones are not read
 
 
 class Statistics(NamedTuple):
@@ -31,7 +32,7 @@ class Statistics(NamedTuple):
       count: number of images.
       moments: `{layer: Moments}` of all images, for the Fréchet distances.
       kept: `{layer: float32 [n, D]}` of the images drawn.
-      images: SHA-256 of the images' pixels, in order.
+      images: SHA-256 over the SHA-256 of each image's shape and pixels, in order.
     """
 
     count: int
@@ -68,32 +69,34 @@ MEASURES = {
 
 def statistics(
     extractor: features.Extractor,
-    batches: Callable[[], Iterator[np.ndarray]],
+    read: Callable[[int], np.ndarray],
     count: int,
     *,
     devices=None,
     keep: int = 10_000,
     cache: str | Path | None = None,
 ) -> Statistics:
-    """Features of a set of images, read in batches.
+    """Features of a set of images. Every process calls this, and gets the whole result.
 
     Args:
       extractor: with an entry in `MEASURES`.
-      batches: each call begins again with the first image; uint8 `[b, H, W, 3]`, any b.
+      read: `number of the image -> uint8 [H, W, 3]`, all of one size; called for this process's
+        share alone.
       count: number of images.
-      devices: the mesh (default: all devices of this process).
+      devices: the mesh, of this process's devices (default: all of them).
       keep: images whose features are kept, drawn at random where there are more.
       cache: a folder for the result; None: not kept.
     """
     path = None
     if cache is not None:
-        images = _digest(batches())
+        mine = mesh.share(count)
+        images = _digest_of_all([_digest(read(j)) for j in mine], mine)
         key = hashlib.sha256(f"{LAYOUT} {extractor.name} {extractor.hash} {images} {keep}".encode())
         path = Path(cache) / f"{extractor.name}-{key.hexdigest()[:16]}.npz"
         if path.exists():
             return _read(path, images)
-    made = _compute(extractor, batches(), count, devices, keep)
-    if path is not None:
+    made = _compute(extractor, read, count, devices, keep)
+    if path is not None and jax.process_index() == 0:
         _write(path, made)
         logging.info("%s of %d images kept in %s", extractor.name, count, path)
     return made
@@ -139,19 +142,23 @@ def compare(name: str, made: Statistics, real: Statistics, seed: int = 0) -> dic
     return results
 
 
-def _compute(extractor, batches, count, devices, keep) -> Statistics:
+def _compute(extractor, read, count, devices, keep) -> Statistics:
     devices = devices or mesh.make_mesh(jax.local_devices())
     size = mesh.round_up(BATCH, devices)
     params = mesh.put_replicated(extractor.params, devices)
     measure = MEASURES[extractor.name]
-    layers = {*measure.frechet.values(), *measure.kernel.values(), *measure.neighbours.values()}
+    # Sorted: processes exchange them in this order.
+    layers = sorted({v for names in measure for v in names.values()})
     chosen = np.zeros(count, bool)
     chosen[np.random.default_rng(0).permutation(count)[:keep]] = True
     sums: dict[str, metrics.Moments] = {}
     kept: dict[str, list] = {layer: [] for layer in layers}
-    digest, seen = hashlib.sha256(), 0
-    for images in _rebatch(batches, size):
-        digest.update(images.tobytes())
+    digests: list[np.ndarray] = []
+    mine = np.array(mesh.share(count))
+    for start in range(0, len(mine), size):
+        at = mine[start : start + size]
+        images = np.stack([read(j) for j in at])
+        digests += map(_digest, images)
         rows = np.concatenate([images, np.repeat(images[-1:], size - len(images), 0)])
         out = extractor.apply(params, mesh.put_batch(rows, devices))
         for layer in layers:
@@ -159,29 +166,33 @@ def _compute(extractor, batches, count, devices, keep) -> Statistics:
             if layer in measure.frechet.values():
                 part = metrics.moments(f)
                 sums[layer] = metrics.add_moments(sums[layer], part) if layer in sums else part
-            kept[layer].append(f[chosen[seen : seen + len(f)]])
-        seen += len(images)
-    together = {k: np.concatenate(v) for k, v in kept.items()}
-    return Statistics(seen, sums, together, digest.hexdigest())
+            kept[layer].append(f[chosen[at]])
+    drawn = mine[chosen[mine]]
+    return Statistics(
+        count,
+        {layer: _over_processes(part, count) for layer, part in sums.items()},
+        {layer: mesh.gather_rows(np.concatenate(f), drawn) for layer, f in kept.items()},
+        _digest_of_all(digests, mine),
+    )
 
 
-def _rebatch(batches: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same images in batches of `size`, the last one smaller."""
-    rest: np.ndarray | None = None
-    for images in batches:
-        rest = images if rest is None else np.concatenate([rest, images])
-        while len(rest) >= size:
-            yield rest[:size]
-            rest = rest[size:]
-    if rest is not None and len(rest):
-        yield rest
+def _over_processes(part: metrics.Moments, count: int) -> metrics.Moments:
+    """The sum of what every process has; in float64, and in one order."""
+    if part.count == count:
+        return part
+    at = [jax.process_index()]
+    totals = mesh.gather_rows(part.total[None], at)
+    return metrics.Moments(count, totals.sum(0), mesh.gather_rows(part.outer[None], at).sum(0))
 
 
-def _digest(batches: Iterator[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for images in batches:
-        digest.update(np.ascontiguousarray(images).tobytes())
-    return digest.hexdigest()
+def _digest(image: np.ndarray) -> np.ndarray:
+    """SHA-256 of one image, uint8 `[32]`."""
+    content = str(image.shape).encode() + np.ascontiguousarray(image).tobytes()
+    return np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+
+
+def _digest_of_all(digests, at) -> str:
+    return hashlib.sha256(mesh.gather_rows(np.stack(digests), at).tobytes()).hexdigest()
 
 
 def _write(path: Path, made: Statistics) -> None:

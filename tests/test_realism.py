@@ -114,17 +114,18 @@ def pictures(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, 4, 4, 3)).astype(np.uint8)
 
 
-def in_batches(images: np.ndarray, size: int):
-    return lambda: (images[k : k + size] for k in range(0, len(images), size)), len(images)
+def reading(images: np.ndarray):
+    return images.__getitem__, len(images)
 
 
 def test_neither_devices_nor_batches_nor_padding_change_the_statistics(monkeypatch):
     extractor, images = quick_extractor(monkeypatch), pictures(75)
-    real = realism.statistics(extractor, *in_batches(pictures(50, 1), 50))
+    real = realism.statistics(extractor, *reading(pictures(50, 1)))
     results = []
     for size, devices in ((1, 1), (75, 8), (13, 8), (32, 3)):
         chosen = mesh.make_mesh(jax.devices()[:devices])
-        made = realism.statistics(extractor, *in_batches(images, size), devices=chosen)
+        monkeypatch.setattr(realism, "BATCH", size)
+        made = realism.statistics(extractor, *reading(images), devices=chosen)
         assert made.moments["corners"].count == 75
         results.append(realism.compare("quick", made, real))
     values = np.array([[row["value"] for row in r.values()] for r in results])
@@ -136,28 +137,28 @@ def test_neither_devices_nor_batches_nor_padding_change_the_statistics(monkeypat
 
 def test_statistics_are_kept_under_a_hash_of_every_pixel(monkeypatch, tmp_path):
     extractor, images = quick_extractor(monkeypatch), pictures(20)
-    first = realism.statistics(extractor, *in_batches(images, 8), cache=tmp_path)
+    first = realism.statistics(extractor, *reading(images), cache=tmp_path)
     [file] = tmp_path.iterdir()
 
     def unused(params, pictures):
         raise AssertionError("computed again")
 
     idle = extractor._replace(apply=unused)
-    again = realism.statistics(idle, *in_batches(images, 20), cache=tmp_path)
+    again = realism.statistics(idle, *reading(images), cache=tmp_path)
     assert again.images == first.images and list(tmp_path.iterdir()) == [file]
     np.testing.assert_array_equal(again.kept["corners"], first.kept["corners"])
     np.testing.assert_array_equal(again.moments["corners"].outer, first.moments["corners"].outer)
     changed = images.copy()
     changed[7, 2, 2, 0] ^= 1
     for other, network in ((changed, extractor), (images, extractor._replace(hash="01"))):
-        realism.statistics(network, *in_batches(other, 8), cache=tmp_path)
+        realism.statistics(network, *reading(other), cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_of_a_long_list_some_features_are_kept(monkeypatch):
     extractor, images = quick_extractor(monkeypatch), pictures(75)
-    some = realism.statistics(extractor, *in_batches(images, 10), keep=30)
-    every = realism.statistics(extractor, *in_batches(images, 75))
+    some = realism.statistics(extractor, *reading(images), keep=30)
+    every = realism.statistics(extractor, *reading(images))
     assert some.kept["corners"].shape == (30, 3) and some.moments["corners"].count == 75
     rows = {tuple(row) for row in every.kept["corners"]}
     assert {tuple(row) for row in some.kept["corners"]} < rows
@@ -187,7 +188,7 @@ def test_efficientnet_separates_the_styles_as_published(
     def images(domain, split):
         source = open_domain("emoji", domain, split)
         every = np.stack([resize(source[j]["image"], 64) for j in range(len(source))])
-        return in_batches(every, 64)
+        return reading(every)
 
     cache = tmp_path_factory.getbasetemp() / "statistics"
     real = realism.statistics(extractor, *images(target, "train"), cache=cache)

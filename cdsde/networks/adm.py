@@ -25,6 +25,7 @@ class ResBlock(nn.Module):
     resample: str | None = None
     use_scale_shift_norm: bool = True
     dropout: float = 0.0
+    group_channels: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -50,7 +51,13 @@ class ResBlock(nn.Module):
         return x + h
 
     def _norm(self, name: str) -> blocks.GroupNorm:
-        return blocks.GroupNorm(blocks.ADM_EPS, silu=True, dtype=self.dtype, name=name)
+        return blocks.GroupNorm(
+            blocks.ADM_EPS,
+            silu=True,
+            group_channels=self.group_channels,
+            dtype=self.dtype,
+            name=name,
+        )
 
 
 class AttentionBlock(nn.Module):
@@ -59,6 +66,7 @@ class AttentionBlock(nn.Module):
     num_heads: int = 4
     num_head_channels: int = 64
     new_attention_order: bool = False
+    group_channels: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -66,7 +74,10 @@ class AttentionBlock(nn.Module):
         """Raises ValueError if the channels cannot be split into the heads asked for."""
         b, h, w, c = x.shape
         heads = blocks.num_heads_for(c, self.num_heads, self.num_head_channels)
-        y = blocks.GroupNorm(blocks.ADM_EPS, dtype=self.dtype, name="norm")(x)
+        norm = blocks.GroupNorm(
+            blocks.ADM_EPS, group_channels=self.group_channels, dtype=self.dtype, name="norm"
+        )
+        y = norm(x)
         qkv = blocks.dense(y.reshape(b, h * w, c), 3 * c, name="qkv", dtype=self.dtype)
         y = blocks.attend(*blocks.split_qkv(qkv, heads, self.new_attention_order))
         y = y.reshape(b, h * w, c)
@@ -123,6 +134,7 @@ class _ADM(nn.Module):
     out_channels: int = 6
     dropout: float = 0.0
     num_classes: int | None = None
+    group_channels: int = 1
     dtype: Any = jnp.float32
     remat: bool = False
 
@@ -154,6 +166,7 @@ class _ADM(nn.Module):
             resample=resample,
             use_scale_shift_norm=self.use_scale_shift_norm,
             dropout=self.dropout if train else 0.0,
+            group_channels=self.group_channels,
             dtype=self.dtype,
             name=name,
         )(h, emb)
@@ -164,6 +177,7 @@ class _ADM(nn.Module):
             num_heads=self.num_heads,
             num_head_channels=self.num_head_channels,
             new_attention_order=self.new_attention_order,
+            group_channels=self.group_channels,
             dtype=self.dtype,
             name=name,
         )(h)
@@ -182,6 +196,12 @@ class _ADM(nn.Module):
         if self.conv_resample:
             h = blocks.conv(h, h.shape[-1], name=f"{name}_conv", dtype=self.dtype)
         return h
+
+    def _out_norm(self, name: str) -> blocks.GroupNorm:
+        """Before the output, in float32."""
+        return blocks.GroupNorm(
+            blocks.ADM_EPS, silu=True, group_channels=self.group_channels, name=name
+        )
 
     def _way_down(self, x, emb, train) -> tuple[jax.Array, list[jax.Array]]:
         """Stem, levels and middle block; also every output that the way up will want."""
@@ -246,7 +266,7 @@ class ADMUNet(_ADM):
                     h = self._up(h, emb, train, f"{name}_{member}")
                     factor //= 2
                 index += 1
-        h = blocks.GroupNorm(blocks.ADM_EPS, silu=True, name="out_0")(h)
+        h = self._out_norm("out_0")(h)
         return blocks.conv(h, self.out_channels, name="out_2", zero=True)
 
 
@@ -292,7 +312,7 @@ class ADMEncoder(_ADM):
         features = h.astype(jnp.float32)
         if not head:
             return None, features
-        h = blocks.GroupNorm(blocks.ADM_EPS, silu=True, name="I2Iout_0")(features)
+        h = self._out_norm("I2Iout_0")(features)
         if self.pool == "attention":
             side = self.image_size // 2 ** (len(self.channel_mult) - 1)
             pool = AttentionPool(side, self.num_head_channels, self.out_channels, name="I2Iout_2")

@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
+from scipy.stats import norm
 
 from cdsde import augment, energies, losses, models, sde
 from cdsde import config as config_lib
@@ -43,13 +45,35 @@ def _images(batch, training: ConfigDict, key):
     return augment.affine(key, x, a.shift, a.scale, a.rotate)
 
 
-def _stratified(key, count: int, limit: int):
-    """`count` indices below `limit`, one a stratum: uniform, with less variance."""
+def _strata(key, count: int):
+    """`count` numbers in [0, 1), one a stratum: uniform, with less variance."""
     draw, shuffle = jax.random.split(key)
     u = (jnp.arange(count) + jax.random.uniform(draw, (count,))) / count
     # Shuffled, so that a stratum is not tied to a domain (the domains alternate in a batch).
-    u = jax.random.permutation(shuffle, u)
+    return jax.random.permutation(shuffle, u)
+
+
+def _stratified(key, count: int, limit: int):
+    """`count` indices below `limit`."""
+    u = _strata(key, count)
     return jnp.minimum((u * limit).astype(jnp.int32), limit - 1)
+
+
+def level_shares(schedule: sde.Schedule, training: ConfigDict) -> np.ndarray:
+    """How often each level is drawn for ε-matching, `[T]` summing to 1.
+
+    "index": equally often. "log_snr": as a normal distribution of the log-SNR has it (Karras et
+    al. 2022, equation 8's ln σ is minus half of it): most steps of a short training then go to the
+    levels at which pictures take shape, and low noise is not starved.
+    """
+    count = schedule.num_steps
+    if training.levels == "index":
+        return np.full(count, 1 / count)
+    exact = schedule.alpha_bar.astype(np.float64)
+    log_snr = np.log(exact) - np.log1p(-exact)
+    edges = np.concatenate([[np.inf], (log_snr[1:] + log_snr[:-1]) / 2, [-np.inf]])
+    below = norm.cdf((edges - training.log_snr_mean) / training.log_snr_std)
+    return below[:-1] - below[1:]
 
 
 def score(config: ConfigDict) -> Stage:
@@ -57,12 +81,14 @@ def score(config: ConfigDict) -> Stage:
     model = models.score_model(config)
     schedule = models.schedule_of(config)
     training = config_lib.stage_training(config, "score")
+    up_to = np.cumsum(level_shares(schedule, training)).astype(np.float32)
     dropout = config.score.dropout > 0
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 4)
         x0 = _images(batch, training, keys[0])
-        i = _stratified(keys[1], x0.shape[0], schedule.num_steps)
+        u = _strata(keys[1], x0.shape[0])
+        i = jnp.minimum(jnp.searchsorted(up_to, u, side="right"), schedule.num_steps - 1)
         e = jax.random.normal(keys[2], x0.shape)
         alpha_bar = sde.gather(schedule.alpha_bar, i)
         rngs = {"dropout": keys[3]} if dropout else None
