@@ -33,6 +33,7 @@ setup(
         "importlib_resources>=6.0",
         "jax>=0.10.0",
         "jaxlib>=0.10.0",
+        "matplotlib>=3.10",
         "ml-collections>=1.1",
         "ml-dtypes>=0.5",
         "numpy>=2.0",

@@ -167,6 +167,7 @@ def base() -> ConfigDict:
     s.variance = "fixedsmall"  # fixedsmall | fixedlarge (ancestral)
     s.eta = 0.0  # ddim, dpmpp_2m: 0 deterministic (the ODE), 1 the SDE
     s.clip = False  # clip the predicted x0 to [-1, 1] at each step (helps with few steps)
+    s.follow = False  # low-pass energy: follow its gradient in a step, not one Euler step of it
     s.seed = 0
     s.batch_size = 16
     s.limit = placeholder(int)  # only the first so many images

@@ -10,7 +10,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cdsde import flag_errors
+from cdsde import flag_errors, logs
 
 MODES = ("train", "sample", "eval", "import", "export")
 
@@ -83,14 +83,7 @@ def _program(mode: str):
 
 def main() -> None:
     """Entry point of `python -m cdsde.main`."""
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    # Orbax tells a dozen lines a save; of other people's modules only warnings are for our users.
-    logging.get_absl_handler().addFilter(
-        lambda record: (
-            record.levelno > logging.converter.STANDARD_INFO or "cdsde" in record.pathname
-        )
-    )
+    logs.show_own()
     flags.mark_flags_as_required(["config", "mode"])
     app.run(run, flags_parser=flag_errors.parse)
 

@@ -12,6 +12,14 @@ with the round's one draw e.
     egsde            λ_s domain energy + λ_i content energy
     contrastive_sde  λ contrastive energy + λ_i content energy
 
+With few steps a large λ overshoots: the low-pass energy is quadratic, and a step that moves the
+state by κ for a gradient of 1 (`solvers.gain`) swings once 2 λ κ > 1 and diverges above 2. Where
+asked for, its weight is
+
+    λ' = (1 - e^{-2 λ κ}) / (2 κ),                                                          (2)
+
+with which the step does what following the gradient for a time κ does; λ' → λ with many steps.
+
 A method is `(settings, networks) -> Method`; `settings` is its group of the config, `networks`
 maps a stage's name to its network with parameters bound. Its weights are handed in separately
 (`WEIGHTS`), as traced numbers: changing them does not compile again.
@@ -162,17 +170,33 @@ def contrastive_sde(settings, networks: Mapping[str, Callable]) -> Method:
 METHODS = {"contrastive_sde": contrastive_sde, "egsde": egsde, "sdedit": sdedit, "ilvr": ilvr}
 
 
-def weights(name: str, settings, index: np.ndarray) -> np.ndarray:
-    """λ of each of the method's energies at each level, float32 `[S, number of energies]`."""
+def weights(name: str, settings, index: np.ndarray, gain: np.ndarray | None = None) -> np.ndarray:
+    """λ of each of the method's energies at each level, float32 `[S, number of energies]`.
+
+    Args:
+      name: of the method.
+      settings: its group of the config.
+      index: `[S]`, the levels.
+      gain: `[S]`, κ of each step; given, the low-pass energy's weight is that of equation (2).
+    """
     ones = np.ones(len(index), np.float32)
     if name == "egsde":
-        columns = [settings.domain_weight * ones, settings.content_weight * ones]
+        quadratic = settings.content_similarity == "neg_l2"
+        content = _followed(settings.content_weight, gain if quadratic else None)
+        columns = [settings.domain_weight * ones, content * ones]
     elif name == "contrastive_sde":
         on = np.where(index >= settings.cutoff, ones, 0)
-        columns = [settings.weight * on, settings.content_weight * ones]
+        columns = [settings.weight * on, _followed(settings.content_weight, gain) * ones]
     else:
         columns = []
     return np.stack(columns, axis=1) if columns else np.zeros((len(index), 0), np.float32)
+
+
+def _followed(weight: float, gain: np.ndarray | None):
+    """Equation (2)."""
+    if gain is None:
+        return weight
+    return -np.expm1(-2 * weight * gain) / (2 * gain)
 
 
 def translate(

@@ -80,7 +80,7 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
         c[method].start = 250
     for method in ("egsde", "contrastive_sde"):
         c[method].content_weight = 20.0
-    c.sample.update(steps=25, clip=True)
+    c.sample.update(steps=25, clip=True, follow=True)
     c.weights.score = f"shipped:score-{target}-32"
     c.weights.encoder = "shipped:encoder-emoji-32"
     c.weights.classifier = "shipped:classifier-emoji-32"

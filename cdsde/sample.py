@@ -98,14 +98,19 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     return record
 
 
-def sample(config: ConfigDict, workdir) -> Path:
+def sample(config: ConfigDict, workdir, loaded=None) -> Path:
     """Translate every input image; returns the folder of the results.
+
+    Args:
+      config: the task.
+      workdir: where its networks are, and by default its results.
+      loaded: `load_sampler`'s result where there is one already, of this config.
 
     Raises:
       ValueError: no weights, a broken image (named), or results of other settings in the way.
     """
     source = open_input(config)
-    sampler, origins = load_sampler(config, workdir)
+    sampler, origins = loaded or load_sampler(config, workdir)
     folder = output_folder(config, workdir)
     folder.mkdir(parents=True, exist_ok=True)
     names = output_names(source.ids)

@@ -36,7 +36,8 @@ class Sampler:
         start = config_lib.start_index(config)
         schedule = models.schedule_of(config)
         grid = solvers.make_grid(schedule, start, s.steps, s.variance, s.spacing)
-        lambdas = methods.weights(config.method, config[config.method], grid.index)
+        gain = solvers.gain(solvers.SOLVERS[s.solver](s.eta), grid) if s.follow else None
+        lambdas = methods.weights(config.method, config[config.method], grid.index, gain)
         arguments = (grid, lambdas, np.float32(s.eta), jax.random.key(s.seed))
         self._arguments = mesh.put_replicated(arguments, self.devices)
         self.evaluations = len(grid.index) * s.rounds

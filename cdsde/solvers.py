@@ -174,6 +174,20 @@ def dpmpp_2m(eta=0.0) -> Solver:
     return Solver(step, init)
 
 
+def gain(solver: Solver, grid: Grid) -> np.ndarray:
+    """How far a gradient of 1 moves the state in each step, float64 `[S]`, above 0.
+
+    Of (1) it is β/√(1-β); of the others it follows from x̂.
+    """
+    before = np.append(np.inf, grid.h[:-1])
+    moved = []
+    for row, h in zip(zip(*grid, strict=True), before, strict=True):
+        memory = (0.0, h) if len(jax.tree.leaves(solver.init(jnp.zeros(())))) else ()
+        y, _ = solver.step(0.0, 0.0, 1.0, Grid(*row), 0.0, memory)
+        moved.append(-float(y))
+    return np.array(moved)
+
+
 def reverse(
     y: jax.Array,
     grid: Grid,

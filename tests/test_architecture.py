@@ -21,7 +21,7 @@ PROGRAMS = {"main", "train", "sample", "evaluate", "exchange", "api"}
 # Below the programs, lowest first; within a layer modules may use each other. A module that stands
 # nowhere here is a program: it may use all but `main`.
 LAYERS = (
-    {"version"},
+    {"version", "logs"},
     MATHEMATICS
     | {"networks", "data", "config", "presets", "mesh", "report", "checkpoint"}
     | {"torch_files", "torch_layouts", "trees"},

@@ -442,3 +442,22 @@ def test_errors():
         init(ADMEncoder(**SMALL_ADM, image_size=16), side=32)
     with pytest.raises(ValueError, match="pool is 'max': choose 'attention' or 'adaptive'"):
         init(ADMEncoder(**SMALL_ADM, image_size=16, pool="max"))
+
+
+# --- fewer groups for narrow networks ---
+
+
+@pytest.mark.parametrize(("channels", "least", "groups"), [(64, 1, 32), (64, 4, 16), (256, 4, 32)])
+def test_groups_have_at_least_so_many_channels(channels, least, groups):
+    x = noise(5, 0, (2, 6, 6, channels)) + 3
+    norm = blocks.GroupNorm(1e-5, group_channels=least)
+    found = norm.apply(norm.init(jax.random.key(0), x), x)
+    grouped = x.reshape(2, 36, groups, -1).astype(np.float64)
+    mean, var = (f(axis=(1, 3), keepdims=True) for f in (grouped.mean, grouped.var))
+    expected = ((grouped - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_channels_that_do_not_divide_into_groups_are_told():
+    with pytest.raises(ValueError, match="40 channels.*divisible by 32"):
+        blocks.GroupNorm(1e-5).init(jax.random.key(0), jnp.zeros((1, 4, 4, 40)))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdsde import energies, methods, sde, solvers
+from cdsde import energies, load_config, methods, sde, solvers
 
 GOLDEN = Path(__file__).parent / "golden" / "egsde"
 SCHEDULE = sde.linear()
@@ -315,6 +315,62 @@ def test_first_and_last_step_of_dpmpp_are_ddim(eta):
     grid = solvers.make_grid(SCHEDULE, 60, 5)
     found, first = (run_images(grid, s(eta))[0] for s in (solvers.dpmpp_2m, solvers.ddim))
     assert np.abs(found - first).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "solver", [solvers.ancestral, solvers.ddim(0.0), solvers.ddim(1.0), solvers.dpmpp_2m(0.0)]
+)
+def test_gain_is_what_guidance_moves(solver):
+    grid = solvers.make_grid(SCHEDULE, 400, 6, spacing="log_snr")
+    gain = solvers.gain(solver, grid)
+    y = jnp.zeros((1, 1, 1, 1))
+
+    def moved(position):
+        # A gradient in one step only, and what the state has become right after it.
+        states = solvers.reverse(
+            y,
+            grid,
+            eps_fn=lambda y, i: jnp.zeros_like(y),
+            solver=solver,
+            noise_fn=lambda position, i: y,
+            guidance_fn=lambda y, i, extra: jnp.full_like(y, extra),
+            per_step=jnp.asarray(np.arange(6) == position, jnp.float32),
+            trace=True,
+        )[1]
+        return -float(states[position, 0, 0, 0, 0])
+
+    np.testing.assert_allclose([moved(k) for k in range(6)], gain, rtol=1e-5)
+    if solver is solvers.ancestral:
+        np.testing.assert_allclose(gain, grid.beta / np.sqrt(1 - grid.beta), rtol=1e-6)
+
+
+def test_followed_weights_do_not_overshoot():
+    """Few steps with a large λ: Euler diverges, the followed gradient settles as with many."""
+    settings = load_config("configs/twemoji2fluent.py").contrastive_sde
+    settings.update(weight=0.0, content_weight=40.0)
+    # The energy ‖y - x_t‖² and x0 = 0.7, on a network that predicts pure noise.
+    term = methods.Term(energies.content(1, "neg_l2"))
+    x0 = jnp.full((1, 4, 4, 3), 0.7)
+
+    def result(steps, follow):
+        grid = solvers.make_grid(SCHEDULE, 300, steps)
+        gain = solvers.gain(solvers.ancestral, grid) if follow else None
+        lambdas = methods.weights("contrastive_sde", settings, grid.index, gain)[:, 1:]
+        silent = methods.Noise(*[lambda *path: jnp.zeros_like(x0)] * 3)
+        y, _ = methods.translate(
+            x0,
+            methods.Method((term,)),
+            eps_fn=lambda y, i: y,
+            grid=grid,
+            noise=silent,
+            weights=lambdas,
+        )
+        return float(y.mean())
+
+    many = result(300, False)
+    assert result(300, True) == pytest.approx(many, abs=0.01)
+    assert abs(result(6, False) - many) > 1
+    assert result(6, True) == pytest.approx(many, abs=0.1)
 
 
 def test_levels_even_in_log_snr():

@@ -538,3 +538,27 @@ def steps_logged(workdir) -> int:
     path = workdir / "logs" / "score" / "metrics.csv"
     lines = path.read_text().splitlines() if path.exists() else []
     return int(lines[-1].split(",")[0]) if len(lines) > 1 else 0
+
+
+# --- which levels the score network is trained on ---
+
+
+def test_levels_are_drawn_uniformly_or_normally_in_log_snr(tiny):
+    schedule = models.schedule_of(tiny())
+    training = config_lib.stage_training(tiny(), "score")
+    training.levels = "index"
+    np.testing.assert_allclose(stages.level_shares(schedule, training), np.full(1000, 1e-3))
+    training.update(levels="log_snr", log_snr_mean=1.0, log_snr_std=2.0)
+    shares = stages.level_shares(schedule, training)
+    assert shares.sum() == pytest.approx(1) and shares.min() >= 0
+    alpha_bar = schedule.alpha_bar.astype(float)
+    log_snr = np.log(alpha_bar / (1 - alpha_bar))
+    assert shares @ log_snr == pytest.approx(1.0, abs=0.02)
+    assert np.sqrt(shares @ (log_snr - 1) ** 2) == pytest.approx(2.0, abs=0.05)
+
+    draw = jax.jit(lambda key: stages.draw_levels(key, shares, 50))
+    drawn = np.concatenate([draw(jax.random.key(k)) for k in range(200)])
+    seen = np.bincount(drawn, minlength=1000)
+    for low, high in ((0, 100), (100, 300), (300, 600), (600, 1000)):
+        expected = shares[low:high].sum()
+        assert seen[low:high].sum() / len(drawn) == pytest.approx(expected, abs=0.01)

@@ -45,18 +45,18 @@ def _images(batch, training: ConfigDict, key):
     return augment.affine(key, x, a.shift, a.scale, a.rotate)
 
 
-def _strata(key, count: int):
-    """`count` numbers in [0, 1), one a stratum: uniform, with less variance."""
+def draw_levels(key, shares: np.ndarray, count: int):
+    """`count` indices, i with probability `shares[i]`; one a stratum, which has less variance."""
     draw, shuffle = jax.random.split(key)
     u = (jnp.arange(count) + jax.random.uniform(draw, (count,))) / count
     # Shuffled, so that a stratum is not tied to a domain (the domains alternate in a batch).
-    return jax.random.permutation(shuffle, u)
+    u = jax.random.permutation(shuffle, u)
+    up_to = np.cumsum(shares).astype(np.float32)
+    return jnp.minimum(jnp.searchsorted(up_to, u, side="right"), len(shares) - 1)
 
 
-def _stratified(key, count: int, limit: int):
-    """`count` indices below `limit`."""
-    u = _strata(key, count)
-    return jnp.minimum((u * limit).astype(jnp.int32), limit - 1)
+def _uniform(count: int) -> np.ndarray:
+    return np.full(count, 1 / count)
 
 
 def level_shares(schedule: sde.Schedule, training: ConfigDict) -> np.ndarray:
@@ -68,7 +68,7 @@ def level_shares(schedule: sde.Schedule, training: ConfigDict) -> np.ndarray:
     """
     count = schedule.num_steps
     if training.levels == "index":
-        return np.full(count, 1 / count)
+        return _uniform(count)
     exact = schedule.alpha_bar.astype(np.float64)
     log_snr = np.log(exact) - np.log1p(-exact)
     edges = np.concatenate([[np.inf], (log_snr[1:] + log_snr[:-1]) / 2, [-np.inf]])
@@ -81,14 +81,13 @@ def score(config: ConfigDict) -> Stage:
     model = models.score_model(config)
     schedule = models.schedule_of(config)
     training = config_lib.stage_training(config, "score")
-    up_to = np.cumsum(level_shares(schedule, training)).astype(np.float32)
+    shares = level_shares(schedule, training)
     dropout = config.score.dropout > 0
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 4)
         x0 = _images(batch, training, keys[0])
-        u = _strata(keys[1], x0.shape[0])
-        i = jnp.minimum(jnp.searchsorted(up_to, u, side="right"), schedule.num_steps - 1)
+        i = draw_levels(keys[1], shares, x0.shape[0])
         e = jax.random.normal(keys[2], x0.shape)
         alpha_bar = sde.gather(schedule.alpha_bar, i)
         rngs = {"dropout": keys[3]} if dropout else None
@@ -112,7 +111,7 @@ def encoder(config: ConfigDict) -> Stage:
         if training.shared_time == "batch":
             i = jnp.broadcast_to(jax.random.randint(keys[1], (), 0, training.max_index), (b,))
         else:
-            i = _stratified(keys[1], b, training.max_index)
+            i = draw_levels(keys[1], _uniform(training.max_index), b)
         alpha_bar = sde.gather(schedule.alpha_bar, i)
         first = sde.perturb(x0, jax.random.normal(keys[2], x0.shape), alpha_bar)
         second = sde.perturb(
@@ -139,7 +138,7 @@ def classifier(config: ConfigDict) -> Stage:
     def loss(params, batch, key):
         keys = jax.random.split(key, 4)
         x0 = _images(batch, training, keys[0])
-        i = _stratified(keys[1], x0.shape[0], training.max_index)
+        i = draw_levels(keys[1], _uniform(training.max_index), x0.shape[0])
         x = sde.perturb(x0, jax.random.normal(keys[2], x0.shape), sde.gather(schedule.alpha_bar, i))
         rngs = {"dropout": keys[3]} if dropout else None
         logits, _ = model.apply(params, x, i, train=True, rngs=rngs)

@@ -1,0 +1,99 @@
+"""The benchmark's command line.
+
+python -m cdsde.benchmark --tasks=twemoji2fluent --methods=sdedit,egsde --parts=main,fronts
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from cdsde import flag_errors, logs, report
+
+PARTS = ("main", "fronts", "ablations", "solvers", "convergence")
+TASKS = "twemoji2fluent,noto2fluent,fluent2twemoji"
+METHODS = "sdedit,ilvr,egsde,contrastive_sde"
+
+
+def arguments(argv) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser("python -m cdsde.benchmark", allow_abbrev=False)
+    parser.add_argument("--tasks", default=TASKS, help="files of configs/, without their ending")
+    parser.add_argument("--methods", default=METHODS, help="what config.method names")
+    parser.add_argument("--parts", default=",".join(PARTS), help="questions, in this order")
+    parser.add_argument("--seeds", type=int, default=5, help="of sampling, in the part main")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="override of every task's config; may stand often")  # fmt: skip
+    parser.add_argument("--output", default="benchmark", help="where results and report go")
+    parser.add_argument("--workdir", default="runs/benchmark", help="for pictures and networks")
+    return parser.parse_args(argv)
+
+
+def benchmark(argv=None) -> None:
+    """Run what is missing; write results.json, table.md and report.html."""
+    args = arguments(argv)
+    flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers ask
+    logs.show_own()
+    # Imported late, so that --help and a mistyped flag answer at once.
+    from cdsde.benchmark import plan, run, summary
+
+    path = Path(args.output) / "results.json"
+    results = {"tasks": {}, "points": [], "runs": {}}
+    if path.exists():
+        results = json.loads(path.read_text())
+    try:
+        methods = _names(args.methods, plan.METHODS, "--methods")
+        parts = _names(args.parts, PARTS, "--parts")
+        if args.seeds < 1:
+            raise ValueError(f"--seeds is {args.seeds}; it must be at least 1")
+        overrides = _overrides(args.set)
+        for name in args.tasks.split(","):
+            task = run.Task(name, Path(args.workdir), overrides)
+            for part in parts:
+                run.go(task, run.plan_of(task, part, methods, args.seeds), results, path)
+                _write(results, path.parent)
+    except (ValueError, OSError, flag_errors.UserError) as error:
+        sys.exit(f"error: {error}")
+    print(summary.report(results))
+    print(f"report: {(path.parent / 'report.html').resolve()}")
+
+
+def _write(results: dict, folder: Path) -> None:
+    from cdsde.benchmark import page, summary
+
+    used = {point["run"] for point in results["points"]}
+    results["runs"] = {k: v for k, v in sorted(results["runs"].items()) if k in used}
+    report.write_json(folder / "results.json", results)
+    (folder / "table.md").write_text(summary.report(results))
+    (folder / "report.html").write_text(page.page(results, folder))
+
+
+def _names(given: str, allowed, flag: str) -> list[str]:
+    names = given.split(",")
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{flag} names '{name}'; choose from {', '.join(allowed)}")
+    return names
+
+
+def _overrides(assignments) -> dict:
+    """KEY=VALUE: a number, a tuple or True where VALUE reads as one, else text."""
+    found = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set={text} is not KEY=VALUE, such as --set=data.root=DIR")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+if __name__ == "__main__":
+    benchmark()

@@ -1,0 +1,137 @@
+"""What the benchmark runs, as lists of `Run`; a new question is a function here.
+
+main         every method as its config has it, over the seeds
+fronts       one method, one knob: how far from the source for how much of the target
+solvers      fewer network evaluations, by other solvers
+ablations    parts of the guided methods left out or changed
+convergence  the guiding network trained for few steps and for many
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+METHODS = ("sdedit", "ilvr", "egsde", "contrastive_sde")
+GUIDES = {"contrastive_sde": "encoder", "egsde": "classifier"}
+# Levels of the fronts as shares of T, and ILVR's factors as shares of the side: right for any task.
+STARTS = (0.1, 0.175, 0.25, 0.325, 0.4)
+SOLVERS = {
+    "ancestral": {"sample.solver": "ancestral"},
+    "DDIM": {"sample.solver": "ddim", "sample.eta": 0.0},
+    "DPM-Solver++(2M) ODE": {"sample.solver": "dpmpp_2m", "sample.eta": 0.0},
+    "DPM-Solver++(2M) SDE": {"sample.solver": "dpmpp_2m", "sample.eta": 1.0},
+}
+EVALUATIONS = (6, 10, 15, 25, 50)
+TRAINED = (25, 50, 100, 200, 400, 800)  # steps of the guiding network
+
+
+class Run(NamedTuple):
+    """One translation of a split.
+
+    Attributes:
+      part: the question it belongs to.
+      task: a file of configs/, without its ending.
+      method: config.method, or the name of a floor.
+      series: what it is a point of.
+      x: where on the series' axis (a number), or None.
+      changes: overrides of the task's config.
+      seed: of sampling.
+    """
+
+    part: str
+    task: str
+    method: str
+    series: str
+    x: float | None
+    changes: Mapping[str, Any]
+    seed: int = 0
+
+
+def main(task: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """Every method as configured."""
+    return [Run("main", task, m, m, None, {}, seed) for m in methods for seed in seeds]
+
+
+def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
+    """M for the methods that start from the perturbed source, the low-pass factor for ILVR."""
+    size, total = config.data.image_size, config.sde.num_steps
+    runs = []
+    for method in methods:
+        if method == "ilvr":
+            for factor in (2, 4, 8, 16):
+                # At 256² these are factors of 16 to 128.
+                n = factor * max(1, size // 32)
+                runs.append(Run("fronts", task, method, method, n, {"ilvr.factor": n}))
+            continue
+        for share in STARTS:
+            start = round(share * total)
+            steps = min(start, config.sample.steps or start)
+            changes = {"sample.start": start, "sample.steps": steps}
+            runs.append(Run("fronts", task, method, method, start, changes))
+    return runs
+
+
+def solvers(task: str, methods: Sequence[str], config) -> list[Run]:
+    """Every level below M, and few of them by each solver."""
+    runs = []
+    for method in (m for m in methods if m in ("sdedit", "contrastive_sde")):
+        start = config[method].start
+        plain = {"sample.clip": config.sample.clip}
+        every = {**plain, **SOLVERS["ancestral"], "sample.steps": start}
+        runs.append(Run("solvers", task, method, "every level", start, every))
+        for name, solver in SOLVERS.items():
+            spacing = "index" if name == "ancestral" else "log_snr"
+            for steps in (n for n in EVALUATIONS if n < start):
+                changes = {**plain, **solver, "sample.spacing": spacing, "sample.steps": steps}
+                runs.append(Run("solvers", task, method, name, steps, changes))
+    return runs
+
+
+def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
+    """Each energy alone, λ, the space, the reference, the rounds K and the low-pass factor N."""
+    runs = []
+
+    def add(method, series, **changes):
+        plain = {k.replace("__", "."): v for k, v in changes.items()}
+        runs.append(Run("ablations", task, method, series, None, plain))
+
+    size = config.data.image_size
+    if "contrastive_sde" in methods:
+        c = "contrastive_sde__"
+        add("contrastive_sde", "as configured")
+        add("contrastive_sde", "contrastive energy alone", **{f"{c}content_weight": 0.0})
+        add("contrastive_sde", "low-pass energy alone", **{f"{c}weight": 0.0})
+        for factor in (0.1, 10.0):
+            weight = factor * config.contrastive_sde.weight
+            add("contrastive_sde", f"λ = {weight:g}", **{f"{c}weight": weight})
+        for space in ("embedding", "hidden", "features"):
+            if space != config.contrastive_sde.space:
+                add("contrastive_sde", f"in space '{space}'", **{f"{c}space": space})
+        for reference in ("perturbed", "lowpass"):
+            if reference != config.contrastive_sde.reference:
+                add("contrastive_sde", f"reference '{reference}'", **{f"{c}reference": reference})
+        cutoff = round(0.1 * config.sde.num_steps)
+        add("contrastive_sde", f"off below level {cutoff}", **{f"{c}cutoff": cutoff})
+        for n in (size // 16, size // 8, size // 4):
+            if n != config.contrastive_sde.factor:
+                add("contrastive_sde", f"N = {n} in the low-pass energy", **{f"{c}factor": n})
+        add("contrastive_sde", "K = 2 rounds", sample__rounds=2)
+    if "egsde" in methods:
+        add("egsde", "as configured")
+        add("egsde", "domain energy alone", egsde__content_weight=0.0)
+        add("egsde", "low-pass energy alone", egsde__domain_weight=0.0)
+        for factor in (0.1, 10.0):
+            weight = factor * config.egsde.domain_weight
+            add("egsde", f"λ_s = {weight:g}", egsde__domain_weight=weight)
+    return runs
+
+
+def convergence(task: str, methods: Sequence[str], file_of) -> list[Run]:
+    """Guidance by networks of a few training steps; `file_of(stage, steps)` is their weights."""
+    return [
+        Run("convergence", task, m, m, n, {f"weights.{GUIDES[m]}": str(file_of(GUIDES[m], n))})
+        for m in methods
+        if m in GUIDES
+        for n in TRAINED
+    ]

@@ -1,0 +1,136 @@
+"""Results → figures, as SVG text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from cdsde.benchmark import floors, summary
+
+COLOURS = {
+    "sdedit": "#7a7a7a",
+    "ilvr": "#2a9d8f",
+    "egsde": "#e07a1f",
+    "contrastive_sde": "#3b5bdb",
+    floors.IDENTITY: "#111111",
+    floors.RETRIEVAL: "#111111",
+    floors.TRUTH: "#111111",
+}
+SERIES = ("#111111", "#7a7a7a", "#2a9d8f", "#3b5bdb", "#c2255c")
+REALISM = ("FD-EffNetLite0-block4", "KID-EffNetLite0 x1000")
+MARKERS = {floors.IDENTITY: "s", floors.RETRIEVAL: "^", floors.TRUTH: "*"}
+
+
+def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | None:
+    """Realism against L2 to the source, one line a method; None where nothing was run."""
+    found = summary.points(results, "fronts", task)
+    if not found:
+        return None
+    extra = [p for p in summary.points(results, "main", task) if p["method"] in MARKERS]
+
+    def draw(ax, metric):
+        for method in dict.fromkeys(p["method"] for p in found):
+            mine = [p for p in found if p["method"] == method]
+            x = [summary.value(p, "L2 to source") for p in mine]
+            y, error = _values(mine, metric)
+            colour = COLOURS.get(method)
+            ax.errorbar(x, y, error, marker="o", ms=4, capsize=2, lw=1.3, color=colour)
+            ax.annotate(summary.title(method), (x[-1], y[-1]), (5, 4), color=colour, fontsize=8,
+                        textcoords="offset points")  # fmt: skip
+            for p, a, b in zip(mine, x, y, strict=True):
+                ax.annotate(f"{p['x']:g}", (a, b), (3, -9), fontsize=6, color=colour,
+                            textcoords="offset points")  # fmt: skip
+        for p in extra:
+            at = summary.value(p, "L2 to source"), summary.value(p, metric)
+            ax.plot(*at, MARKERS[p["method"]], color="black", ms=6)
+            ax.annotate(summary.title(p["method"]), at, (6, 2), fontsize=8,
+                        textcoords="offset points")  # fmt: skip
+        ax.set_xlabel("L2 to source (lower: more faithful)")
+
+    return _panels(draw, metrics)
+
+
+def curves(
+    results: dict, part: str, task: str, axis: str, metrics: Sequence[str] = REALISM
+) -> str | None:
+    """Metrics over the part's axis (logarithmic), one line a method and series."""
+    found = summary.points(results, part, task)
+    if not found:
+        return None
+    lines = list(dict.fromkeys((p["method"], p["series"]) for p in found))
+    series = list(dict.fromkeys(s for _, s in lines))
+
+    def draw(ax, metric):
+        for method, name in lines:
+            mine = [p for p in found if (p["method"], p["series"]) == (method, name)]
+            x = [p["x"] for p in mine]
+            y, error = _values(mine, metric)
+            plain = name == method
+            colour = COLOURS.get(method) if plain else SERIES[series.index(name) % len(SERIES)]
+            style = "-" if plain or method != "sdedit" else ":"
+            label = summary.title(method) + ("" if plain else f", {name}")
+            if len(x) == 1:
+                # The full grid: its interval as a band, to see who reaches it.
+                ax.axhspan(y[0] - error[0][0], y[0] + error[1][0], color=colour, alpha=0.08)
+            ax.errorbar(x, y, error, ls=style, marker="o", ms=4, capsize=2, lw=1.2, color=colour,
+                        label=label)  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_xlabel(axis)
+        if metric == metrics[-1]:
+            ax.legend(fontsize=7, frameon=False)
+
+    return _panels(draw, metrics)
+
+
+def distributions(
+    results: dict, task: str, metrics: Sequence[str] = ("L2 to source", "SSIM to source")
+) -> str | None:
+    """Values of single images under every method (seed 0)."""
+    found = [p for p in summary.points(results, "main", task) if "per_image" in p["result"]]
+    found = [p for p in found if p["method"] not in (floors.IDENTITY, floors.MEAN)]
+    if not found:
+        return None
+
+    def draw(ax, metric):
+        values = [p["result"]["per_image"].get(metric, [np.nan]) for p in found]
+        parts = ax.violinplot(values, orientation="horizontal", showmedians=True, widths=0.8)
+        for body, p in zip(parts["bodies"], found, strict=True):
+            body.set_color(COLOURS.get(p["method"], "#444444"))
+        ax.set_yticks(range(1, len(found) + 1), [summary.title(p["method"]) for p in found])
+        ax.set_xlabel(metric)
+
+    return _panels(draw, metrics, titled=False)
+
+
+def _values(found, metric):
+    entries = [p["result"]["metrics"][metric] for p in found]
+    y = np.array([e["value"] for e in entries])
+    low = np.array([e["value"] if e["low"] is None else e["low"] for e in entries])
+    high = np.array([e["value"] if e["high"] is None else e["high"] for e in entries])
+    return y, np.array([np.maximum(y - low, 0), np.maximum(high - y, 0)])
+
+
+def _panels(draw, metrics: Sequence[str], titled: bool = True) -> str:
+    # Imported here: it takes a second, and only the report needs it.
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    # Fixed ids and no date: the same results give the same file.
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cdsde", "font.size": 9}):
+        fig, axes = plt.subplots(1, len(metrics), figsize=(5.4 * len(metrics), 4), squeeze=False)
+        for ax, metric in zip(axes[0], metrics, strict=True):
+            draw(ax, metric)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.grid(alpha=0.25, lw=0.5)
+            if titled:
+                ax.set_ylabel(f"{summary.COLUMNS.get(metric, metric)}")
+        fig.tight_layout()
+        out = io.StringIO()
+        fig.savefig(out, format="svg", metadata={"Date": None})
+        plt.close(fig)
+    text = out.getvalue()
+    return text[text.index("<svg") :]

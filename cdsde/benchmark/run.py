@@ -1,0 +1,240 @@
+"""Runs of the benchmark: made once, kept under a hash of everything that decides their pixels.
+
+A result that is in results.json is not made again, so a benchmark that was cut off, or that gets
+new questions, goes on; and one whose weights or settings have changed is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from cdsde import api, checkpoint, evaluate, report, weights
+from cdsde import config as config_lib
+from cdsde import sample as sample_lib
+from cdsde.benchmark import floors, plan
+from cdsde.data import contact_sheet, write_png
+from cdsde.sampler import Sampler
+from cdsde.train import loop
+
+SHEET_IMAGES = 16
+
+
+class Task:
+    """A task of the benchmark, opened once: its images, the reference, and a compiled sampler.
+
+    Args:
+      name: a file of configs/, without its ending.
+      workdir: where samples, statistics and trained networks go.
+      overrides: of its config, for all runs.
+    """
+
+    def __init__(self, name: str, workdir: Path, overrides: dict):
+        self.name, self.workdir, self.overrides = name, Path(workdir) / name, overrides
+        self.config = self.configure({})
+        self.source = sample_lib.open_input(self.config)
+        self.pairs = sample_lib.open_truth(self.config)
+        self.reference = evaluate.open_reference(self.config, self.workdir)
+        self.pairwise = evaluate.pairwise_metrics(self.config)
+        self._sampler: tuple[str, Sampler] | None = None
+
+    def configure(self, changes: dict) -> ConfigDict:
+        """The task's config with a run's changes; results and sources of the evaluated split."""
+        merged = {**self.overrides, **changes}
+        config = api.load_config(f"configs/{self.name}.py", merged)
+        config.sample.split = config.eval.split
+        config.sample.sheet = 0
+        return config
+
+    def describe(self) -> dict:
+        """What the numbers of this task are about."""
+        d = self.config.data
+        ids = "\n".join(map(str, self.source.ids))
+        return {
+            "images": len(range(len(self.source))[: self.config.sample.limit]),
+            "image_list_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+            "split": self.config.eval.split,
+            "image_size": d.image_size,
+            "filter": d.filter,
+            **self.reference.how,
+        }
+
+    def settings(self, run: plan.Run) -> tuple[ConfigDict | None, dict, dict]:
+        """A run's config, its parameters, and the record of what decides its pixels."""
+        if run.method in floors.names(paired=True):
+            return None, {}, {"floor": run.method, "weights": {}}
+        config = self.configure({"method": run.method, "sample.seed": run.seed, **run.changes})
+        loaded = {
+            s: weights.load(config, self.workdir / "none", s)
+            for s in config_lib.needed_stages(run.method)
+        }
+        origins = {stage: origin for stage, (_, origin) in loaded.items()}
+        params = {stage: params for stage, (params, _) in loaded.items()}
+        return config, params, sample_lib.settings_record(config, origins, self.source)
+
+    def key(self, record: dict) -> str:
+        """The name of a result: a hash of its settings, weights, images and extractors."""
+        record = {**record, "weights": {k: _hash(v) for k, v in record["weights"].items()}}
+        whole = json.dumps([self.describe(), record], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def make(self, run: plan.Run, config, params, record) -> tuple[dict, Path]:
+        """Translate the split and measure it: `(result, folder of the pictures)`."""
+        folder = self.workdir / "samples" / self.key(record)
+        begin = time.monotonic()
+        if config is None:
+            evaluations = 0
+            self._write_floor(run.method, folder)
+        else:
+            config.sample.output = str(folder)
+            sampler = self._sampler_for(config, params, record)
+            evaluations = sampler.evaluations
+            sample_lib.sample(config, self.workdir, (sampler, record["weights"]))
+        seconds = time.monotonic() - begin
+        of = self.config if config is None else config
+        per_image = evaluate.measure(of, self.source, self.pairs, folder, self.pairwise)
+        summary = evaluate.summarise(per_image, of.eval.bootstrap, of.eval.seed)
+        count = len(per_image["name"])
+        read = evaluate.written(of, self.source, folder)
+        summary |= evaluate.distances(self.reference, read, count, of.eval.seed)
+        result = {
+            "task": self.name,
+            "method": run.method,
+            "seed": run.seed,
+            "settings": record,
+            "evaluations": evaluations,
+            "seconds": round(seconds, 1),
+            "metrics": {k: {c: _short(v[c]) for c in v} for k, v in summary.items()},
+            "made": report.provenance(),
+        }
+        if run.part == "main" and run.seed == 0:
+            columns = {k: v for k, v in per_image.items() if k != "name"}
+            result["per_image"] = {k: [_short(x) for x in v] for k, v in columns.items()}
+        return result, folder
+
+    def sheet(self, folders: dict[str, Path], path: Path) -> None:
+        """The same first images under every method, as a PNG."""
+        count = len(range(len(self.source))[: self.config.sample.limit])
+        at = np.linspace(0, count - 1, min(count, SHEET_IMAGES)).astype(int)
+        readers = {"source": evaluate.resized(self.config, self.source)}
+        for name, folder in folders.items():
+            readers[name] = evaluate.written(self.config, self.source, folder)
+        if self.pairs is not None:
+            readers[floors.TRUTH] = evaluate.resized(self.config, self.pairs)
+        rows = [[read(j) for read in readers.values()] for j in at]
+        scale = max(1, 64 // self.config.data.image_size)
+        write_png(path, contact_sheet(rows, list(readers), blocks=2, scale=scale))
+
+    def trained(self, stage: str, steps: int) -> Path:
+        """Weights of a guiding network after so many steps, trained here where they are not there.
+
+        Encoder and classifier have one architecture, optimiser, constant rate and number of network
+        evaluations a step: two views of an image for the one, twice the images for the other.
+        """
+        path = self.workdir / "convergence" / f"{stage}-{steps}.safetensors"
+        if not path.exists():
+            batch = self.config.train.encoder.batch_size
+            config = self.configure(
+                {
+                    "train.stage": stage,
+                    "train.steps": steps,
+                    "train.batch_size": batch if stage == "encoder" else 2 * batch,
+                    f"train.{stage}.schedule": "constant",
+                    "train.checkpoint_every": steps,
+                }
+            )
+            folder = self.workdir / "convergence" / stage
+            loop.train_stage(config, folder, stage)
+            shapes = weights.shapes(config, stage)
+            params = checkpoint.open_ema(folder, stage, shapes)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            weights.save(path, config, stage, params, {"step": steps})
+        return path
+
+    def _sampler_for(self, config, params, record) -> Sampler:
+        """The sampler of the run before where only numbers differ, so that it need not compile."""
+        static = json.loads(json.dumps(record))
+        settings = static[config.method]
+        for traced in ("weight", "domain_weight", "content_weight", "cutoff", "start"):
+            settings.pop(traced, None)
+        static.pop("start")
+        for traced in ("seed", "eta", "start", "rounds", "follow", "spacing", "variance"):
+            static["sample"].pop(traced)
+        steps = config.sample.steps or config_lib.start_index(config)
+        key = json.dumps([static, steps], sort_keys=True)
+        if self._sampler is not None and self._sampler[0] == key:
+            self._sampler[1].update(config)
+        else:
+            self._sampler = key, Sampler(config, params)
+        return self._sampler[1]
+
+    def _write_floor(self, name: str, folder: Path) -> None:
+        config = self.config
+        real = sample_lib.open_split(config, config.data.target, config.eval.reference)
+        read = evaluate.resized(config, real)
+        images = np.stack([read(j) for j in range(len(real))])
+        truth = None if self.pairs is None else evaluate.resized(config, self.pairs)
+        make = floors.pictures(name, evaluate.resized(config, self.source), truth, images)
+        folder.mkdir(parents=True, exist_ok=True)
+        for j, png in enumerate(sample_lib.output_names(self.source.ids)):
+            write_png(folder / png, make(j))
+
+
+def plan_of(task: Task, part: str, methods: Sequence[str], seeds: int) -> list[plan.Run]:
+    """The runs of a part of the benchmark."""
+    name = task.name
+    if part == "main":
+        shown = floors.names(task.pairs is not None)
+        floor_runs = [plan.Run("main", name, f, f, None, {}) for f in shown]
+        return floor_runs + plan.main(name, methods, range(seeds))
+    if part == "convergence":
+        return plan.convergence(name, methods, task.trained)
+    make = {"fronts": plan.fronts, "ablations": plan.ablations, "solvers": plan.solvers}[part]
+    return make(name, methods, task.config)
+
+
+def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
+    """Make what of `runs` is not in `results`, writing results.json after each one."""
+    results["tasks"][task.name] = task.describe()
+    kept = [p for p in results["points"] if p["task"] != task.name]
+    asked = {run.part for run in runs}
+    # Points of parts that were not asked for stay.
+    points = [p for p in results["points"] if p["task"] == task.name and p["part"] not in asked]
+    folders = {}
+    for number, run in enumerate(runs):
+        config, params, record = task.settings(run)
+        key = task.key(record)
+        point = {k: v for k, v in run._asdict().items() if k != "changes"}
+        folder = task.workdir / "samples" / key
+        if key not in results["runs"]:
+            logging.info("%s: run %d of %d, %s", task.name, number + 1, len(runs), describe(run))
+            results["runs"][key], folder = task.make(run, config, params, record)
+        if run.part == "main" and run.seed == 0 and config is not None and folder.exists():
+            folders[run.method] = folder
+        points.append({**point, "run": key})
+        results["points"] = kept + points
+        report.write_json(path, results)
+    if folders:
+        task.sheet(folders, path.parent / "sheets" / f"{task.name}.png")
+
+
+def describe(run: plan.Run) -> str:
+    """A run in a line of the log."""
+    at = "" if run.x is None else f" at {run.x:g}"
+    return f"{run.part}: {run.method}, {run.series}{at}, seed {run.seed}"
+
+
+def _hash(origin: str) -> str:
+    """The hash in an origin such as "shipped:NAME (sha256 HASH)": a file may lie elsewhere."""
+    return origin.rsplit("sha256 ", 1)[-1].rstrip(")")
+
+
+def _short(value):
+    return None if value is None else float(f"{value:.5g}") if isinstance(value, float) else value

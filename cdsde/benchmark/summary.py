@@ -1,0 +1,175 @@
+"""Results → numbers for tables: means and standard deviations over seeds, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from cdsde.benchmark import floors, published
+
+TITLES = {
+    "sdedit": "SDEdit",
+    "ilvr": "ILVR",
+    "egsde": "EGSDE",
+    "contrastive_sde": "Contrastive-SDE",
+    floors.IDENTITY: "source unchanged",
+    floors.RETRIEVAL: "retrieval",
+    floors.MEAN: "mean image",
+    floors.TRUTH: "true target",
+}
+# What the tables show, in this order, where it is there; ↓: lower is better.
+COLUMNS = {
+    "FID": "FID ↓",
+    "KID x1000": "KID ×1000 ↓",
+    "FD-EffNetLite0-block4": "FD-EffNetLite0-block4 ↓",
+    "KID-EffNetLite0 x1000": "KID-EffNetLite0 ×1000 ↓",
+    "L2 to source": "L2 to source ↓",
+    "PSNR to source": "PSNR to source ↑",
+    "SSIM to source": "SSIM to source ↑",
+    "LPIPS-Alex to source": "LPIPS-Alex to source ↓",
+    "L2 to true target": "L2 to true target ↓",
+    "SSIM to true target": "SSIM to true target ↑",
+}
+
+
+def title(name: str) -> str:
+    """How a method or floor is called in print."""
+    return TITLES.get(name, name)
+
+
+def points(results: dict, part: str, task: str, **wanted) -> list[dict]:
+    """The points of a part, each with its run's result under "result"."""
+    found = [p for p in results["points"] if p["part"] == part and p["task"] == task]
+    found = [p for p in found if all(p[k] == v for k, v in wanted.items())]
+    return [{**p, "result": results["runs"][p["run"]]} for p in found]
+
+
+def value(point: dict, metric: str) -> float | None:
+    """A metric of a point's run."""
+    entry = point["result"]["metrics"].get(metric)
+    return None if entry is None else entry["value"]
+
+
+def over_seeds(found: Iterable[dict], metric: str) -> tuple[float, float | None] | None:
+    """Mean and sample standard deviation over points; None where the metric is not there."""
+    values = [v for v in (value(p, metric) for p in found) if v is not None]
+    if not values:
+        return None
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def cell(mean_sd: tuple[float, float | None] | None) -> str:
+    """`12.3 ± 0.4`."""
+    if mean_sd is None:
+        return ""
+    mean, sd = mean_sd
+    digits = 3 if abs(mean) < 1 else 2 if abs(mean) < 10 else 1
+    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{max(digits, 2)}f}")
+
+
+def columns_of(found: Sequence[dict]) -> list[str]:
+    """The columns of which at least one point has a value."""
+    return [m for m in COLUMNS if any(value(p, m) is not None for p in found)]
+
+
+def main_table(results: dict, task: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the task's table: methods over their seeds, then the floors."""
+    found = points(results, "main", task)
+    columns = columns_of(found)
+    names = list(dict.fromkeys(p["method"] for p in found))
+    floor_names = [n for n in names if n in floors.names(paired=True)]
+    rows = []
+    for name in [n for n in names if n not in floor_names] + floor_names:
+        mine = [p for p in found if p["method"] == name]
+        rows.append([title(name), *(cell(over_seeds(mine, m)) for m in columns)])
+    return ["", *(COLUMNS[m] for m in columns)], rows
+
+
+def series_table(
+    results: dict, part: str, task: str, axis: str
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a part without seeds: a row a point, with intervals of the distances."""
+    found = points(results, part, task)
+    columns = columns_of(found)
+    rows = []
+    for p in found:
+        entries = [p["result"]["metrics"].get(m) for m in columns]
+        name = title(p["method"])
+        name += "" if p["series"] == p["method"] else f": {p['series']}"
+        at = "" if p["x"] is None else f"{p['x']:g}"
+        rows.append([name, at, *(map(interval, entries))])
+    header = ["", axis, *(COLUMNS[m] for m in columns)]
+    if not any(row[1] for row in rows):
+        header, rows = header[:1] + header[2:], [row[:1] + row[2:] for row in rows]
+    return header, rows
+
+
+def interval(entry: dict | None) -> str:
+    """`12.3 [11.8, 12.9]`: a value with its 95% interval over images."""
+    if entry is None:
+        return ""
+    v = entry["value"]
+    digits = 3 if abs(v) < 1 else 2 if abs(v) < 10 else 1
+    if entry["low"] is None:
+        return f"{v:.{digits}f}"
+    return f"{v:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+
+
+def published_table(task: str) -> tuple[list[str], list[list[str]]] | None:
+    """The papers' numbers where the task is one of theirs."""
+    if task not in published.TABLE:
+        return None
+    rows = [[name, *map(cell, row)] for name, row in published.TABLE[task].items()]
+    return ["published", *published.METRICS], rows
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+# Part, its heading, and the name of its axis.
+SECTIONS = (
+    ("fronts", "Realism against faithfulness", "M (ILVR: N)"),
+    ("ablations", "Ablations", ""),
+    ("solvers", "Network evaluations", "evaluations"),
+    ("convergence", "Training steps of the guiding network", "steps"),
+)
+
+
+def report(results: dict) -> str:
+    """The benchmark as a Markdown document."""
+    parts = [
+        "# Benchmark",
+        "",
+        "Written by `bash launch/benchmark.sh`; see `report.html` beside it.",
+    ]
+    for task, about in results["tasks"].items():
+        parts += ["", f"## {task}", "", context(results, task, about)]
+        main = main_table(results, task)
+        if main[1]:
+            parts += ["", markdown(*main)]
+        if theirs := published_table(task):
+            parts += ["", markdown(*theirs)]
+        for part, heading, axis in SECTIONS:
+            table = series_table(results, part, task, axis)
+            if table[1]:
+                parts += ["", f"### {heading}", "", markdown(*table)]
+    return "\n".join(parts) + "\n"
+
+
+def context(results: dict, task: str, about: dict) -> str:
+    """What a task's numbers were measured on, in a sentence."""
+    made = [r["made"] for r in results["runs"].values() if r["task"] == task]
+    devices = ", ".join(sorted({m["device"] for m in made}))
+    dates = sorted(m["written"][:10] for m in made)
+    seeds = len({p["seed"] for p in results["points"] if p["task"] == task})
+    when = "" if not dates else f" between {dates[0]} and {dates[-1]}, on {devices}"
+    return (
+        f"{about['images']} {about['split']} images at {about['image_size']}²; realism against the "
+        f"{about['reference']['images']} {about['reference']['split']} images of "
+        f"{about['reference']['domain']}; mean ± standard deviation over {seeds} seed(s), or a "
+        f"value of seed 0 with its 95% interval over images{when}."
+    )

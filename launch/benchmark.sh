@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The benchmark: every method on the test split of the embedded tasks over 5 seeds, fronts, ablations,
+# solvers, convergence. Writes benchmark/{results.json,table.md,report.html}; goes on where it was cut off.
+#   bash launch/benchmark.sh [TASKS] [METHODS] [FLAGS of python -m cdsde.benchmark]
+#   bash launch/benchmark.sh cat2dog egsde,sdedit --set=data.root=DIR --set=weights.score=FILE
+source "$(dirname "$0")/setup.sh"
+
+flags=()
+case "${1:-}" in "" | --*) ;; *) flags+=("--tasks=$1"); shift ;; esac
+case "${1:-}" in "" | --*) ;; *) flags+=("--methods=$1"); shift ;; esac
+.venv/bin/python -m cdsde.benchmark "${flags[@]}" "$@"

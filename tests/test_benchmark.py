@@ -1,0 +1,173 @@
+"""The benchmark: what it plans, that it goes on where it was cut off, and what it writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import one_sentence
+
+from cdsde import load_config
+from cdsde.benchmark import floors, page, plan, plots, published, summary
+from cdsde.config import METHODS
+
+ROOT = Path(__file__).parent.parent
+TASK = "twemoji2fluent"
+
+
+def entry(value, half=1.0):
+    return {"value": value, "low": value - half, "high": value + half, "images": 9}
+
+
+def made_up() -> dict:
+    """Results of every part, with numbers that say where they are from."""
+    config = load_config(ROOT / "configs" / f"{TASK}.py")
+    runs = [plan.Run("main", TASK, f, f, None, {}) for f in floors.names(True)]
+    runs += plan.main(TASK, plan.METHODS, range(3))
+    runs += plan.fronts(TASK, plan.METHODS, config)
+    runs += plan.ablations(TASK, plan.METHODS, config)
+    runs += plan.solvers(TASK, plan.METHODS, config)
+    runs += plan.convergence(TASK, plan.METHODS, lambda stage, steps: f"{stage}-{steps}")
+    results = {"tasks": {}, "points": [], "runs": {}}
+    for n, run in enumerate(runs):
+        metrics = {
+            "L2 to source": entry(5 + n % 7),
+            "SSIM to source": entry(0.5, 0.1),
+            "FD-EffNetLite0-block4": entry(20.0 + run.seed),
+            "KID-EffNetLite0 x1000": entry(30 - n % 5),
+        }
+        provenance = {"device": "1 x cpu", "written": "2026-01-02T03:04:05"}
+        results["runs"][str(n)] = {
+            "task": TASK,
+            "metrics": metrics,
+            "made": provenance,
+            "per_image": {"L2 to source": [1.0, 2.0, 4.0], "SSIM to source": [0.1, 0.2, 0.4]},
+        }
+        point = {k: v for k, v in run._asdict().items() if k != "changes"}
+        results["points"].append({**point, "run": str(n)})
+    results["tasks"][TASK] = {
+        "images": 9,
+        "split": "test",
+        "image_size": 32,
+        "reference": {"domain": "fluent", "split": "train", "images": 99},
+    }
+    return results
+
+
+def test_every_planned_run_is_a_valid_config():
+    for task in (TASK, "cat2dog"):
+        path = ROOT / "configs" / f"{task}.py"
+        config = load_config(path)
+        runs = plan.main(task, plan.METHODS, range(5)) + plan.fronts(task, plan.METHODS, config)
+        runs += plan.ablations(task, plan.METHODS, config)
+        runs += plan.solvers(task, plan.METHODS, config)
+        for run in runs:
+            load_config(path, {"method": run.method, "sample.seed": run.seed, **run.changes})
+    assert plan.METHODS == tuple(sorted(METHODS, key=plan.METHODS.index))
+
+
+def test_floors():
+    r = np.random.default_rng(0)
+    real = r.integers(0, 256, (5, 16, 16, 3)).astype(np.uint8)
+    source = real[[3, 1]] // 2 + 60
+
+    def make(name):
+        return floors.pictures(name, lambda j: source[j], lambda j: real[j], real)
+
+    np.testing.assert_array_equal(make(floors.IDENTITY)(1), source[1])
+    np.testing.assert_array_equal(make(floors.TRUTH)(1), real[1])
+    np.testing.assert_array_equal(make(floors.MEAN)(0), np.round(real.mean(0)))
+    found = [make(floors.RETRIEVAL)(j) for j in range(2)]
+    coarse = real.reshape(5, 8, 2, 8, 2, 3).mean((2, 4))
+    for j, picture in enumerate(found):
+        wanted = source[j].reshape(8, 2, 8, 2, 3).mean((1, 3))
+        nearest = np.argmin(((coarse - wanted) ** 2).sum((1, 2, 3)))
+        np.testing.assert_array_equal(picture, real[nearest])
+
+
+def test_table_is_mean_and_deviation_over_seeds():
+    header, rows = summary.main_table(made_up(), TASK)
+    assert header[1].startswith("FD-EffNetLite0-block4")
+    by_name = {row[0]: row for row in rows}
+    assert by_name["SDEdit"][1] == "21.0 ± 1.00"  # 20, 21, 22
+    assert by_name["source unchanged"][1] == "20.0"
+    assert list(by_name)[:4] == ["SDEdit", "ILVR", "EGSDE", "Contrastive-SDE"]
+    text = summary.report(made_up())
+    assert "| SDEdit | 21.0 ± 1.00 |" in text and "9 test images at 32²" in text
+    for heading in ("Ablations", "Network evaluations", "Training steps"):
+        assert heading in text
+
+
+def test_published_numbers_stand_beside_a_published_task():
+    results = made_up()
+    as_cat2dog = json.loads(json.dumps(results).replace(TASK, "cat2dog"))
+    assert "65.8 ± 0.77" in summary.report(as_cat2dog)
+    assert "65.8" not in summary.report(results)
+    for rows in published.TABLE.values():
+        assert all(len(row) == len(published.METRICS) for row in rows.values())
+
+
+def test_page_needs_nothing_else(tmp_path):
+    results = made_up()
+    text = page.page(results, tmp_path)
+    assert text == page.page(results, tmp_path), "the same results are the same file"
+    assert text.count("<svg") == 4 and "Contrastive-SDE" in text
+    for outside in ("src=http", 'src="http', "<link", "<script", "@import"):
+        assert outside not in text
+    assert plots.fronts({**results, "points": []}, TASK) is None
+
+
+@pytest.fixture(scope="module")
+def command(compiled_programs):
+    env = dict(
+        os.environ,
+        JAX_COMPILATION_CACHE_DIR=compiled_programs,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        JAX_NUM_CPU_DEVICES="1",
+    )
+
+    def run(*args):
+        command = [sys.executable, "-m", "cdsde.benchmark", *map(str, args)]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+    return run
+
+
+def test_it_runs_and_goes_on(command, tmp_path):
+    out = tmp_path / "benchmark"
+    args = [f"--tasks={TASK}", f"--output={out}", f"--workdir={tmp_path / 'work'}", "--parts=main"]
+    args += [f"--set={s}" for s in ("sample.limit=5", "sample.steps=2", "eval.reference=val")]
+    first = command(*args, "--methods=sdedit", "--seeds=1")
+    assert first.returncode == 0, first.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["runs"]) == len(floors.names(True)) + 1
+    one = next(r for r in results["runs"].values() if r["method"] == "sdedit")
+    assert one["evaluations"] == 2 and len(one["per_image"]["L2 to source"]) == 5
+    assert one["settings"]["sample"]["seed"] == 0 and one["made"]["packages"]
+    identity = next(r for r in results["runs"].values() if r["method"] == floors.IDENTITY)
+    assert identity["metrics"]["L2 to source"]["value"] == 0
+    assert {p.name for p in out.iterdir()} == {"results.json", "table.md", "report.html", "sheets"}
+
+    more = command(*args, "--methods=sdedit", "--seeds=2")
+    assert more.returncode == 0, more.stderr
+    again = json.loads((out / "results.json").read_text())
+    assert len(again["runs"]) == len(results["runs"]) + 1
+    assert results["runs"].items() <= again["runs"].items()
+    assert again["tasks"][TASK]["images"] == 5
+
+
+def test_bad_arguments_are_told_in_a_sentence(command, tmp_path):
+    for wrong, said in (
+        ("--methods=egsd", "egsde"),
+        ("--parts=mian", "main"),
+        ("--tasks=cat2dig", "cat2dog"),
+        ("--set=sample.step=3", "sample.steps"),
+        ("--set=sample.steps", "KEY=VALUE"),
+    ):
+        done = command(wrong, f"--output={tmp_path}")
+        assert done.returncode == 1 and said in done.stderr
+        assert one_sentence(done.stderr.strip().splitlines()[-1])
