@@ -16,6 +16,7 @@ METHODS = ("sdedit", "ilvr", "egsde", "contrastive_sde")
 GUIDES = {"contrastive_sde": "encoder", "egsde": "classifier"}
 # Levels of the fronts as shares of T, and ILVR's factors as shares of the side: right for any task.
 STARTS = (0.1, 0.175, 0.25, 0.325, 0.4)
+CONTENT_WEIGHTS = (0.0, 2.0, 20.0, 80.0)
 SOLVERS = {
     "ancestral": {"sample.solver": "ancestral"},
     "DDIM": {"sample.solver": "ddim", "sample.eta": 0.0},
@@ -54,21 +55,27 @@ def main(task: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Run]:
 
 
 def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
-    """M for the methods that start from the perturbed source, the low-pass factor for ILVR."""
+    """One knob a series: M; λ_i of the low-pass energy at the configured M; N for ILVR."""
     size, total = config.data.image_size, config.sde.num_steps
     runs = []
+
+    def add(method, series, x, changes):
+        runs.append(Run("fronts", task, method, series, x, changes))
+
     for method in methods:
         if method == "ilvr":
             for factor in (2, 4, 8, 16):
                 # At 256² these are factors of 16 to 128.
                 n = factor * max(1, size // 32)
-                runs.append(Run("fronts", task, method, method, n, {"ilvr.factor": n}))
+                add(method, "N", n, {"ilvr.factor": n})
             continue
         for share in STARTS:
             start = round(share * total)
             steps = min(start, config.sample.steps or start)
-            changes = {"sample.start": start, "sample.steps": steps}
-            runs.append(Run("fronts", task, method, method, start, changes))
+            add(method, "M", start, {"sample.start": start, "sample.steps": steps})
+        if method in GUIDES:
+            for weight in CONTENT_WEIGHTS:
+                add(method, "λ_i", weight, {f"{method}.content_weight": weight})
     return runs
 
 

@@ -24,21 +24,21 @@ MARKERS = {floors.IDENTITY: "s", floors.RETRIEVAL: "^", floors.TRUTH: "*"}
 
 
 def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | None:
-    """Realism against L2 to the source, one line a method; None where nothing was run."""
+    """Realism against L2 to the source, a line a method and knob; None where nothing was run."""
     found = summary.points(results, "fronts", task)
     if not found:
         return None
     extra = [p for p in summary.points(results, "main", task) if p["method"] in MARKERS]
 
     def draw(ax, metric):
-        for method in dict.fromkeys(p["method"] for p in found):
-            mine = [p for p in found if p["method"] == method]
+        for method, series in dict.fromkeys((p["method"], p["series"]) for p in found):
+            mine = [p for p in found if (p["method"], p["series"]) == (method, series)]
             x = [summary.value(p, "L2 to source") for p in mine]
             y, error = _values(mine, metric)
             colour = COLOURS.get(method)
-            ax.errorbar(x, y, error, marker="o", ms=4, capsize=2, lw=1.3, color=colour)
-            ax.annotate(summary.title(method), (x[-1], y[-1]), (5, 4), color=colour, fontsize=8,
-                        textcoords="offset points")  # fmt: skip
+            style = dict(marker="o", ms=4, capsize=2, lw=1.3, ls="-" if series != "λ_i" else ":")
+            label = f"{summary.title(method)}, {series}"
+            ax.errorbar(x, y, error, color=colour, label=label, **style)
             for p, a, b in zip(mine, x, y, strict=True):
                 ax.annotate(f"{p['x']:g}", (a, b), (3, -9), fontsize=6, color=colour,
                             textcoords="offset points")  # fmt: skip
@@ -48,6 +48,8 @@ def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | 
             ax.annotate(summary.title(p["method"]), at, (6, 2), fontsize=8,
                         textcoords="offset points")  # fmt: skip
         ax.set_xlabel("L2 to source (lower: more faithful)")
+        if metric == metrics[-1]:
+            ax.legend(fontsize=7, frameon=False)
 
     return _panels(draw, metrics)
 

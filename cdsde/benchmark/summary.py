@@ -132,7 +132,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 # Part, its heading, and the name of its axis.
 SECTIONS = (
-    ("fronts", "Realism against faithfulness", "M (ILVR: N)"),
+    ("fronts", "Realism against faithfulness", "at"),
     ("ablations", "Ablations", ""),
     ("solvers", "Network evaluations", "evaluations"),
     ("convergence", "Training steps of the guiding network", "steps"),
