@@ -201,6 +201,7 @@ def base() -> ConfigDict:
             reference="perturbed",  # x_i: perturbed source | lowpass: φ(x0) perturbed to i
             content_weight=2.0,  # λ_i of the low-pass energy kept beside it; 0: none
             factor=32,  # N
+            band=0,  # only frequencies that a low-pass of this factor keeps are guided by it; 0: all
             cutoff=0,  # the contrastive energy is off below this index
         )
     )
@@ -387,7 +388,10 @@ def validate(config: ConfigDict) -> None:
                 f"config.{stage}.channel_mult ({len(net.channel_mult)} levels) and patch_size "
                 f"{net.patch_size} ask for"
             )
-    for key in ("egsde.factor", "contrastive_sde.factor", "ilvr.factor", "train.encoder.factor"):
+    keys = ["egsde.factor", "contrastive_sde.factor", "ilvr.factor", "train.encoder.factor"]
+    if config.contrastive_sde.band:
+        keys.append("contrastive_sde.band")
+    for key in keys:
         factor = get(config, key)
         if factor < 1 or size % factor or size // factor < 2:
             raise ValueError(

@@ -136,6 +136,20 @@ def contrastive(encode: Callable) -> Energy:
     return energy
 
 
+def in_band(energy: Energy, factor: int) -> Energy:
+    """The energy, guiding only the frequencies that the low-pass of `factor` keeps.
+
+    The gradient is φᵀ∇E: what a network's gradient does to fine detail stays out of the picture,
+    which is the score network's to paint.
+    """
+
+    def banded(y, x_t, i):
+        low = lowpass(y, factor)
+        return energy(low + jax.lax.stop_gradient(y - low), x_t, i)
+
+    return banded
+
+
 def total(energies: Sequence[Energy]) -> Callable:
     """The weighted sum, whose gradient guides: `(y, references, i, weights) -> scalar`.
 

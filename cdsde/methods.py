@@ -159,9 +159,12 @@ def contrastive_sde(settings, networks: Mapping[str, Callable]) -> Method:
         "perturbed": lambda x0: x0,
         "lowpass": lambda x0: energies.lowpass(x0, settings.factor),
     }[settings.reference]
+    contrast = energies.contrastive(encode)
+    if settings.band:
+        contrast = energies.in_band(contrast, settings.band)
     return Method(
         (
-            Term(energies.contrastive(encode), view),
+            Term(contrast, view),
             Term(energies.content(settings.factor, "neg_l2")),
         )
     )

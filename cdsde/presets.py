@@ -74,13 +74,15 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.train.score.steps = score_steps
     c.train.sample_every = 1000
     c.train.checkpoint_every = 500
-    # From higher levels these small networks lose the subject; and the low-pass energy, a sum over
-    # 64 times fewer pixels than at 256², wants a larger weight (settled by launch/tune.sh on val).
-    for method in ("sdedit", "egsde", "contrastive_sde"):
-        c[method].start = 250
+    # Settled on val (launch/tune.sh): a low-pass that keeps more holds the subject from a higher
+    # level; its energy, a sum over 64 times fewer pixels than at 256², wants a larger weight, and
+    # the domain energy, a mean, a smaller one.
+    c.sdedit.start = 250
+    c.ilvr.factor = 4
     for method in ("egsde", "contrastive_sde"):
-        c[method].content_weight = 20.0
-    c.sample.update(steps=25, clip=True, follow=True)
+        c[method].update(start=325, factor=2, content_weight=20.0)
+    c.egsde.domain_weight = 150.0
+    c.sample.update(steps=15, solver="dpmpp_2m", eta=1.0, spacing="log_snr", clip=True, follow=True)
     c.weights.score = f"shipped:score-{target}-32"
     c.weights.encoder = "shipped:encoder-emoji-32"
     c.weights.classifier = "shipped:classifier-emoji-32"
