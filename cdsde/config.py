@@ -201,7 +201,7 @@ def base() -> ConfigDict:
             reference="perturbed",  # x_i: perturbed source | lowpass: φ(x0) perturbed to i
             content_weight=2.0,  # λ_i of the low-pass energy kept beside it; 0: none
             factor=32,  # N
-            band=0,  # only frequencies that a low-pass of this factor keeps are guided by it; 0: all
+            band=0,  # it guides only what a low-pass of this factor keeps; 0: all frequencies
             cutoff=0,  # the contrastive energy is off below this index
         )
     )
