@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from helpers import one_sentence
 
-from cdsde import load_config
-from cdsde.benchmark import floors, page, plan, plots, published, summary
+from cdsde import evaluate, load_config
+from cdsde.benchmark import floors, page, plan, plots, published, run, summary
 from cdsde.config import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -32,11 +32,11 @@ def made_up() -> dict:
     runs += plan.solvers(TASK, plan.METHODS, config)
     runs += plan.convergence(TASK, plan.METHODS, lambda stage, steps: f"{stage}-{steps}")
     results = {"tasks": {}, "points": [], "runs": {}}
-    for n, run in enumerate(runs):
+    for n, one in enumerate(runs):
         metrics = {
             "L2 to source": entry(5 + n % 7),
             "SSIM to source": entry(0.5, 0.1),
-            "FD-EffNetLite0-block4": entry(20.0 + run.seed),
+            "FD-EffNetLite0-block4": entry(20.0 + one.seed),
             "KID-EffNetLite0 x1000": entry(30 - n % 5),
         }
         provenance = {"device": "1 x cpu", "written": "2026-01-02T03:04:05"}
@@ -46,7 +46,7 @@ def made_up() -> dict:
             "made": provenance,
             "per_image": {"L2 to source": [1.0, 2.0, 4.0], "SSIM to source": [0.1, 0.2, 0.4]},
         }
-        point = {k: v for k, v in run._asdict().items() if k != "changes"}
+        point = {k: v for k, v in one._asdict().items() if k != "changes"}
         results["points"].append({**point, "run": str(n)})
     results["tasks"][TASK] = {
         "images": 9,
@@ -64,8 +64,8 @@ def test_every_planned_run_is_a_valid_config():
         runs = plan.main(task, plan.METHODS, range(5)) + plan.fronts(task, plan.METHODS, config)
         runs += plan.ablations(task, plan.METHODS, config)
         runs += plan.solvers(task, plan.METHODS, config)
-        for run in runs:
-            load_config(path, {"method": run.method, "sample.seed": run.seed, **run.changes})
+        for r in runs:
+            load_config(path, {"method": r.method, "sample.seed": r.seed, **r.changes})
     assert plan.METHODS == tuple(sorted(METHODS, key=plan.METHODS.index))
 
 
@@ -130,11 +130,11 @@ def command(compiled_programs):
         JAX_NUM_CPU_DEVICES="1",
     )
 
-    def run(*args):
+    def call(*args):
         command = [sys.executable, "-m", "cdsde.benchmark", *map(str, args)]
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
-    return run
+    return call
 
 
 def test_it_runs_and_goes_on(command, tmp_path):
@@ -158,6 +158,17 @@ def test_it_runs_and_goes_on(command, tmp_path):
     assert len(again["runs"]) == len(results["runs"]) + 1
     assert results["runs"].items() <= again["runs"].items()
     assert again["tasks"][TASK]["images"] == 5
+
+
+def test_results_of_two_tasks_are_never_taken_for_each_other(tmp_path, monkeypatch):
+    # The same names in the same order, the same target: only the pictures differ.
+    monkeypatch.setattr(evaluate, "open_reference", lambda *_: evaluate.Reference((), {}))
+    monkeypatch.chdir(ROOT)
+    tasks = [run.Task(name, tmp_path, {}) for name in (TASK, "noto2fluent")]
+    for method in (floors.IDENTITY, floors.RETRIEVAL, "sdedit"):
+        wanted = plan.Run("main", "", method, method, None, {})
+        keys = {task.key(task.settings(wanted)[2]) for task in tasks}
+        assert len(keys) == 2
 
 
 def test_bad_arguments_are_told_in_a_sentence(command, tmp_path):

@@ -69,7 +69,8 @@ class Task:
     def settings(self, run: plan.Run) -> tuple[ConfigDict | None, dict, dict]:
         """A run's config, its parameters, and the record of what decides its pixels."""
         if run.method in floors.names(paired=True):
-            return None, {}, {"floor": run.method, "weights": {}}
+            record = {"floor": run.method, "input": repr(self.source), "weights": {}}
+            return None, {}, record
         config = self.configure({"method": run.method, "sample.seed": run.seed, **run.changes})
         loaded = {
             s: weights.load(config, self.workdir / "none", s)
