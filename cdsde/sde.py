@@ -53,6 +53,12 @@ class Schedule(NamedTuple):
         """√(1-ᾱ_i), `[T]` float32."""
         return np.sqrt(np.float32(1) - self.alpha_bar)
 
+    @property
+    def log_snr(self) -> np.ndarray:
+        """log ᾱ_i/(1-ᾱ_i), `[T]` float64, decreasing."""
+        exact = self.alpha_bar.astype(np.float64)
+        return np.log(exact) - np.log1p(-exact)
+
 
 def from_beta(beta: np.ndarray) -> Schedule:
     """Tables from β `[T]`.

@@ -97,8 +97,7 @@ def make_grid(
     Where every level is taken, β is the schedule's own (not 1 - ᾱ_i/ᾱ_p, which would round).
     `spacing` is "index" or "log_snr": in what the levels are evenly spaced.
     """
-    exact = schedule.alpha_bar.astype(np.float64)
-    log_snr = np.log(exact) - np.log1p(-exact)
+    log_snr = schedule.log_snr
     i = indices(start, steps, {"index": None, "log_snr": log_snr}[spacing]).astype(np.int32)
     following = np.append(i[1:], -1)
     alpha_bar = schedule.alpha_bar[i]
@@ -179,12 +178,10 @@ def gain(solver: Solver, grid: Grid) -> np.ndarray:
 
     Of (1) it is β/√(1-β); of the others it follows from x̂.
     """
-    before = np.append(np.inf, grid.h[:-1])
-    moved = []
-    for row, h in zip(zip(*grid, strict=True), before, strict=True):
-        memory = (0.0, h) if len(jax.tree.leaves(solver.init(jnp.zeros(())))) else ()
-        y, _ = solver.step(0.0, 0.0, 1.0, Grid(*row), 0.0, memory)
-        moved.append(-float(y))
+    memory, moved = solver.init(jnp.zeros(())), []
+    for row in zip(*grid, strict=True):
+        moved.append(-float(solver.step(0.0, 0.0, 1.0, Grid(*row), 0.0, memory)[0]))
+        _, memory = solver.step(0.0, 0.0, 0.0, Grid(*row), 0.0, memory)
     return np.array(moved)
 
 

@@ -186,14 +186,11 @@ class ToyTwo(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         sizes = {"trainA": 5, "trainB": 3, "testA": 2, "testB": 1}
         starts = {"trainA": 0, "trainB": 100, "testA": 50, "testB": 150}
-        return {split: self._examples(starts[split], sizes[split]) for split in sizes}
+        return {split: self._generate_examples(starts[split], sizes[split]) for split in sizes}
 
-    def _examples(self, start, count):
+    def _generate_examples(self, start, count):
         for n in range(start, start + count):
             yield n, {"picture": png(colour(n)), "number": n}
-
-    def _generate_examples(self):
-        raise NotImplementedError
 
 
 class ToyClasses(tfds.core.GeneratorBasedBuilder):
@@ -210,15 +207,12 @@ class ToyClasses(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
-        return {"train": self._examples(6), "validation": self._examples(4)}
+        return {"train": self._generate_examples(6), "validation": self._generate_examples(4)}
 
-    def _examples(self, count):
+    def _generate_examples(self, count):
         for n in range(count):
             pixels = np.dstack([colour(n), np.full((6, 8), 255 * (n > 1), np.uint8)])
             yield n, {"image": png(pixels), "file_name": f"ü {n}.png", "label": n % 2}
-
-    def _generate_examples(self):
-        raise NotImplementedError
 
 
 class ToyOffline(ToyClasses):

@@ -14,17 +14,19 @@ from pathlib import Path
 from absl import flags
 
 from cdsde import flag_errors, logs, report
+from cdsde.benchmark import plan
 
 PARTS = ("main", "fronts", "ablations", "solvers", "convergence")
 TASKS = "twemoji2fluent,noto2fluent,fluent2twemoji"
-METHODS = "sdedit,ilvr,egsde,contrastive_sde"
 
 
 def arguments(argv) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser("python -m cdsde.benchmark", allow_abbrev=False)
     parser.add_argument("--tasks", default=TASKS, help="files of configs/, without their ending")
-    parser.add_argument("--methods", default=METHODS, help="what config.method names")
+    parser.add_argument(
+        "--methods", default=",".join(plan.METHODS), help="what config.method names"
+    )
     parser.add_argument("--parts", default=",".join(PARTS), help="questions, in this order")
     parser.add_argument("--seeds", type=int, default=5, help="of sampling, in the part main")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
@@ -40,7 +42,7 @@ def benchmark(argv=None) -> None:
     flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers ask
     logs.show_own()
     # Imported late, so that --help and a mistyped flag answer at once.
-    from cdsde.benchmark import plan, run, summary
+    from cdsde.benchmark import run, summary
 
     path = Path(args.output) / "results.json"
     results = {"tasks": {}, "points": [], "runs": {}}

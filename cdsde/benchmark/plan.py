@@ -118,6 +118,8 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
         for reference in ("perturbed", "lowpass"):
             if reference != config.contrastive_sde.reference:
                 add("contrastive_sde", f"reference '{reference}'", **{f"{c}reference": reference})
+        band = 2 * config.contrastive_sde.factor
+        add("contrastive_sde", f"in the band of N = {band}", **{f"{c}band": band})
         cutoff = round(0.1 * config.sde.num_steps)
         add("contrastive_sde", f"off below level {cutoff}", **{f"{c}cutoff": cutoff})
         for n in (size // 16, size // 8, size // 4):

@@ -69,8 +69,7 @@ def level_shares(schedule: sde.Schedule, training: ConfigDict) -> np.ndarray:
     count = schedule.num_steps
     if training.levels == "index":
         return _uniform(count)
-    exact = schedule.alpha_bar.astype(np.float64)
-    log_snr = np.log(exact) - np.log1p(-exact)
+    log_snr = schedule.log_snr
     edges = np.concatenate([[np.inf], (log_snr[1:] + log_snr[:-1]) / 2, [-np.inf]])
     below = norm.cdf((edges - training.log_snr_mean) / training.log_snr_std)
     return below[:-1] - below[1:]
