@@ -50,6 +50,11 @@ def run(argv) -> None:
     workdir = WORKDIR.value or f"runs/{config.task}"
     try:
         config_lib.validate(config)
+        if COORDINATOR.value is None and (PROCESSES.value, PROCESS.value) != (None, None):
+            raise ValueError(
+                "--processes and --process are given without --coordinator=HOST:PORT, so each "
+                "process would do all of the work; add it"
+            )
         if COORDINATOR.value:
             from cdsde import mesh
 

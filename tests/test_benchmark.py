@@ -171,6 +171,14 @@ def test_results_of_two_tasks_are_never_taken_for_each_other(tmp_path, monkeypat
         assert len(keys) == 2
 
 
+def test_results_that_cannot_be_read_are_named_and_left(command, tmp_path):
+    (tmp_path / "results.json").write_text('{"tasks": ')
+    done = command(f"--output={tmp_path}")
+    assert done.returncode == 1 and "results.json is no JSON" in done.stderr
+    assert one_sentence(done.stderr.strip().splitlines()[-1])
+    assert (tmp_path / "results.json").read_text() == '{"tasks": '
+
+
 def test_bad_arguments_are_told_in_a_sentence(command, tmp_path):
     for wrong, said in (
         ("--methods=egsd", "egsde"),

@@ -94,8 +94,8 @@ def test_sampling_and_evaluation_over_two_processes(task, tmp_path, compiled_pro
 
 def test_a_half_told_coordinator(task, tmp_path):
     command = [sys.executable, "-m", "cdsde.main", *task(tmp_path, "eval")]
-    for more in (["--coordinator=localhost:1234"], ["--coordinator=auto"]):
+    for more in (["--coordinator=localhost:1234"], ["--coordinator=auto"], ["--processes=2"]):
         done = subprocess.run(command + more, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 1
         assert one_sentence(done.stderr.strip().splitlines()[-1])
-        assert "--processes" in done.stderr
+        assert "--processes" in done.stderr and "--coordinator" in done.stderr

@@ -45,10 +45,8 @@ def benchmark(argv=None) -> None:
     from cdsde.benchmark import run, summary
 
     path = Path(args.output) / "results.json"
-    results = {"tasks": {}, "points": [], "runs": {}}
-    if path.exists():
-        results = json.loads(path.read_text())
     try:
+        results = _read(path)
         methods = _names(args.methods, plan.METHODS, "--methods")
         parts = _names(args.parts, PARTS, "--parts")
         if args.seeds < 1:
@@ -63,6 +61,17 @@ def benchmark(argv=None) -> None:
         sys.exit(f"error: {error}")
     print(summary.report(results))
     print(f"report: {(path.parent / 'report.html').resolve()}")
+
+
+def _read(path: Path) -> dict:
+    if not path.exists():
+        return {"tasks": {}, "points": [], "runs": {}}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON ({error}); restore it, or delete it to begin again"
+        ) from error
 
 
 def _write(results: dict, folder: Path) -> None:
