@@ -1,4 +1,4 @@
-"""Random shift, zoom and rotation of training images, on the device.
+"""Random shift, zoom, rotation and colours of training images, on the device.
 
 Against overfitting on small sets (Karras et al. 2020 use the same family). The border is
 continued, which is invisible on plain backgrounds. Nothing here leaks into sampling when amounts
@@ -10,6 +10,27 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+
+
+def colour(key, images, strength: float = 0.0):
+    """Each image's colours by a random affine map of its own, kept in [-1, 1].
+
+    Args:
+      key: typed key.
+      images: `[B, H, W, 3]` in [-1, 1].
+      strength: standard deviation of the map's numbers about the identity's; 0 is the identity.
+
+    Returns:
+      `[B, H, W, 3]`, same dtype.
+    """
+    if not strength:
+        return images
+    mix, shift = jax.random.split(key)
+    b = images.shape[0]
+    matrix = jnp.eye(3) + strength * jax.random.normal(mix, (b, 3, 3))
+    offset = strength * jax.random.normal(shift, (b, 1, 1, 3))
+    moved = jnp.einsum("bhwc,bcd->bhwd", images, matrix) + offset
+    return jnp.clip(moved, -1.0, 1.0).astype(images.dtype)
 
 
 def affine(key, images, shift: float = 0.0, scale: float = 0.0, rotate: float = 0.0):

@@ -59,7 +59,7 @@ def _encoder_half(**changes) -> ConfigDict:
     c.resblock_updown = True
     c.conv_resample = True
     c.new_attention_order = False
-    c.pool = "attention"  # attention | adaptive
+    c.pool = "attention"  # attention | adaptive (mean) | none (encoder only: a vector a position)
     c.dropout = 0.0
     c.group_channels = 1  # at least so many channels a group of normalisation; published: 1
     c.patch_size = 1  # space-to-depth before the first convolution; 1 in published networks
@@ -74,6 +74,11 @@ def base() -> ConfigDict:
     c.method = "contrastive_sde"  # contrastive_sde | egsde | sdedit | ilvr
     c.dtype = "float32"  # compute dtype of convolutions and products: float32 | bfloat16
     c.remat = False  # recompute blocks in the backward pass: less memory, more time
+
+    # Devices of all processes in training: batches are split over all of them.
+    m = c.mesh = ConfigDict()
+    m.data = -1  # how many groups of devices, each with the whole network; -1: what fsdp leaves
+    m.fsdp = 1  # devices that share the training state of one network: less memory, more traffic
 
     d = c.data = ConfigDict()
     d.root = "emoji"  # emoji (embedded) | a folder DIR/{train,val,test}/{domain}/ | tfds:NAME
@@ -110,7 +115,7 @@ def base() -> ConfigDict:
 
     c.classifier = _encoder_half()
     c.encoder = _encoder_half()
-    c.encoder.hidden_dim = 256  # width of the pooled vector
+    c.encoder.hidden_dim = 256  # width of the pooled vector; pool="none": of each position's
     c.encoder.embed_dim = 128  # width after the projection head
 
     # Files or names of weights used when the work folder has no checkpoint of a network:
@@ -143,6 +148,8 @@ def base() -> ConfigDict:
         ema=0.999,
         temperature=0.2,  # τ of NT-Xent
         factor=32,  # N of the low-pass view φ
+        colour=0.0,  # that view's colours moved at random by so much; the encoder then cannot tell
+        # by colour alone
         shared_time="batch",  # one t per batch | pair (then t tells pairs apart)
         max_index=1000,  # t is drawn below this index
     )
@@ -201,6 +208,8 @@ def base() -> ConfigDict:
             reference="perturbed",  # x_i: perturbed source | lowpass: φ(x0) perturbed to i
             content_weight=2.0,  # λ_i of the low-pass energy kept beside it; 0: none
             factor=32,  # N
+            similarity="cosine",  # cosine | nce: patch contrast, for maps
+            temperature=0.07,  # τ of nce
             band=0,  # it guides only what a low-pass of this factor keeps; 0: all frequencies
             cutoff=0,  # the contrastive energy is off below this index
         )
@@ -324,13 +333,14 @@ def validate(config: ConfigDict) -> None:
     one_of("egsde.domain_similarity", ("cosine", "neg_l2"))
     one_of("egsde.content_similarity", ("cosine", "neg_l2"))
     one_of("contrastive_sde.space", ("embedding", "hidden", "features"))
+    one_of("contrastive_sde.similarity", ("cosine", "nce"))
     one_of("contrastive_sde.reference", ("perturbed", "lowpass"))
     one_of("ilvr.level", ("previous", "same"))
     one_of("export.stage", STAGES)
     one_of("export.format", ("published", "cdsde"))
     one_of("train.encoder.shared_time", ("batch", "pair"))
     for stage in ("encoder", "classifier"):
-        one_of(f"{stage}.pool", ("attention", "adaptive"))
+        one_of(f"{stage}.pool", ("attention", "adaptive", "none")[: 3 if stage == "encoder" else 2])
     for stage in STAGES:
         for key in (f"{stage}.channel_mult", f"{stage}.attention_resolutions"):
             numbers = get(config, key)
@@ -344,6 +354,9 @@ def validate(config: ConfigDict) -> None:
         one_of(f"train.{stage}.schedule", ("constant", "cosine"))
         for key in ("steps", "batch_size", "accumulate"):
             at_least(f"train.{stage}.{key}", 1)
+    if config.mesh.data != -1:
+        at_least("mesh.data", 1)
+    at_least("mesh.fsdp", 1)
     for key in ("data.image_size", "train.log_every", "train.checkpoint_every", "train.keep"):
         at_least(key, 1)
     at_least("sample.sheet", 0)

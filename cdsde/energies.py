@@ -6,9 +6,12 @@ same index i (a scalar); every energy is per image: images of a batch do not inf
     domain (EGSDE's E_s)        mean over positions of cos(F(y), F(x_t)), or -‖F(y) - F(x_t)‖²   (1)
     content (EGSDE's E_i)       ‖φ(y) - φ(x_t)‖², or -mean over positions of cos(φ(y), φ(x_t))   (2)
     contrastive                 -sim(E(y), E(x_t)) with the contrastive encoder E                (3)
+    patch contrast              mean over positions p of                                        (4)
+                                -log exp(cos(E_p(y), E_p(x_t))/τ) / Σ_q exp(cos(E_p(y), E_q(x_t))/τ)
 
 F are a time-dependent domain classifier's features, φ the low-pass filter. Sources: Zhao et al.
-2022 (EGSDE, equations 8-11), ILVR's resizer for φ, arXiv 2510.03821 for (3).
+2022 (EGSDE, equations 8-11), ILVR's resizer for φ, arXiv 2510.03821 for (3), and for (4) Park et
+al. 2020 (CUT, equation 4).
 """
 
 from __future__ import annotations
@@ -132,6 +135,24 @@ def contrastive(encode: Callable) -> Energy:
 
     def energy(y, x_t, i):
         return -cosine_map(encode(y, i), jax.lax.stop_gradient(encode(x_t, i)))
+
+    return energy
+
+
+def patch_contrast(encode: Callable, temperature: float = 0.07) -> Energy:
+    """Equation (4): at each position, nearer to the source there than to the source elsewhere.
+
+    Args:
+      encode: `(x, i) -> [B, h, w, C]`.
+      temperature: τ; small values look at the hardest other position only.
+    """
+
+    def energy(y, x_t, i):
+        a, b = encode(y, i), jax.lax.stop_gradient(encode(x_t, i))
+        a, b = (unit(z.reshape(z.shape[0], -1, z.shape[-1])) for z in (a, b))
+        logits = jnp.einsum("bpc,bqc->bpq", a, b) / temperature
+        same = jnp.einsum("bpp->bp", logits)
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - same, axis=-1)
 
     return energy
 

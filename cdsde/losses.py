@@ -7,6 +7,9 @@ r"""Training losses. Arrays in, scalars out; nothing is random and no network is
 NT-Xent (Chen et al. 2020, equation 1) over the 2B views of the global batch:
 
     L = mean_a -log  exp(⟨z_a, z_p(a)⟩/τ) / Σ_{b≠a} exp(⟨z_a, z_b⟩/τ)                        (2)
+
+and of maps, position by position: half of (2) among the images at one position, so that a vector
+tells what is there, and half among the positions of one image, so that it tells where; (3)
 """
 
 from __future__ import annotations
@@ -56,6 +59,26 @@ def nt_xent(first, second, temperature):
     return jnp.mean(loss), jnp.mean(jnp.argmax(logits, -1) == positive)
 
 
+def nt_xent_of_maps(first, second, temperature):
+    """Equation (3).
+
+    Args:
+      first, second: `[B, h, w, D]` maps of the two views (normalised here).
+      temperature: τ > 0.
+
+    Returns:
+      `(loss, accuracy)`, as of `nt_xent`.
+    """
+    b, h, w, d = first.shape
+    views = [z.reshape(b, h * w, d) for z in (first, second)]
+
+    def along(axis):
+        loss, accuracy = jax.vmap(nt_xent, (axis, axis, None))(*views, temperature)
+        return jnp.mean(loss), jnp.mean(accuracy)
+
+    return jax.tree.map(lambda a, b: (a + b) / 2, along(1), along(0))
+
+
 def cross_entropy(logits, labels):
     """Mean cross-entropy and accuracy of `logits` `[B, n]` against integer `labels` `[B]`."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -65,8 +88,10 @@ def cross_entropy(logits, labels):
 def alignment_uniformity(first, second):
     """Wang & Isola 2020: mean d² of the positives, and log mean exp(-2 d²) over all pairs.
 
-    Both from embeddings `[B, D]`; lower is better for each. Logged, not trained on.
+    Both from embeddings `[B, D]` (maps are taken as one long vector); lower is better for each.
+    Logged, not trained on.
     """
+    first, second = (z.reshape(len(z), -1) for z in (first, second))
     a, b = unit(first), unit(second)
     alignment = jnp.mean(jnp.sum((a - b) ** 2, -1))
     z = jnp.concatenate([a, b])

@@ -159,7 +159,10 @@ def contrastive_sde(settings, networks: Mapping[str, Callable]) -> Method:
         "perturbed": lambda x0: x0,
         "lowpass": lambda x0: energies.lowpass(x0, settings.factor),
     }[settings.reference]
-    contrast = energies.contrastive(encode)
+    if settings.similarity == "nce":
+        contrast = energies.patch_contrast(encode, settings.temperature)
+    else:
+        contrast = energies.contrastive(encode)
     if settings.band:
         contrast = energies.in_band(contrast, settings.band)
     return Method(

@@ -274,7 +274,8 @@ class ADMEncoder(_ADM):
     """Way down and middle of the U-Net, with a pooled head: classifier or contrastive encoder.
 
     `image_size` fixes the positional embedding of `pool="attention"`; `pool="adaptive"` (mean over
-    positions) takes any size. `out_channels` is the number of classes or the embedding width.
+    positions) takes any size; `pool="none"` pools nothing: each position has a vector of its own.
+    `out_channels` is the number of classes or the embedding width.
     """
 
     pool: str = "attention"
@@ -301,13 +302,13 @@ class ADMEncoder(_ADM):
 
         Returns:
           `(logits [B, out_channels], features [B, H/f, W/f, C])`, float32: the published phases
-          "train" and "test".
+          "train" and "test"; with `pool="none"` the logits are `[B, H/f, W/f, out_channels]`.
 
         Raises:
           ValueError: shapes or widths that do not fit, unknown `pool`.
         """
-        if self.pool not in ("attention", "adaptive"):
-            raise ValueError(f"pool is '{self.pool}': choose 'attention' or 'adaptive'.")
+        if self.pool not in ("attention", "adaptive", "none"):
+            raise ValueError(f"pool is '{self.pool}': choose 'attention', 'adaptive' or 'none'.")
         h, _ = self._way_down(x, self._embed(t, y, x.shape[0]), train)
         features = h.astype(jnp.float32)
         if not head:
@@ -319,4 +320,6 @@ class ADMEncoder(_ADM):
             return pool(h), features
         # Published: a zero start. Not here: a zero embedding has no direction, and a contrastive
         # loss divides by its length.
-        return blocks.dense(h.mean(axis=(1, 2)), self.out_channels, name="I2Iout_3"), features
+        if self.pool == "adaptive":
+            h = h.mean(axis=(1, 2))
+        return blocks.dense(h, self.out_channels, name="I2Iout_3"), features

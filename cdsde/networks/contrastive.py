@@ -31,7 +31,8 @@ class ContrastiveEncoder(nn.Module):
 
         Returns:
           float32: `[B, embed_dim]` for "embedding", `[B, hidden]` for "hidden" (before the head),
-          `[B, h, w, C]` for "features" (the last feature map; the head is not computed).
+          `[B, h, w, C]` for "features" (the last feature map; the head is not computed). Where the
+          backbone pools nothing, embedding and hidden are maps too, `[B, h, w, ...]`.
         """
         hidden, features = self.backbone(x, t, train=train, head=space != "features")
         if space == "features":

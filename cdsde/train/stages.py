@@ -97,14 +97,18 @@ def score(config: ConfigDict) -> Stage:
 
 
 def encoder(config: ConfigDict) -> Stage:
-    """NT-Xent of an image and its low-pass, each with its own noise at a shared t."""
+    """NT-Xent of an image and its low-pass, each with its own noise at a shared t.
+
+    Of encoders that pool nothing, position by position (losses.nt_xent_of_maps).
+    """
+    contrast = losses.nt_xent_of_maps if config.encoder.pool == "none" else losses.nt_xent
     model = models.encoder_model(config)
     schedule = models.schedule_of(config)
     training = config_lib.stage_training(config, "encoder")
     dropout = config.encoder.dropout > 0
 
     def loss(params, batch, key):
-        keys = jax.random.split(key, 5)
+        keys = jax.random.split(key, 6)
         x0 = _images(batch, training, keys[0])
         b = x0.shape[0]
         if training.shared_time == "batch":
@@ -113,13 +117,12 @@ def encoder(config: ConfigDict) -> Stage:
             i = draw_levels(keys[1], _uniform(training.max_index), b)
         alpha_bar = sde.gather(schedule.alpha_bar, i)
         first = sde.perturb(x0, jax.random.normal(keys[2], x0.shape), alpha_bar)
-        second = sde.perturb(
-            energies.lowpass(x0, training.factor), jax.random.normal(keys[3], x0.shape), alpha_bar
-        )
+        view = augment.colour(keys[5], energies.lowpass(x0, training.factor), training.colour)
+        second = sde.perturb(view, jax.random.normal(keys[3], x0.shape), alpha_bar)
         rngs = {"dropout": keys[4]} if dropout else None
         views, times = jnp.concatenate([first, second]), jnp.concatenate([i, i])
         z = model.apply(params, views, times, train=True, rngs=rngs)
-        value, accuracy = losses.nt_xent(z[:b], z[b:], training.temperature)
+        value, accuracy = contrast(z[:b], z[b:], training.temperature)
         alignment, uniformity = losses.alignment_uniformity(z[:b], z[b:])
         metrics = {"accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}
         return value, metrics
