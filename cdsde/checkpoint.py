@@ -1,8 +1,9 @@
 """Checkpoints: the only module that knows Orbax.
 
 One folder a stage, WORKDIR/checkpoints/STAGE, with one subfolder a step that holds the items
-`state` (parameters, optimiser, step), `ema` (what sampling opens), `data` (position of the input
-pipeline) and `config`. Saves are asynchronous and atomic: a run killed in mid-save leaves a
+`state` (parameters, optimiser, step), `ema` (what sampling opens) and `config`; the place in the
+training stream is the step. All processes save and restore together, each its parts of the arrays;
+another number of processes or devices may go on. Saves are asynchronous and atomic: a run killed in mid-save leaves a
 temporary folder that the next run ignores.
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -28,7 +28,7 @@ def manager(workdir, stage: str, keep: int = 2) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(stage_folder(workdir, stage), options=options)
 
 
-def save(m: ocp.CheckpointManager, step: int, state, ema, data, config: dict) -> None:
+def save(m: ocp.CheckpointManager, step: int, state, ema, config: dict) -> None:
     """Start saving; returns as soon as the arrays are copied.
 
     Raises:
@@ -41,7 +41,6 @@ def save(m: ocp.CheckpointManager, step: int, state, ema, data, config: dict) ->
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             ema=ocp.args.StandardSave(ema),
-            data=grain.checkpoint.CheckpointSave(data),
             config=ocp.args.JsonSave(config),
         ),
     )
@@ -69,11 +68,11 @@ def save_imported(workdir, stage: str, params, config: dict) -> epath.Path:
     return folder
 
 
-def restore(m: ocp.CheckpointManager, state, ema, data):
+def restore(m: ocp.CheckpointManager, state, ema):
     """The latest checkpoint, on the shardings of the given trees (arrays or shapes).
 
     Returns:
-      `(state, ema)`; `data` (a Grain iterator) is moved to the saved position in place.
+      `(state, ema)`.
 
     Raises:
       ValueError: the saved parameters have other shapes: the config has changed.
@@ -85,7 +84,6 @@ def restore(m: ocp.CheckpointManager, state, ema, data):
         args=ocp.args.Composite(
             state=ocp.args.StandardRestore(_abstract(state)),
             ema=ocp.args.StandardRestore(_abstract(ema)),
-            data=grain.checkpoint.CheckpointRestore(data),
         ),
     )
     return restored["state"], restored["ema"]

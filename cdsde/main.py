@@ -59,7 +59,13 @@ def run(argv) -> None:
             from cdsde import mesh
 
             mesh.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        _program(MODE.value)(config, workdir)
+        from cdsde import preemption
+
+        try:
+            _program(MODE.value)(config, workdir)
+        except preemption.Preempted as reason:
+            logging.warning("%s", reason)
+            sys.exit(preemption.EXIT_CODE)
     except (ValueError, OSError, FloatingPointError, flag_errors.UserError) as error:
         # One sentence for people; the trace for those who ask for it.
         logging.debug("", exc_info=True)

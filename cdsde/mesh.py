@@ -1,7 +1,9 @@
 """Devices: one mesh, where arrays lie on it, and how rows get there and back.
 
-Every program uses the same two placements: batches are split over the mesh's `data` axis,
-parameters are replicated. jit then inserts the collectives, on one device as on many.
+The mesh has two axes, `data` and `fsdp`. Batches are split over both, so every device works on its
+own images. Networks are replicated over `data`; over `fsdp` what training keeps of them (parameters,
+average, moments) is split, and gathered for the step. With fsdp = 1 that is plain data parallelism.
+jit inserts the collectives, on one device as on many.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-DATA = "data"
+DATA, FSDP = "data", "fsdp"
+SMALL = 2**14  # arrays of fewer values are not worth splitting
 
 
 def connect(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
@@ -42,14 +45,29 @@ def connect(coordinator: str, processes: int | None = None, process: int | None 
     jax.distributed.initialize(coordinator, processes, process)
 
 
-def make_mesh(devices=None) -> Mesh:
-    """A one-axis mesh over `devices` (default: all devices of all processes).
+def make_mesh(devices=None, data: int = -1, fsdp: int = 1) -> Mesh:
+    """A mesh over `devices` (default: all devices of all processes).
 
-    The axis is Auto: under jax.make_mesh's default (Explicit) plain code such as `z @ z.T` over
+    The axes are Auto: under jax.make_mesh's default (Explicit) plain code such as `z @ z.T` over
     a sharded batch is rejected.
+
+    Args:
+      devices: the devices, in the order of the mesh.
+      data: size of the axis `data`; -1: what `fsdp` leaves.
+      fsdp: size of the axis `fsdp`, the faster one: neighbours share a network.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA,), devices=devices, axis_types=(AxisType.Auto,))
+    shape = (len(devices) // fsdp if data == -1 else data, fsdp)
+    if shape[0] * shape[1] != len(devices):
+        raise ValueError(
+            f"config.mesh.data={data} and config.mesh.fsdp={fsdp} do not multiply to the "
+            f"{len(devices)} devices that there are; change them, data=-1 takes what fsdp leaves"
+        )
+    axes = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, (DATA, FSDP), devices=devices, axis_types=axes)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -59,7 +77,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
     """The leading axis is split over the mesh."""
-    return NamedSharding(mesh, P(DATA))
+    return NamedSharding(mesh, P((DATA, FSDP)))
+
+
+def network_sharded(tree, mesh: Mesh):
+    """Where each array of a network, or of what its optimiser keeps, lies: a tree of shardings.
+
+    The longest axis that `fsdp` divides is split over it; small arrays are everywhere.
+    """
+    parts = mesh.shape[FSDP]
+
+    def place(leaf):
+        fits = [n for n in leaf.shape if n % parts == 0]
+        if parts == 1 or leaf.size < SMALL or not fits:
+            return replicated(mesh)
+        axis = leaf.shape.index(max(fits))
+        return NamedSharding(mesh, P(*[None] * axis, FSDP))
+
+    return jax.tree.map(place, tree)
 
 
 def put_batch(batch, mesh: Mesh):
@@ -82,6 +117,12 @@ def put_batch(batch, mesh: Mesh):
 def put_replicated(tree, mesh: Mesh):
     """The same host values on every device."""
     return jax.device_put(tree, replicated(mesh))
+
+
+def to_host(tree, mesh: Mesh):
+    """NumPy copies of arrays on the mesh, however they are split, in every process."""
+    whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(np.asarray, whole)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

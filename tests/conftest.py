@@ -80,6 +80,8 @@ def on_devices(monkeypatch):
 
     def use(count):
         chosen = jax.devices()[:count]
-        monkeypatch.setattr(mesh, "make_mesh", lambda devices=None: real(chosen))
+        monkeypatch.setattr(
+            mesh, "make_mesh", lambda devices=None, **axes: real(devices or chosen, **axes)
+        )
 
     return use

@@ -2,7 +2,7 @@
 
 Both yield dicts of NumPy arrays; images are uint8 [b, S, S, 3] and become float only on the device.
 The training stream depends on the seed alone: not on the number of processes or workers, nor on
-when the run was stopped and resumed.
+when the run was stopped and resumed. A place in it is the number of steps done.
 """
 
 import operator
@@ -62,10 +62,12 @@ class _ProcessShare(grain.transforms.DatasetSelectionMap):
     order are the batch that a single process would make, domains alternating in each.
     """
 
-    def __init__(self, length: int, batch_size: int, process_index: int, process_count: int):
-        self._length = length // batch_size * batch_size // process_count
+    def __init__(
+        self, length: int, start: int, batch_size: int, process_index: int, process_count: int
+    ):
+        self._length = (length // batch_size - start) * (batch_size // process_count)
         self._batch_size, self._part = batch_size, batch_size // process_count
-        self._first = process_index * self._part
+        self._first = start * batch_size + process_index * self._part
 
     def __len__(self) -> int:
         return self._length
@@ -90,10 +92,11 @@ def train_iterator(
     flip: bool = True,
     filter: str = "lanczos",
     workers: int = 0,
+    start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless, shuffled, resumable stream of training batches.
+    """An endless, shuffled stream of training batches, which can begin at any of them.
 
     Each source is a domain; the domains alternate, so that every global batch (and every process's
     part) holds equally many of each, give or take one. Each epoch of a source has its own order,
@@ -108,12 +111,13 @@ def train_iterator(
       filter: of the resizing, see `resize`.
       workers: processes that decode; 0 decodes in threads and keeps small sets in memory. A program
         that asks for workers needs an `if __name__ == "__main__"` guard and parsed absl flags.
+      start: how many batches are left out at the beginning; finding the place takes no time. So a
+        run resumes exactly from its number of steps alone, also with other processes and workers.
       process_index: which process this is, below `process_count`.
       process_count: processes that share each batch; process p gets the p-th contiguous part.
 
     Returns:
-      A Grain iterator with `get_state()` and `set_state(state)` (resume exactly; the number of
-      workers must stay), over dicts of `image` uint8 [b, S, S, 3], `domain` int32 [b] (position in
+      A Grain iterator (with `get_state()` and `set_state(state)`) over dicts of `image` uint8 [b, S, S, 3], `domain` int32 [b] (position in
       `sources`), `id` uint32 [b] (`image_id`), b = batch_size / process_count.
 
     Raises:
@@ -132,8 +136,8 @@ def train_iterator(
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} must lie in 0..{process_count - 1}.")
-    if seed < 0 or workers < 0:
-        raise ValueError(f"seed {seed} and workers {workers} must be 0 or more.")
+    if min(seed, workers, start) < 0:
+        raise ValueError(f"seed {seed}, workers {workers} and start {start} must be 0 or more.")
 
     total = sum(len(source) for source in sources) * image_size**2 * 3
     keep = workers == 0 and total <= CACHE_BYTES
@@ -151,7 +155,7 @@ def train_iterator(
     # stream of all processes, so that they do not depend on the number of processes.
     if flip:
         dataset = dataset.random_map(_flip, seed=flip_seed)
-    share = _ProcessShare(len(dataset), batch_size, process_index, process_count)
+    share = _ProcessShare(len(dataset), start, batch_size, process_index, process_count)
     dataset = grain.MapDataset.select_from_datasets([dataset], share)
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
     # Elements are whole batches here: few are kept ready, Grain's default of 500 fills the memory.

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cdsde import checkpoint, mesh, models, report, weights
+from cdsde import checkpoint, mesh, models, preemption, report, weights
 from cdsde import config as config_lib
 from cdsde.data import open_domain, train_iterator, write_png
 from cdsde.train import stages, state
@@ -41,6 +41,7 @@ def train(config: ConfigDict, workdir) -> None:
     Raises:
       ValueError: data or config that cannot work, before any step.
       NonFiniteLoss: the loss diverged; the last good checkpoint is kept.
+      preemption.Preempted: SIGTERM came; a checkpoint of the step reached is written.
     """
     pending = pending_stages(config, workdir)
     if not pending:
@@ -49,52 +50,48 @@ def train(config: ConfigDict, workdir) -> None:
         train_stage(config, workdir, name)
 
 
-def open_data(config: ConfigDict, domains: tuple[str, ...], batch_size: int):
-    """The training stream of the given domains, at its start."""
+def open_data(config: ConfigDict, stage: stages.Stage, batch_size: int):
+    """The stage's training images: `start -> iterator` over batches from number `start` on."""
     d = config.data
-    sources = [open_domain(d.root, name, "train", data_dir=d.data_dir) for name in domains]
-    return train_iterator(
-        sources,
-        image_size=d.image_size,
-        batch_size=batch_size,
-        seed=config.train.seed,
-        flip=d.flip,
-        filter=d.filter,
-        workers=d.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    sources = [open_domain(d.root, name, "train", data_dir=d.data_dir) for name in stage.domains]
+
+    def batches(start: int):
+        return train_iterator(
+            sources,
+            image_size=d.image_size,
+            batch_size=batch_size,
+            seed=config.train.seed,
+            flip=d.flip,
+            filter=d.filter,
+            workers=d.workers,
+            start=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    return batches
 
 
 def train_stage(config: ConfigDict, workdir, name: str):
     """Train one stage to its last step; returns the final TrainState."""
     c = config_lib.stage_training(config, name)
-    devices = mesh.make_mesh()
+    devices = mesh.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     if c.batch_size % (devices.size * c.accumulate):
         raise ValueError(
             f"config.train.{name}.batch_size is {c.batch_size}, not a multiple of {devices.size} "
             f"devices times accumulate={c.accumulate}; choose one that is"
         )
     stage = stages.STAGES[name](config)
-    data = open_data(config, stage.domains, c.batch_size)
-    tx = state.optimiser(c)
-    everywhere, by_rows = mesh.replicated(devices), mesh.batch_sharded(devices)
-    init = jax.jit(
-        lambda: state.init_state(stage.init, tx, config.train.seed), out_shardings=everywhere
-    )
+    batches = open_data(config, stage, c.batch_size)
+    step_fn, init = compiled(config, name, stage, devices)
     current = init()
-    step_fn = jax.jit(
-        state.make_step(stage.loss, tx, c),
-        in_shardings=(everywhere, by_rows),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
-    )
     with checkpoint.manager(workdir, name, config.train.keep) as saved:
         # Step 0 is only ever written by --mode=import: parameters without a training state.
         if saved.latest_step():
-            current = _restore(saved, current, data)
+            current = _restore(saved, current)
         elif c.fine_tune:
-            params = mesh.put_replicated(weights.load(config, workdir, name)[0], devices)
+            params = weights.load(config, workdir, name)[0]
+            params = jax.device_put(params, mesh.network_sharded(params, devices))
             # A copy, for the step gives its argument's memory away, and no part of it twice.
             current = current._replace(params=params, ema=jax.tree.map(jnp.copy, params))
         elif saved.latest_step() == 0:
@@ -116,12 +113,42 @@ def train_stage(config: ConfigDict, workdir, name: str):
             f", resumed from {saved.directory}" if first else "",
         )
         if first < c.steps:
-            current = _run(config, c, name, workdir, saved, current, data, step_fn, devices)
+            with preemption.Watch() as watch:
+                data = batches(first)
+                current = _run(config, name, workdir, saved, current, data, step_fn, devices, watch)
     return current
 
 
-def _run(config, c, name, workdir, saved, current, data, step_fn, devices):
+def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
+    """`(step, init)` of a stage under jit over the devices.
+
+    `step(state, batch) -> (state, metrics)` gives the memory of its argument away; `init()` makes
+    the first state. Both are compiled when first called, or ahead of time with `lower`.
+    """
+    c = config_lib.stage_training(config, name)
+    tx = state.optimiser(c)
+
+    def begin():
+        return state.init_state(stage.init, tx, config.train.seed)
+
+    everywhere, by_rows = mesh.replicated(devices), mesh.batch_sharded(devices)
+    at = mesh.network_sharded(jax.eval_shape(begin), devices)
+
+    def gather(params):
+        return jax.lax.with_sharding_constraint(params, everywhere)
+
+    step = jax.jit(
+        state.make_step(stage.loss, tx, c, gather if config.mesh.fsdp > 1 else lambda p: p),
+        in_shardings=(at, by_rows),
+        out_shardings=(at, everywhere),
+        donate_argnums=0,
+    )
+    return step, jax.jit(begin, out_shardings=at)
+
+
+def _run(config, name, workdir, saved, current, data, step_fn, devices, watch):
     """The loop proper, from `current.step` to the last step."""
+    c = config_lib.stage_training(config, name)
     first = int(current.step)
     chief = jax.process_index() == 0
     writer = report.Writer(Path(workdir) / "logs" / name, first) if chief else None
@@ -137,16 +164,23 @@ def _run(config, c, name, workdir, saved, current, data, step_fn, devices):
                 jax.block_until_ready(metrics)
                 rate.restart(n)
             last = n == c.steps
-            keep = last or n % config.train.checkpoint_every == 0
+            stop = not last and watch.reached(n)
+            keep = last or stop or n % config.train.checkpoint_every == 0
             if keep or n % config.train.log_every == 0:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 _check_finite(values, name, n, saved)
                 if chief:
                     _tell(writer, rate, values, name, n, c)
             if keep:
-                _save(saved, n, current, data, config)
+                _save(saved, n, current, config)
+            if stop:
+                saved.wait_until_finished()
+                raise preemption.Preempted(
+                    f"{name} was stopped by SIGTERM after step {n} of {c.steps}; the checkpoint is "
+                    f"in {saved.directory}/{n}, and the same command goes on from it"
+                )
             if sheets and (last or n % every == 0):
-                sheet = sheets(current.ema)
+                sheet = sheets(mesh.to_host(current.ema, devices))
                 if chief:
                     writer.image(n, "samples", sheet)
                     write_png(Path(workdir) / "logs" / name / f"sheet_{n:07d}.png", sheet)
@@ -193,11 +227,11 @@ def _parts(current: state.TrainState):
     return {**rest, "opt_state": current.opt_state}, current.ema
 
 
-def _save(saved, n, current, data, config) -> None:
+def _save(saved, n, current, config) -> None:
     rest, ema = _parts(current)
-    checkpoint.save(saved, n, rest, ema, data, json.loads(config.to_json_best_effort()))
+    checkpoint.save(saved, n, rest, ema, json.loads(config.to_json_best_effort()))
 
 
-def _restore(saved, current, data) -> state.TrainState:
-    rest, ema = checkpoint.restore(saved, *_parts(current), data)
+def _restore(saved, current) -> state.TrainState:
+    rest, ema = checkpoint.restore(saved, *_parts(current))
     return state.TrainState(ema=ema, **rest)

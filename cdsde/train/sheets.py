@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -36,8 +35,8 @@ class SheetMaker:
         self._config, self._sampler = config, None
 
     def __call__(self, ema) -> np.ndarray:
-        """The sheet for the given averaged parameters, uint8 `[H, W, 3]`."""
-        params = {"score": jax.tree.map(np.asarray, ema)}
+        """The sheet for the given averaged parameters (host arrays), uint8 `[H, W, 3]`."""
+        params = {"score": ema}
         if self._sampler is None:
             self._sampler = Sampler(self._config, params)
         self._sampler.params = mesh.put_replicated(params, self._sampler.devices)

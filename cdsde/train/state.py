@@ -65,7 +65,12 @@ def init_state(init: Callable, tx: optax.GradientTransformation, seed: int) -> T
     )
 
 
-def make_step(loss: Callable, tx: optax.GradientTransformation, c: ConfigDict) -> Callable:
+def make_step(
+    loss: Callable,
+    tx: optax.GradientTransformation,
+    c: ConfigDict,
+    gather: Callable = lambda params: params,
+) -> Callable:
     """`step(state, batch) -> (state, metrics)`, pure.
 
     Args:
@@ -73,8 +78,10 @@ def make_step(loss: Callable, tx: optax.GradientTransformation, c: ConfigDict) -
       tx: the optimiser.
       c: `config.train.STAGE`; `accumulate` cuts the batch into that many micro-batches, whose
         gradients are averaged in a scan (memory of one micro-batch).
+      gather: `params -> params`, applied before the loss; where the state is split over devices it
+        brings a network together, and its transpose scatters the gradient.
     """
-    grad = jax.value_and_grad(loss, has_aux=True)
+    grad = jax.value_and_grad(lambda params, *rest: loss(gather(params), *rest), has_aux=True)
 
     def micro(batch):
         # Every n-th row, not contiguous parts: a batch split over devices stays where it is.
