@@ -3,8 +3,8 @@
 One folder a stage, WORKDIR/checkpoints/STAGE, with one subfolder a step that holds the items
 `state` (parameters, optimiser, step), `ema` (what sampling opens) and `config`; the place in the
 training stream is the step. All processes save and restore together, each its parts of the arrays;
-another number of processes or devices may go on. Saves are asynchronous and atomic: a run killed in mid-save leaves a
-temporary folder that the next run ignores.
+another number of processes or devices may go on. Saves are asynchronous and atomic: a run killed in
+mid-save leaves a temporary folder that the next run ignores.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Devices: one mesh, where arrays lie on it, and how rows get there and back.
 
 The mesh has two axes, `data` and `fsdp`. Batches are split over both, so every device works on its
-own images. Networks are replicated over `data`; over `fsdp` what training keeps of them (parameters,
-average, moments) is split, and gathered for the step. With fsdp = 1 that is plain data parallelism.
-jit inserts the collectives, on one device as on many.
+own images. Networks are replicated over `data`; over `fsdp` what training keeps of them
+(parameters, average, moments) is split, and gathered for the step. With fsdp = 1 that is plain data
+parallelism. jit inserts the collectives, on one device as on many.
 """
 
 from __future__ import annotations

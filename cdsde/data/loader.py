@@ -117,8 +117,9 @@ def train_iterator(
       process_count: processes that share each batch; process p gets the p-th contiguous part.
 
     Returns:
-      A Grain iterator (with `get_state()` and `set_state(state)`) over dicts of `image` uint8 [b, S, S, 3], `domain` int32 [b] (position in
-      `sources`), `id` uint32 [b] (`image_id`), b = batch_size / process_count.
+      A Grain iterator (with `get_state()` and `set_state(state)`) over dicts of `image` uint8
+      [b, S, S, 3], `domain` int32 [b] (position in `sources`), `id` uint32 [b] (`image_id`),
+      b = batch_size / process_count.
 
     Raises:
       ValueError: the batch does not divide, a number is out of range, or a source is empty.
