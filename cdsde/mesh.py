@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 DATA, FSDP = "data", "fsdp"
-SMALL = 2**14  # arrays of fewer values are not worth splitting
+SMALL = 2**12  # arrays of fewer values are not worth splitting
 
 
 def connect(coordinator: str, processes: int | None = None, process: int | None = None) -> None:

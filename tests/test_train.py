@@ -401,16 +401,37 @@ def test_fine_tuning_begins_from_imported_weights(tiny, tmp_path, on_devices):
 
 
 def test_one_device_and_eight_train_the_same_score_network(tiny, tmp_path, on_devices):
-    config = tiny(train__steps=4, train__checkpoint_every=100, train__score__augment__shift=0.1)
-    finals = []
-    for devices in (1, 8):
+    finals, split = [], []
+    for devices, fsdp in ((1, 1), (8, 1), (8, 4)):
         on_devices(devices)
-        final = loop.train_stage(config, tmp_path / str(devices), "score")
+        config = tiny(
+            train__steps=4,
+            train__checkpoint_every=100,
+            train__score__augment__shift=0.1,
+            mesh__fsdp=fsdp,
+        )
+        final = loop.train_stage(config, tmp_path / f"{devices}{fsdp}", "score")
         assert final.step.sharding.device_set == set(jax.devices()[:devices])
-        finals.append((final.params, final.ema))
-    assert distance(*finals) < 1e-5
-    one, eight = (rows(tmp_path / devices, "score") for devices in "18")
-    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in eight], rel=1e-5)
+        # What a device holds of everything that the optimiser keeps.
+        held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(final))
+        split.append(held / sum(x.size for x in jax.tree.leaves(final)))
+        finals.append(jax.tree.map(np.asarray, (final.params, final.ema)))
+    assert split[:2] == [1, 1] and split[2] < 0.6
+    assert distance(*finals[:2]) < 1e-5 and distance(*finals[1:]) < 1e-5
+    one, eight, shared = (rows(tmp_path / name, "score") for name in ("11", "81", "84"))
+    for other in (eight, shared):
+        assert [row["loss"] for row in other] == pytest.approx([x["loss"] for x in one], rel=1e-5)
+    # What eight devices began, one goes on with, and the other way round.
+    for folder, devices, fsdp in (("84", 1, 1), ("11", 8, 4)):
+        on_devices(devices)
+        longer = tiny(train__steps=6, train__checkpoint_every=100, mesh__fsdp=fsdp)
+        assert int(loop.train_stage(longer, tmp_path / folder, "score").step) == 6
+
+
+def test_a_mesh_that_does_not_fit_the_devices(tiny, tmp_path, on_devices):
+    on_devices(8)
+    with pytest.raises(ValueError, match="mesh.data=3 and config.mesh.fsdp=2 do not multiply to"):
+        loop.train_stage(tiny(mesh__data=3, mesh__fsdp=2), tmp_path, "score")
 
 
 def test_one_device_and_eight_train_the_same_encoder_and_it_learns(tiny, tmp_path, on_devices):
@@ -436,7 +457,6 @@ def test_one_device_and_eight_train_the_same_encoder_and_it_learns(tiny, tmp_pat
     assert distance(*finals) < 1e-5
     one, eight = (rows(tmp_path / devices, "encoder") for devices in "18")
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in eight], rel=1e-5)
-    # What eight devices began, one goes on with.
     loop.train_stage(tiny(train__steps=36, **changes), tmp_path / "8", "encoder")
     losses = [row["loss"] for row in rows(tmp_path / "8", "encoder")]
     assert len(losses) == 36 and np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])

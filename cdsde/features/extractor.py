@@ -72,11 +72,13 @@ def load(name: str, path: str | Path | None = None) -> Extractor:
             f"the weights of '{name}' do not come with cdsde and nothing is downloaded: pass the "
             f"path of {FILES[name]}."
         )
-    function = _distances if name.startswith("lpips") else _vectors
+    function = _distances if name.startswith("lpips") else vectors
     return Extractor(name, jax.jit(function(network)), params, trees.digest(params))
 
 
-def _vectors(network: Callable) -> Callable:
+def vectors(network: Callable) -> Callable:
+    """`apply(params, pictures uint8 [B, H, W, 3]) -> {name: [B, n]}` of a feature network."""
+
     def apply(params, pictures):
         features = network(params, _bytes(pictures) / 255)
         return {key: value for key, value in features.items() if value.ndim == 2}

@@ -1,0 +1,110 @@
+"""The programs whose cost matters, as jitted functions and the shapes that they take.
+
+Nothing runs here and no array is made: a `Program` can be lowered and compiled for devices that
+this machine does not have.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde import features, mesh, methods, models, sampler, solvers
+from cdsde.features import extractor
+from cdsde.train import loop, stages
+
+
+class Program(NamedTuple):
+    """Something that can be compiled.
+
+    Attributes:
+      name: for a table.
+      function: jitted.
+      arguments: ShapeDtypeStructs with shardings.
+      images: how many one call works on, over all devices.
+      trips: how often the body of its loop runs in one call; a compiler's cost of a loop is that of
+        one trip.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple
+    images: int
+    trips: int = 1
+
+    def lower(self):
+        """The program in XLA's terms, not yet compiled."""
+        return self.function.lower(*self.arguments)
+
+
+def _abstract(tree, shardings):
+    return jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, shardings
+    )
+
+
+def _everywhere(tree, devices):
+    at = mesh.replicated(devices)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
+
+
+def _rows(shape, dtype, devices):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh.batch_sharded(devices))
+
+
+def train_step(config: ConfigDict, stage: str, devices, batch: int) -> Program:
+    """One optimiser step of a stage on `batch` images."""
+    config = config.copy_and_resolve_references()
+    config.train.batch_size = batch
+    step, init = loop.compiled(config, stage, stages.STAGES[stage](config), devices)
+    begun = jax.eval_shape(init)
+    # The place of each array is what `init` is compiled for.
+    state = _abstract(begun, mesh.network_sharded(begun, devices))
+    size = config.data.image_size
+    images = {
+        "image": _rows((batch, size, size, 3), jnp.uint8, devices),
+        "domain": _rows((batch,), jnp.int32, devices),
+    }
+    return Program(f"train {stage}", step, (state, images), batch)
+
+
+def translation(config: ConfigDict, devices, batch: int) -> Program:
+    """The sampler of the config's method, all of its steps."""
+    s, size = config.sample, config.data.image_size
+    schedule = models.schedule_of(config)
+    start = config_lib.start_index(config)
+    grid = solvers.make_grid(schedule, start, s.steps, s.variance, s.spacing)
+    lambdas = methods.weights(config.method, config[config.method], grid.index)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = {
+        stage: jax.eval_shape(models.MODELS[stage](config).init, key)
+        for stage in config_lib.needed_stages(config.method)
+    }
+    grid = jax.tree.map(np.asarray, grid)
+    rest = _everywhere((grid, lambdas, np.float32(s.eta), key), devices)
+    arguments = (
+        _everywhere(params, devices),
+        _rows((batch, size, size, 3), jnp.uint8, devices),
+        _rows((batch,), jnp.uint32, devices),
+        *rest,
+    )
+    function = jax.jit(sampler.program(config))
+    return Program(f"sample {config.method}", function, arguments, batch, len(grid.index))
+
+
+def evaluation(name: str, devices, batch: int, size: int) -> Program:
+    """The features of `batch` pictures by a network of `features`, without its weights."""
+    module = {"inception": features.InceptionV3, "efficientnet_lite0": features.EfficientNetLite0}[
+        name
+    ]()
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    picture = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    params = jax.eval_shape(module.init, key, picture)
+    function = jax.jit(extractor.vectors(module.apply))
+    pictures = _rows((batch, size, size, 3), jnp.uint8, devices)
+    return Program(f"evaluate {name}", function, (_everywhere(params, devices), pictures), batch)
