@@ -35,7 +35,9 @@ def small_networks(c: ConfigDict) -> None:
             conv_resample=False,
             pool="adaptive",
         )
-    c.encoder.update(hidden_dim=128, embed_dim=64)
+    # Contrast at each position: whole images can be told apart by their coarse colours alone, and
+    # an encoder that does that is one more low-pass.
+    c.encoder.update(hidden_dim=128, embed_dim=64, pool="none", group_channels=4)
     c.train.score.update(
         batch_size=16,
         learning_rate=1e-3,
@@ -47,7 +49,14 @@ def small_networks(c: ConfigDict) -> None:
         log_snr_mean=2.0,
         log_snr_std=3.0,
     )
-    c.train.encoder.update(steps=1000, batch_size=48, learning_rate=5e-4, warmup=100, max_index=600)
+    c.train.encoder.update(
+        steps=1000,
+        batch_size=48,
+        learning_rate=5e-4,
+        warmup=100,
+        max_index=600,
+        temperature=0.1,
+    )
     c.train.classifier.update(
         steps=1000, batch_size=24, learning_rate=5e-4, warmup=100, max_index=600
     )
@@ -71,6 +80,7 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.data.domains = ("twemoji", "noto", "fluent")
     small_networks(c)
     factor(c, 8)
+    c.train.encoder.factor = 4  # one pixel of the low-pass to each position of the encoder
     c.train.score.steps = score_steps
     c.train.sample_every = 1000
     c.train.checkpoint_every = 500

@@ -1,1 +1,1 @@
-"""What programs cost: compiled ahead of time for TPUs that are not there, and timed where they run."""
+"""What programs cost: compiled ahead for TPUs that are not there, and timed where they run."""
