@@ -5,6 +5,7 @@ ml_collections answers an unknown key with a long trace; here the overrides are 
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import traceback
@@ -155,3 +156,21 @@ def _fits(wanted: type, value: str) -> bool:
     if wanted is tuple:
         return re.match(r"^\s*\(.*\)\s*$|^[\d.,\s]+$", value) is not None
     return True
+
+
+def assignments(texts) -> dict:
+    """`{KEY: value}` of KEY=VALUE texts: a number, a tuple or True where VALUE reads as one.
+
+    Raises:
+      ValueError: a text without "=".
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set={text} is not KEY=VALUE, such as --set=data.root=DIR")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found

@@ -6,7 +6,6 @@ python -m cdsde.benchmark --tasks=twemoji2fluent --methods=sdedit,egsde --parts=
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import sys
 from pathlib import Path
@@ -51,7 +50,7 @@ def benchmark(argv=None) -> None:
         parts = _names(args.parts, PARTS, "--parts")
         if args.seeds < 1:
             raise ValueError(f"--seeds is {args.seeds}; it must be at least 1")
-        overrides = _overrides(args.set)
+        overrides = flag_errors.assignments(args.set)
         for name in args.tasks.split(","):
             task = run.Task(name, Path(args.workdir), overrides)
             for part in parts:
@@ -90,20 +89,6 @@ def _names(given: str, allowed, flag: str) -> list[str]:
         if name not in allowed:
             raise ValueError(f"{flag} names '{name}'; choose from {', '.join(allowed)}")
     return names
-
-
-def _overrides(assignments) -> dict:
-    """KEY=VALUE: a number, a tuple or True where VALUE reads as one, else text."""
-    found = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set={text} is not KEY=VALUE, such as --set=data.root=DIR")
-        try:
-            found[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[key] = value
-    return found
 
 
 if __name__ == "__main__":

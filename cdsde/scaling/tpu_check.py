@@ -1,0 +1,184 @@
+"""What a 256² configuration costs on TPU slices that are not there: compiled ahead of time.
+
+    python -m cdsde.scaling.tpu_check --configs=cat2dog --chips=8,64 --programs=score,sample
+
+libtpu compiles for a described slice on a CPU host; memory, FLOPs, bytes and collectives are the
+compiler's own, per chip. The roofline is a bound, not a measurement: the time in which a chip at
+its published rates does the arithmetic, moves the bytes and exchanges the collectives, whichever
+takes longest. Of a loop the compiler counts one trip: such times are multiplied by the trips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import NamedTuple
+
+PROGRAMS = ("score", "encoder", "classifier", "sample", "evaluate")
+
+
+class Cost(NamedTuple):
+    """What one call costs one chip.
+
+    Attributes:
+      memory: bytes: arguments, results that do not take an argument's place, and temporaries.
+      arguments, temporaries: parts of it.
+      flops, bytes: of arithmetic and of its memory's traffic.
+      collectives: `{kind: (how many, bytes)}`.
+    """
+
+    memory: int
+    arguments: int
+    temporaries: int
+    flops: float
+    bytes: float
+    collectives: dict[str, tuple[int, int]]
+
+
+def cost(compiled) -> Cost:
+    """Read off a compiled program."""
+    from cdsde.scaling import hlo
+
+    m, c = compiled.memory_analysis(), compiled.cost_analysis()
+    whole = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
+    return Cost(
+        memory=whole - m.alias_size_in_bytes,
+        arguments=m.argument_size_in_bytes,
+        temporaries=m.temp_size_in_bytes,
+        flops=c["flops"],
+        bytes=c["bytes accessed"],
+        collectives=hlo.collectives(compiled.as_text()),
+    )
+
+
+def roofline(cost: Cost, chip) -> tuple[float, str]:
+    """The least time of a call in seconds, and what bounds it."""
+    moved = sum(size for _, size in cost.collectives.values())
+    times = {
+        "arithmetic": cost.flops / chip.flops,
+        "memory": cost.bytes / chip.bandwidth,
+        "links": moved / chip.links,
+    }
+    bound = max(times, key=times.get)
+    return times[bound], bound
+
+
+def describe(program, cost: Cost, chip, mesh, seconds: float) -> list[str]:
+    """A row of the table."""
+    time_of, bound = roofline(cost, chip)
+    time_of *= program.trips
+    gib = 2**30
+    exchanged = ", ".join(
+        f"{number} {kind} {size / 1e6:.0f} MB" for kind, (number, size) in cost.collectives.items()
+    )
+    return [
+        program.name,
+        f"{mesh.size}",
+        "×".join(str(n) for n in mesh.shape.values()),
+        f"{program.images / mesh.size:g}",
+        f"{cost.arguments / gib:.2f}",
+        f"{cost.temporaries / gib:.2f}",
+        f"{cost.memory / gib:.2f}",
+        f"{cost.flops * program.trips / 1e12:.2f}",
+        f"{cost.bytes * program.trips / 1e9:.0f}",
+        exchanged or "none",
+        f"{1e3 * time_of:.0f} ({bound})",
+        f"{program.images / mesh.size / time_of:.2f}",
+        f"{seconds:.0f}",
+    ]
+
+
+HEADER = [
+    "program",
+    "chips",
+    "data×fsdp",
+    "images a chip",
+    "arguments GiB",
+    "temporaries GiB",
+    "in all, of 16 GiB",
+    "TFLOP",
+    "GB",
+    "collectives",
+    "least ms a call",
+    "images/s a chip",
+    "compiled in s",
+]
+
+
+def build(name: str, config, devices, batch: int):
+    """The `programs.Program` of one of `PROGRAMS`."""
+    from cdsde.scaling import programs
+
+    if name == "sample":
+        return programs.translation(config, devices, batch)
+    if name == "evaluate":
+        return programs.evaluation("inception", devices, batch, config.data.image_size)
+    return programs.train_step(config, name, devices, batch)
+
+
+def check(argv=None) -> None:
+    """Entry point of `python -m cdsde.scaling.tpu_check`."""
+    parser = argparse.ArgumentParser(prog="cdsde.scaling.tpu_check", description=__doc__)
+    parser.add_argument("--configs", default="cat2dog,male2female", help="files of configs/")
+    parser.add_argument("--chips", default="8,64,256", help="sizes of v5e slices")
+    parser.add_argument("--fsdp", default="1,8", help="sizes of the fsdp axis, for training")
+    parser.add_argument("--programs", default=",".join(PROGRAMS))
+    parser.add_argument("--images", type=int, default=8, help="images a chip")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the configs")
+    parser.add_argument("--effort", default="O1", help="of the compiler: O0 to O3")
+    args = parser.parse_args(argv)
+    for name in args.programs.split(","):
+        if name not in PROGRAMS:
+            sys.exit(f"error: --programs names '{name}'; choose from {', '.join(PROGRAMS)}")
+
+    # Before JAX is loaded: this host is no TPU, and another compilation may be under way.
+    os.environ.update(
+        JAX_PLATFORMS="cpu",
+        TPU_SKIP_MDS_QUERY="1",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+        TPU_ACCELERATOR_TYPE="v5litepod-8",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_MIN_LOG_LEVEL="3",
+    )
+    import jax
+    from jax.experimental import topologies
+
+    from cdsde import api, flag_errors, mesh
+    from cdsde.scaling import chips
+
+    jax.config.update("jax_optimization_level", args.effort)
+    chip, too_large = chips.V5E, []
+    print("| " + " | ".join(["config", *HEADER]) + " |\n|" + "---|" * (len(HEADER) + 1))
+    for config_name in args.configs.split(","):
+        for count in map(int, args.chips.split(",")):
+            if count not in chip.shapes:
+                sys.exit(f"error: --chips={count} is no slice; choose from {list(chip.shapes)}")
+            topology = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{chip.name}:{chip.shapes[count]}"
+            )
+            for name in args.programs.split(","):
+                trains = name not in ("sample", "evaluate")
+                for fsdp in map(int, args.fsdp.split(",") if trains else "1"):
+                    given = flag_errors.assignments(args.set)
+                    config = api.load_config(
+                        f"configs/{config_name}.py", {"mesh.fsdp": fsdp, **given}
+                    )
+                    devices = mesh.make_mesh(list(topology.devices), fsdp=fsdp)
+                    program = build(name, config, devices, args.images * count)
+                    begin = time.monotonic()
+                    used = cost(program.lower().compile())
+                    row = describe(program, used, chip, devices, time.monotonic() - begin)
+                    print("| " + " | ".join([config_name, *row]) + " |", flush=True)
+                    if used.memory > chip.memory:
+                        too_large.append(f"{config_name} {program.name} on {count} chips")
+    if too_large:
+        sys.exit(
+            f"error: {'; '.join(too_large)} need more than {chip.memory / 2**30:.0f} GiB a chip: "
+            "lower --images, or set remat=True, dtype=bfloat16 or mesh.fsdp"
+        )
+
+
+if __name__ == "__main__":
+    check()
