@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde import features, mesh, methods, models, sampler, solvers
+from cdsde import energies, features, mesh, methods, models, sampler, solvers
 from cdsde.features import extractor
 from cdsde.train import loop, stages
 
@@ -29,6 +29,7 @@ class Program(NamedTuple):
       images: how many one call works on, over all devices.
       trips: how often the body of its loop runs in one call; a compiler's cost of a loop is that of
         one trip.
+      carries: its first result is its next first argument, whose memory it takes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Program(NamedTuple):
     arguments: tuple
     images: int
     trips: int = 1
+    carries: bool = False
 
     def lower(self):
         """The program in XLA's terms, not yet compiled."""
@@ -70,25 +72,58 @@ def train_step(config: ConfigDict, stage: str, devices, batch: int) -> Program:
         "image": _rows((batch, size, size, 3), jnp.uint8, devices),
         "domain": _rows((batch,), jnp.int32, devices),
     }
-    return Program(f"train {stage}", step, (state, images), batch)
+    return Program(f"train {stage}", step, (state, images), batch, carries=True)
+
+
+def _params(config: ConfigDict, stage: str, devices):
+    init = models.MODELS[stage](config).init
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return _everywhere(jax.eval_shape(init, key), devices)
+
+
+def score_forward(config: ConfigDict, devices, batch: int) -> Program:
+    """One evaluation of the score network."""
+    size = config.data.image_size
+    function = jax.jit(models.score_model(config).apply)
+    y = _rows((batch, size, size, 3), jnp.float32, devices)
+    t = _everywhere(jax.ShapeDtypeStruct((), jnp.float32), devices)
+    return Program("score forward", function, (_params(config, "score", devices), y, t), batch)
+
+
+def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
+    """The gradient of the weighted energies of the config's method, all in one backward pass."""
+    size = config.data.image_size
+    (guide,) = [s for s in config_lib.needed_stages(config.method) if s != "score"]
+    apply = models.MODELS[guide](config).apply
+
+    def gradient(params, y, x_t, t, weights):
+        def bound(*args, **kwargs):
+            return apply(params, *args, **kwargs)
+
+        method = methods.METHODS[config.method](config[config.method], {guide: bound})
+        total = energies.total([term.energy for term in method.terms])
+        return jax.grad(total)(y, [x_t] * len(method.terms), t, weights)
+
+    y = _rows((batch, size, size, 3), jnp.float32, devices)
+    t, weights = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (2,)))
+    rest = _everywhere((t, weights), devices)
+    arguments = (_params(config, guide, devices), y, y, *rest)
+    return Program(f"energies {config.method}", jax.jit(gradient), arguments, batch)
 
 
 def translation(config: ConfigDict, devices, batch: int) -> Program:
     """The sampler of the config's method, all of its steps."""
-    s, size = config.sample, config.data.image_size
+    c, size = config.sample, config.data.image_size
     schedule = models.schedule_of(config)
     start = config_lib.start_index(config)
-    grid = solvers.make_grid(schedule, start, s.steps, s.variance, s.spacing)
+    grid = solvers.make_grid(schedule, start, c.steps, c.variance, c.spacing)
     lambdas = methods.weights(config.method, config[config.method], grid.index)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = {
-        stage: jax.eval_shape(models.MODELS[stage](config).init, key)
-        for stage in config_lib.needed_stages(config.method)
-    }
+    params = {s: _params(config, s, devices) for s in config_lib.needed_stages(config.method)}
     grid = jax.tree.map(np.asarray, grid)
-    rest = _everywhere((grid, lambdas, np.float32(s.eta), key), devices)
+    rest = _everywhere((grid, lambdas, np.float32(c.eta), key), devices)
     arguments = (
-        _everywhere(params, devices),
+        params,
         _rows((batch, size, size, 3), jnp.uint8, devices),
         _rows((batch,), jnp.uint32, devices),
         *rest,

@@ -16,6 +16,8 @@ import sys
 import time
 from typing import NamedTuple
 
+from cdsde.scaling import chips
+
 PROGRAMS = ("score", "encoder", "classifier", "sample", "evaluate")
 
 
@@ -132,6 +134,10 @@ def check(argv=None) -> None:
     for name in args.programs.split(","):
         if name not in PROGRAMS:
             sys.exit(f"error: --programs names '{name}'; choose from {', '.join(PROGRAMS)}")
+    chip = chips.V5E
+    for count in map(int, args.chips.split(",")):
+        if count not in chip.shapes:
+            sys.exit(f"error: --chips={count} is no slice; choose from {list(chip.shapes)}")
 
     # Before JAX is loaded: this host is no TPU, and another compilation may be under way.
     os.environ.update(
@@ -146,15 +152,12 @@ def check(argv=None) -> None:
     from jax.experimental import topologies
 
     from cdsde import api, flag_errors, mesh
-    from cdsde.scaling import chips
 
     jax.config.update("jax_optimization_level", args.effort)
-    chip, too_large = chips.V5E, []
+    too_large = []
     print("| " + " | ".join(["config", *HEADER]) + " |\n|" + "---|" * (len(HEADER) + 1))
     for config_name in args.configs.split(","):
         for count in map(int, args.chips.split(",")):
-            if count not in chip.shapes:
-                sys.exit(f"error: --chips={count} is no slice; choose from {list(chip.shapes)}")
             topology = topologies.get_topology_desc(
                 platform="tpu", topology_name=f"{chip.name}:{chip.shapes[count]}"
             )

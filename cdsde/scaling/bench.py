@@ -1,0 +1,184 @@
+"""How fast the parts and the whole are here: `bash launch/bench.sh`.
+
+Prints, for each program, the time of a call, images a second, FLOP/s (by the compiler's count) and
+their share of what a large matrix product reaches on the same device; then the input pipeline, and
+the published PyTorch step where a checkout of it is named. Weights are random: what a program costs
+does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from cdsde import api, data, flag_errors, mesh, report
+from cdsde.scaling import programs, timing
+
+PARTS = ("forward", "energies", "step", "train", "input", "evaluate")
+STEPS = 4  # of the sampler that is timed; a step is a fourth of it
+HEADER = ("program", "images", "ms", "images/s", "GFLOP/s", "of the peak", "compiled in s", "GiB")
+PUBLISHED = Path(__file__).parents[2] / "launch" / "published_step.py"
+
+
+def made(config, part: str, devices, images: int) -> list[programs.Program]:
+    """The programs of a part."""
+    if part == "forward":
+        return [programs.score_forward(config, devices, images)]
+    if part == "energies":
+        return [programs.energy_gradient(config, devices, images)]
+    if part == "step":
+        config = config.copy_and_resolve_references()
+        config.sample.steps = STEPS
+        return [programs.translation(config, devices, images)]
+    if part == "train":
+        stages = ("score", "encoder", "classifier")
+        return [programs.train_step(config, stage, devices, images) for stage in stages]
+    size = config.data.image_size
+    names = ("inception", "efficientnet_lite0")
+    return [programs.evaluation(name, devices, images, size) for name in names]
+
+
+def row(program: programs.Program, timed: timing.Timing, peak: float) -> tuple[str, ...]:
+    """A row of the table; of a loop, one trip."""
+    seconds = timed.seconds / program.trips
+    rate = timed.flops / program.trips / seconds
+    name = f"{program.name}, one step" if program.trips > 1 else program.name
+    return (
+        name,
+        str(program.images),
+        f"{1e3 * seconds:.0f}",
+        f"{program.images / seconds:.2f}",
+        f"{rate / 1e9:.0f}",
+        f"{100 * rate / peak:.0f}%",
+        f"{timed.compiled:.0f}",
+        f"{timed.temporaries / 2**30:.2f}",
+    )
+
+
+def input_rate(image_size: int, workers: int, batch: int = 16, seconds: float = 5.0) -> float:
+    """Images a second of the training stream: JPEGs of 512² from disk, resized and flipped."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for n in range(64):
+            coarse = rng.integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(coarse).resize((512, 512)).save(f"{folder}/{n}.jpg", quality=95)
+        stream = data.train_iterator(
+            [_Uncached(data.FilesSource(folder))],
+            image_size=image_size,
+            batch_size=batch,
+            seed=0,
+            filter="bicubic",
+            workers=workers,
+        )
+        for _ in range(4):
+            next(stream)
+        begin, count = time.perf_counter(), 0
+        while time.perf_counter() - begin < seconds:
+            count += len(next(stream)["image"])
+        return count / (time.perf_counter() - begin)
+
+
+class _Uncached:
+    """A source that says it is too large to be kept in memory."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[index % len(self._source)]
+
+
+def published(checkout: str, interpreter: str, images: int) -> dict:
+    """Seconds of the published step and its parts, in another interpreter.
+
+    Raises:
+      ValueError: it did not run; the last line of what it said.
+    """
+    command = [interpreter, str(PUBLISHED), checkout, f"--images={images}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise ValueError(f"the published step did not run in {interpreter}: {said}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def bench(argv=None) -> None:
+    """Entry point of `python -m cdsde.scaling.bench`."""
+    parser = argparse.ArgumentParser(prog="cdsde.scaling.bench", description=__doc__)
+    parser.add_argument("--config", default="cat2dog", help="a file of configs/")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the config")
+    parser.add_argument("--images", default="1", help="images a call: 1,8")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--output", help="FILE.json for the numbers")
+    parser.add_argument("--published", help="a checkout of EGSDE, to be timed beside it")
+    parser.add_argument("--python", default=sys.executable, help="its interpreter, with PyTorch")
+    args = parser.parse_args(argv)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers look at them
+    try:
+        _run(args)
+    except (ValueError, OSError, flag_errors.UserError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _run(args) -> None:
+    parts = args.parts.split(",")
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"--parts names '{part}'; choose from {', '.join(PARTS)}")
+    given = {"method": "egsde", **flag_errors.assignments(args.set)}
+    config = api.load_config(f"configs/{args.config}.py", given)
+    devices = mesh.make_mesh(jax.local_devices())
+    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
+    peak = timing.peak(dtype) * devices.size
+    kind = jax.devices()[0].device_kind
+    print(f"{args.config}, {config.dtype}, {devices.size} × {kind}; matrix product {peak / 1e9:.0f}"
+          " GFLOP/s\n")  # fmt: skip
+    print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
+    rows, step = [], {}
+    for images in map(int, args.images.split(",")):
+        for part in (p for p in parts if p != "input"):
+            for program in made(config, part, devices, images):
+                timed = timing.measure(program, args.repeat)
+                if part == "step":
+                    step[images] = timed.seconds / program.trips
+                rows.append(row(program, timed, peak))
+                print("| " + " | ".join(rows[-1]) + " |", flush=True)
+    if "input" in parts:
+        for workers in (0, 2):
+            rate = input_rate(config.data.image_size, workers)
+            rows.append((f"input, {workers} workers", "16", "", f"{rate:.1f}", "", "", "", ""))
+            print("| " + " | ".join(rows[-1]) + " |", flush=True)
+    beside = None
+    if args.published:
+        images = int(args.images.split(",")[0])
+        beside = published(args.published, args.python, images)
+        print(
+            f"\npublished step, PyTorch {beside['torch']}, {beside['device']}, {images} image(s): "
+            f"{beside['step']:.2f} s (score {beside['score']:.2f} s)"
+        )
+        if images in step:
+            print(f"cdsde is {beside['step'] / step[images]:.2f} times as fast")
+    if args.output:
+        record = {"made": report.provenance(), "device": kind, "peak_flops": peak}
+        record |= {"config": args.config, "set": args.set, "published": beside}
+        report.write_json(Path(args.output), {**record, "columns": HEADER, "rows": rows})
+
+
+if __name__ == "__main__":
+    bench()
