@@ -10,6 +10,10 @@ NT-Xent (Chen et al. 2020, equation 1) over the 2B views of the global batch:
 
 and of maps, position by position: half of (2) among the images at one position, so that a vector
 tells what is there, and half among the positions of one image, so that it tells where; (3)
+
+PatchNCE (Park et al. 2020, equation 3) at each position p of an image, keys without gradient:
+
+    L_p = -log  exp(⟨q_p, k_p⟩/τ) / Σ_r exp(⟨q_p, k_r⟩/τ)                                      (4)
 """
 
 from __future__ import annotations
@@ -99,3 +103,49 @@ def alignment_uniformity(first, second):
     off = ~jnp.eye(z.shape[0], dtype=bool)
     uniformity = jax.nn.logsumexp(jnp.where(off, -2 * d2, -jnp.inf)) - jnp.log(off.sum())
     return alignment, uniformity
+
+
+def patch_nce(queries, keys, temperature: float = 0.07, across_batch: bool = False):
+    """Equation (4).
+
+    Args:
+      queries, keys: `[B, P, D]`, rows of length 1; no gradient flows into the keys.
+      temperature: τ.
+      across_batch: negatives from all images; False: from the same image.
+
+    Returns:
+      The loss of each patch, `[B, P]`.
+    """
+    keys = jax.lax.stop_gradient(keys)
+    if across_batch:
+        shape = queries.shape
+        merged = (z.reshape(1, -1, shape[-1]) for z in (queries, keys))
+        return patch_nce(*merged, temperature).reshape(shape[:2])
+    logits = jnp.einsum("bpd,brd->bpr", queries, keys) / temperature
+    same = jnp.einsum("bpp->bp", logits)
+    return jax.nn.logsumexp(logits, axis=-1) - same
+
+
+def gan(logits, real: bool, mode: str = "lsgan"):
+    """How far a discriminator's logits are from calling the images real, or not real.
+
+    Args:
+      logits: `[B, ...]`.
+      real: what they ought to say.
+      mode: "lsgan" (no factor ½), "vanilla", "nonsaturating" or "wgangp" (without its penalty).
+
+    Returns:
+      The mean for each image, `[B]`.
+    """
+    x = logits.reshape(logits.shape[0], -1)
+    if mode == "lsgan":
+        each = (x - float(real)) ** 2
+    elif mode in ("vanilla", "nonsaturating"):
+        each = jax.nn.softplus(-x if real else x)
+    elif mode == "wgangp":
+        each = -x if real else x
+    else:
+        raise ValueError(
+            f"unknown GAN loss '{mode}'; choose lsgan, vanilla, nonsaturating or wgangp"
+        )
+    return each.mean(axis=1)

@@ -233,3 +233,41 @@ def rename_lpips(slices: Iterable[Iterable[Any]], state_dict: Mapping[str, Any])
         if not key.startswith(("classifier.", "scaling_layer.")):
             renamed[key] = value
     return renamed
+
+
+def without_blurs(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Without CUT's fixed blur kernels, which are no parameters."""
+    return {k: v for k, v in state_dict.items() if not k.endswith(".filt")}
+
+
+def patch_sampler_name(module: str) -> str:
+    """Published name of a layer of CUT's F: `mlp_0_2` -> `mlp_0.2`."""
+    return re.sub(r"^(mlp_\d+)_", r"\1.", module)
+
+
+def infer_cut_generator(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of CUT's generator."""
+    blocks = {k.split(".")[1] for k in state_dict if ".conv_block." in k}
+    return {
+        "channels": _width(state_dict, "model.1", ("weight", "bias")),
+        "num_blocks": len(blocks),
+        "out_channels": _width(state_dict, f"model.{21 + len(blocks)}", ("weight", "bias")),
+    }
+
+
+def infer_cut_discriminator(
+    state_dict: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fields of CUT's discriminator."""
+    last = max(int(k.split(".")[1]) for k in state_dict)
+    return {
+        "channels": _width(state_dict, "model.0", ("weight", "bias")),
+        "num_layers": (last - 2) // 4,
+    }
+
+
+def infer_cut_patch_sampler(
+    state_dict: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fields of CUT's patch sampler."""
+    return {"features": _width(state_dict, "mlp_0.2", ("weight", "bias")), "use_mlp": True}

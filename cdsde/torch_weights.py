@@ -29,7 +29,14 @@ from cdsde import torch_files, torch_layouts
 from cdsde.features.efficientnet import EfficientNetLite0
 from cdsde.features.inception import InceptionV3
 from cdsde.features.lpips import LPIPSVGG, LPIPSAlex
-from cdsde.networks import ADMEncoder, ADMUNet, DDPMUNet
+from cdsde.networks import (
+    ADMEncoder,
+    ADMUNet,
+    CUTGenerator,
+    DDPMUNet,
+    PatchDiscriminator,
+    PatchSampler,
+)
 
 StateDict = dict[str, np.ndarray]
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
@@ -70,8 +77,9 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
 
     Args:
       path: `.pt`/`.pth` (only tensors are accepted) or `.safetensors`. A `.pt` of the first three
-        kinds needs PyTorch.
-      kind: "adm", "ddpm", "adm_encoder"; "inception", the file of pytorch-fid; "lpips_alex" and
+        kinds needs PyTorch; the others are read without.
+      kind: "adm", "ddpm", "adm_encoder"; "cut_generator", "cut_discriminator", "cut_patch_sampler",
+        the `latest_net_{G,D,F}.pth` of CUT; "inception", the file of pytorch-fid; "lpips_alex" and
         "lpips_vgg", torchvision's file of the backbone or one of `lpips` itself, to which the
         published linear heads are added where it has none; "efficientnet_lite0".
       **arch: constructor fields of the network. What the shapes determine is inferred; shapes do
@@ -84,6 +92,8 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
         adm, ddpm, adm_encoder: `apply(params, x, t)` with x `[B, H, W, C]` and t the raw index
           0..999, scalar or `[B]`, returns what the network returns ("adm_encoder": `(logits,
           features)`).
+        cut_generator, cut_discriminator, cut_patch_sampler: `apply(params, ...)`, see
+          `networks.CUTGenerator`, `PatchDiscriminator` and `PatchSampler`.
         inception, efficientnet_lite0: `apply(params, images)` with float images `[B, H, W, 3]` in
           [0, 1] of any size returns a dict of features, see `InceptionV3` ("64", "64_mean", ...,
           "2048", "logits") and `EfficientNetLite0` ("block0", "block0_mean", ..., "pooled",
@@ -414,6 +424,14 @@ def _image_inputs(count: int, network: Any, state_dict: StateDict) -> tuple[tupl
     return count * (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),), {}
 
 
+def _map_inputs(network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
+    """A map for each MLP, of as many channels as it takes, and a position on it."""
+    count = len({key.split(".")[0] for key in state_dict})
+    widths = [state_dict[f"mlp_{n}.0.weight"].shape[1] for n in range(count)]
+    maps = [jax.ShapeDtypeStruct((1, 1, 1, width), jnp.float32) for width in widths]
+    return (maps, [jax.ShapeDtypeStruct((1,), jnp.int32)] * count), {}
+
+
 def _contains(state_dict: Mapping[str, Any], spec: Kind) -> bool:
     state_dict = spec.rename(state_dict)
     return all(torch_layouts.has_prefix(state_dict, prefix) for prefix in spec.prefixes)
@@ -429,6 +447,12 @@ _ADM = {
     "module_name": torch_layouts.dotted_name,
     "pointwise": torch_layouts.adm_pointwise,
     "inputs": functools.partial(_noisy_inputs, "input_blocks.0.0.weight"),
+}
+_CUT = {
+    "module_name": torch_layouts.dotted_name,
+    "pointwise": lambda module: 0,
+    "rename": torch_layouts.without_blurs,
+    "plain": True,
 }
 _FEATURES = {
     "infer": lambda state_dict, known: {},
@@ -455,6 +479,27 @@ KINDS = {
         pointwise=torch_layouts.ddpm_pointwise,
         inputs=functools.partial(_noisy_inputs, "conv_in.weight"),
         prefixes=("temb.", "down."),
+    ),
+    "cut_generator": Kind(
+        network=CUTGenerator,
+        infer=torch_layouts.infer_cut_generator,
+        inputs=functools.partial(_image_inputs, 1),
+        prefixes=("model.1.", "model.12.conv_block."),
+        **_CUT,
+    ),
+    "cut_discriminator": Kind(
+        network=PatchDiscriminator,
+        infer=torch_layouts.infer_cut_discriminator,
+        inputs=functools.partial(_image_inputs, 1),
+        prefixes=("model.0.", "model.3."),
+        **_CUT,
+    ),
+    "cut_patch_sampler": Kind(
+        network=PatchSampler,
+        infer=torch_layouts.infer_cut_patch_sampler,
+        inputs=_map_inputs,
+        prefixes=("mlp_0.",),
+        **{**_CUT, "module_name": torch_layouts.patch_sampler_name},
     ),
     "inception": Kind(
         network=InceptionV3,

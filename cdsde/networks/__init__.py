@@ -1,6 +1,14 @@
-"""Networks as pure linen modules: `init(key, x, t)` and `apply(params, x, t)`, NHWC."""
+"""Networks as pure linen modules, NHWC: of the SDE methods (`x, t`) and of CUT."""
 
 from cdsde.networks.adm import ADMEncoder, ADMUNet
+from cdsde.networks.cut import CUTGenerator, PatchDiscriminator, PatchSampler
 from cdsde.networks.ddpm import DDPMUNet
 
-__all__ = ["ADMEncoder", "ADMUNet", "DDPMUNet"]
+__all__ = [
+    "ADMEncoder",
+    "ADMUNet",
+    "CUTGenerator",
+    "DDPMUNet",
+    "PatchDiscriminator",
+    "PatchSampler",
+]

@@ -1,0 +1,215 @@
+"""CUT's three networks (Park et al. 2020): generator, PatchGAN discriminator, patch sampler.
+
+Images and feature maps are `[B, H, W, C]`, images in [-1, 1]; parameters float32; normalisation is
+per image and channel, in float32 whatever the compute dtype. Modules are named after the entries of
+the published sequences (`model_12/conv_block_1` <-> `model.12.conv_block.1`); the fixed blur
+kernels are no parameters here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+EPS = 1e-5
+# Published default: all weights are drawn so, all biases are 0.
+SMALL = nn.initializers.variance_scaling(0.02**2, "fan_avg", "normal")
+
+
+def instance_norm(x: jax.Array) -> jax.Array:
+    """`[B, H, W, C]`: mean 0 and variance 1 over each image's and channel's positions."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(axis=(1, 2), keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 2), keepdims=True) + EPS)
+    return y.astype(x.dtype)
+
+
+def pad(x: jax.Array, by: int, mode: str) -> jax.Array:
+    """`by` rows and columns more on each side, "reflect" or "edge"."""
+    return jnp.pad(x, ((0, 0), (by, by), (by, by), (0, 0)), mode=mode)
+
+
+def blur_down(x: jax.Array) -> jax.Array:
+    """Half the side (rounded up): (1, 2, 1)/4 along both axes, borders reflected, every other."""
+    x = pad(x, 1, "reflect")
+    x = (x[:, :-2:2] + 2 * x[:, 1:-1:2] + x[:, 2::2]) / 4
+    return (x[:, :, :-2:2] + 2 * x[:, :, 1:-1:2] + x[:, :, 2::2]) / 4
+
+
+def blur_up(x: jax.Array) -> jax.Array:
+    """Twice the side: between pixels a quarter and three quarters of them, borders repeated."""
+    x = pad(x, 1, "edge")
+    for axis in (1, 2):
+        before, here, after = (
+            jax.lax.slice_in_dim(x, n, x.shape[axis] - 2 + n, axis=axis) for n in range(3)
+        )
+        even, odd = 0.25 * before + 0.75 * here, 0.75 * here + 0.25 * after
+        x = jnp.stack([even, odd], axis=axis + 1)
+        shape = list(here.shape)
+        shape[axis] *= 2
+        x = x.reshape(shape)
+    return x
+
+
+def _conv(features: int, size: int, name: str, padding: int = 0, dtype: Any = jnp.float32):
+    return nn.Conv(
+        features,
+        (size, size),
+        padding=((padding, padding), (padding, padding)),
+        kernel_init=SMALL,
+        dtype=dtype,
+        name=name,
+    )
+
+
+class ResnetBlock(nn.Module):
+    """x + norm(conv(relu(norm(conv(x))))), borders reflected; nothing after the sum."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` → the same."""
+        features = x.shape[-1]
+        h = _conv(features, 3, "conv_block_1", dtype=self.dtype)(pad(x, 1, "reflect"))
+        h = pad(nn.relu(instance_norm(h)), 1, "reflect")
+        return x + instance_norm(_conv(features, 3, "conv_block_5", dtype=self.dtype)(h))
+
+
+class CUTGenerator(nn.Module):
+    """The published ResNet generator, one flat sequence of numbered entries.
+
+    Attributes:
+      channels: ngf.
+      num_blocks: residual blocks, 9 or 6.
+      out_channels: of the image.
+      dtype: of convolutions.
+    """
+
+    channels: int = 64
+    num_blocks: int = 9
+    out_channels: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layers: Sequence[int] = (), encode_only: bool = False):
+        """Translate, or compare.
+
+        Args:
+          x: `[B, H, W, 3]` in [-1, 1], H and W multiples of 4.
+          layers: entries whose outputs are wanted, ascending: 0 is the padded image, 4 and 8 are
+            convolutions before their normalisation, 12 and 16 outputs of residual blocks.
+          encode_only: stop after the last of `layers`.
+
+        Returns:
+          The image, `[B, H, W, 3]` in (-1, 1), float32. With `layers`, `(image, features)`:
+          features is a list of `[B, h, w, C]`; with `encode_only` the features alone.
+
+        Raises:
+          ValueError: a side that 4 does not divide.
+        """
+        if x.shape[1] % 4 or x.shape[2] % 4:
+            raise ValueError(
+                f"the generator halves images twice: sides must be multiples of 4, not "
+                f"{x.shape[1]}x{x.shape[2]}."
+            )
+        found, last = [], max(layers, default=-1)
+        for index, entry in enumerate(self._entries()):
+            x = entry(x)
+            if index in layers:
+                found.append(x.astype(jnp.float32))
+            if encode_only and index >= last:
+                return found
+        image = x.astype(jnp.float32)
+        return (image, found) if layers else image
+
+    def _entries(self):
+        """The sequence; modules are made as it is walked."""
+        c, n, dtype = self.channels, self.num_blocks, self.dtype
+        yield lambda x: pad(x, 3, "reflect")
+        yield _conv(c, 7, "model_1", dtype=dtype)
+        yield from (instance_norm, nn.relu)
+        for index, width in ((4, 2 * c), (8, 4 * c)):
+            yield _conv(width, 3, f"model_{index}", 1, dtype)
+            yield from (instance_norm, nn.relu, blur_down)
+        for block in range(n):
+            yield ResnetBlock(dtype, name=f"model_{12 + block}")
+        for index, width in ((13 + n, 2 * c), (17 + n, c)):
+            yield blur_up
+            yield _conv(width, 3, f"model_{index}", 1, dtype)
+            yield from (instance_norm, nn.relu)
+        yield lambda x: pad(x, 3, "reflect")
+        yield _conv(self.out_channels, 7, f"model_{21 + n}", dtype=dtype)
+        yield nn.tanh
+
+
+class PatchDiscriminator(nn.Module):
+    """The published PatchGAN: a map of logits, one for each overlapping patch.
+
+    Attributes:
+      channels: ndf.
+      num_layers: convolutions with normalisation.
+      dtype: of convolutions.
+    """
+
+    channels: int = 64
+    num_layers: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, 3]` → logits `[B, h, w, 1]`, float32; 256 → 30."""
+        x = _conv(self.channels, 4, "model_0", 1, self.dtype)(x)
+        x = blur_down(nn.leaky_relu(x, 0.2))
+        for layer in range(1, self.num_layers + 1):
+            width = self.channels * min(2**layer, 8)
+            x = _conv(width, 4, f"model_{4 * layer - 1}", 1, self.dtype)(x)
+            x = nn.leaky_relu(instance_norm(x), 0.2)
+            if layer < self.num_layers:
+                x = blur_down(x)
+        x = _conv(1, 4, f"model_{4 * self.num_layers + 2}", 1, self.dtype)(x)
+        return x.astype(jnp.float32)
+
+
+def unit_vectors(x: jax.Array) -> jax.Array:
+    """v / (‖v‖ + 1e-7) along the last axis; the gradient at v = 0 is 0."""
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    # The root's own gradient at 0 is infinite, and NaN in the published code.
+    norm = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
+    return x / (norm + 1e-7)
+
+
+class PatchSampler(nn.Module):
+    """The published F: vectors of feature maps at chosen positions, through a small MLP each.
+
+    Attributes:
+      features: width of the vectors.
+      use_mlp: False only picks and normalises.
+    """
+
+    features: int = 256
+    use_mlp: bool = True
+
+    @nn.compact
+    def __call__(self, maps: Sequence[jax.Array], ids: Sequence[jax.Array]) -> list[jax.Array]:
+        """Sample.
+
+        Args:
+          maps: `[B, h, w, C]` each.
+          ids: `[P]` each, positions row * w + column, the same for all images.
+
+        Returns:
+          `[B, P, features]` (or C) each, of length 1.
+        """
+        found = []
+        for n, (x, positions) in enumerate(zip(maps, ids, strict=True)):
+            x = x.reshape(x.shape[0], -1, x.shape[-1])[:, positions]
+            if self.use_mlp:
+                x = nn.relu(nn.Dense(self.features, kernel_init=SMALL, name=f"mlp_{n}_0")(x))
+                x = nn.Dense(self.features, kernel_init=SMALL, name=f"mlp_{n}_2")(x)
+            found.append(unit_vectors(x))
+        return found
