@@ -13,9 +13,14 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-METHODS = ("contrastive_sde", "egsde", "sdedit", "ilvr")
-STAGES = ("score", "encoder", "classifier")
+SDES = ("contrastive_sde", "egsde", "sdedit", "ilvr")
+GANS = ("cut", "fastcut")
+METHODS = SDES + GANS
+GUIDED = ("score", "encoder", "classifier")  # the networks of the SDE methods
+STAGES = GUIDED + GANS  # what is trained; a GAN is a stage of its own
 NEEDS = {  # the stages whose networks a method runs
+    "cut": ("cut",),
+    "fastcut": ("fastcut",),
     "contrastive_sde": ("score", "encoder"),
     "egsde": ("score", "classifier"),
     "sdedit": ("score",),
@@ -30,7 +35,8 @@ def _training(steps: int, batch_size: int, learning_rate: float, **changes) -> C
     c.steps = steps  # optimiser steps
     c.batch_size = batch_size  # images a step, over all devices and processes
     c.learning_rate = learning_rate  # peak, after the warm-up
-    c.schedule = "constant"  # constant | cosine (to 0 at `steps`)
+    # constant | cosine (to 0 at `steps`) | linear (GANs: epoch by epoch, over the last `decay`)
+    c.schedule = "constant"
     c.warmup = 500  # steps of linear warm-up
     c.weight_decay = 0.0  # AdamW; 0 is Adam
     c.beta1 = 0.9
@@ -67,11 +73,32 @@ def _encoder_half(**changes) -> ConfigDict:
     return c
 
 
+def _gan(**changes) -> ConfigDict:
+    """A method of CUT's family: networks and objective."""
+    c = ConfigDict()
+    c.channels = 64
+    c.num_blocks = 9
+    c.discriminator_channels = 64
+    c.discriminator_layers = 3
+    c.patch_features = 256  # width of the vectors that are compared
+    c.layers = (0, 4, 8, 12, 16)  # of the generator, whose features are compared
+    c.num_patches = 256  # positions drawn in each
+    c.temperature = 0.07
+    c.across_batch = False  # negatives from the whole batch, too; published: from the same image
+    c.gan = "lsgan"  # lsgan | vanilla | nonsaturating | wgangp
+    c.gan_weight = 1.0
+    c.nce_weight = 1.0
+    c.identity = True  # the target's own images must come out as they are
+    c.flip_equivariance = False  # the generator sees every other batch mirrored
+    c.update(changes)
+    return c
+
+
 def base() -> ConfigDict:
     """The defaults: the published 256² set-up of EGSDE's cat→dog wherever it says something."""
     c = ConfigDict()
     c.task = "base"  # names the default work folder, runs/TASK
-    c.method = "contrastive_sde"  # contrastive_sde | egsde | sdedit | ilvr
+    c.method = "contrastive_sde"  # contrastive_sde | egsde | sdedit | ilvr | cut | fastcut
     c.dtype = "float32"  # compute dtype of convolutions and products: float32 | bfloat16
     c.remat = False  # recompute blocks in the backward pass: less memory, more time
 
@@ -89,6 +116,7 @@ def base() -> ConfigDict:
     d.image_size = 256
     d.filter = "lanczos"  # lanczos | bicubic | bilinear, on uint8, shorter side to image_size
     d.flip = True  # random horizontal flips in training
+    d.load_size = placeholder(int)  # read larger than image_size and cut out at random (GANs)
     d.workers = 0  # decoding processes; 0: in this process, small sets cached in memory
 
     s = c.sde = ConfigDict()
@@ -124,9 +152,12 @@ def base() -> ConfigDict:
     w.score = placeholder(str)
     w.encoder = placeholder(str)
     w.classifier = placeholder(str)
+    w.cut = placeholder(str)
+    w.fastcut = placeholder(str)
 
     t = c.train = ConfigDict()
-    t.stage = ""  # score | encoder | classifier; "": all that the method needs and are not there
+    # score | encoder | classifier | cut | fastcut; "": all that the method needs and are not there
+    t.stage = ""
     t.steps = placeholder(int)  # overrides the stage's own
     t.batch_size = placeholder(int)  # overrides the stage's own
     t.seed = 0
@@ -156,6 +187,20 @@ def base() -> ConfigDict:
     t.classifier = _training(
         5_000, 32, 3e-4, weight_decay=0.05, schedule="cosine", ema=0.999, max_index=1000
     )
+    # Published: horse → zebra, 1,334 images an epoch, one pair a step; Adam, β1 = 0.5.
+    for name, epochs, decay in (("cut", 400, 200), ("fastcut", 200, 50)):
+        t[name] = _training(
+            epochs * 1334,
+            1,  # pairs: an image of each domain
+            2e-4,
+            beta1=0.5,
+            schedule="linear",
+            epoch=1334,  # steps
+            decay=decay,  # epochs
+            warmup=0,
+            clip_norm=0.0,
+            ema=0.0,
+        )
     t.log_every = 50  # steps
     t.checkpoint_every = 1_000  # steps
     t.keep = 2  # checkpoints kept
@@ -215,8 +260,11 @@ def base() -> ConfigDict:
         )
     )
 
+    c.cut = _gan()
+    c.fastcut = _gan(nce_weight=10.0, identity=False, flip_equivariance=True)
+
     x = c.export = ConfigDict()
-    x.stage = "score"  # score | encoder | classifier
+    x.stage = "score"  # score | encoder | classifier | cut | fastcut
     x.format = "published"  # published names, for published code | cdsde: float16 with a card
     x.path = placeholder(
         str
@@ -334,6 +382,12 @@ def validate(config: ConfigDict) -> None:
     one_of("egsde.content_similarity", ("cosine", "neg_l2"))
     one_of("contrastive_sde.space", ("embedding", "hidden", "features"))
     one_of("contrastive_sde.similarity", ("cosine", "nce"))
+    pooled = config.encoder.pool != "none" and config.contrastive_sde.space != "features"
+    if config.contrastive_sde.similarity == "nce" and pooled:
+        raise ValueError(
+            "config.contrastive_sde.similarity is 'nce', which compares positions; it needs "
+            "config.contrastive_sde.space=features or an encoder with config.encoder.pool=none"
+        )
     one_of("contrastive_sde.reference", ("perturbed", "lowpass"))
     one_of("ilvr.level", ("previous", "same"))
     one_of("export.stage", STAGES)
@@ -341,7 +395,7 @@ def validate(config: ConfigDict) -> None:
     one_of("train.encoder.shared_time", ("batch", "pair"))
     for stage in ("encoder", "classifier"):
         one_of(f"{stage}.pool", ("attention", "adaptive", "none")[: 3 if stage == "encoder" else 2])
-    for stage in STAGES:
+    for stage in GUIDED:
         for key in (f"{stage}.channel_mult", f"{stage}.attention_resolutions"):
             numbers = get(config, key)
             least = 1 if key.endswith("mult") else 0
@@ -351,7 +405,8 @@ def validate(config: ConfigDict) -> None:
                     "as '(1, 2)'"
                 )
     for stage in STAGES:
-        one_of(f"train.{stage}.schedule", ("constant", "cosine"))
+        linear = ("linear",) if stage in GANS else ()
+        one_of(f"train.{stage}.schedule", ("constant", "cosine", *linear))
         for key in ("steps", "batch_size", "accumulate"):
             at_least(f"train.{stage}.{key}", 1)
     if config.mesh.data != -1:
@@ -366,8 +421,24 @@ def validate(config: ConfigDict) -> None:
         at_least(key, 1)
     at_least("train.encoder.temperature", 1e-4)
     at_least("train.score.log_snr_std", 1e-3)
-    for stage in STAGES:
+    for stage in GUIDED:
         at_least(f"{stage}.group_channels", 1)
+    for method in GANS:
+        one_of(f"{method}.gan", ("lsgan", "vanilla", "nonsaturating", "wgangp"))
+        for key in ("num_blocks", "num_patches", "discriminator_layers"):
+            at_least(f"{method}.{key}", 1)
+        last = 11 + config[method].num_blocks
+        if not config[method].layers or max(config[method].layers) > last:
+            raise ValueError(
+                f"config.{method}.layers is {config[method].layers}; name entries of the generator "
+                f"up to {last}, its last residual block"
+            )
+    load = config.data.load_size
+    if load is not None and load < config.data.image_size:
+        raise ValueError(
+            f"config.data.load_size is {load}, less than config.data.image_size="
+            f"{config.data.image_size}; images are cut out of larger ones"
+        )
     if not sources(config):
         raise ValueError("config.data.source is empty; name the domain that is to be translated")
 
@@ -379,7 +450,7 @@ def validate(config: ConfigDict) -> None:
             )
 
     total = config.sde.num_steps
-    start = start_index(config)
+    start = total if config.method in GANS else start_index(config)
     if not 1 <= start <= total:
         raise ValueError(
             f"config.sample.start is {start}; it must lie in 1..{total} (config.sde.num_steps)"
@@ -392,7 +463,9 @@ def validate(config: ConfigDict) -> None:
         )
 
     size = config.data.image_size
-    for stage in STAGES:
+    if config.method in GANS and size % 4:
+        raise ValueError(f"config.data.image_size is {size}; {config.method} needs a multiple of 4")
+    for stage in GUIDED if config.method in SDES else ():
         net = config[stage]
         down = net.patch_size * 2 ** (len(net.channel_mult) - 1)
         if size % down:

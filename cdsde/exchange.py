@@ -16,11 +16,18 @@ from ml_collections import ConfigDict
 from cdsde import checkpoint, models, report, torch_weights, weights
 from cdsde import config as config_lib
 
-MODULES = {"score": models.score_module, "classifier": models.classifier_module}
+MODULES = {
+    "score": models.score_module,
+    "classifier": models.classifier_module,
+    "cut": lambda config: models.gan_modules(config, "cut")[0],
+    "fastcut": lambda config: models.gan_modules(config, "fastcut")[0],
+}
 
 
 def kind_of(config: ConfigDict, stage: str) -> str:
-    """The published format of a stage's network."""
+    """The published format of a stage's network; of a GAN's, the generator."""
+    if stage in config_lib.GANS:
+        return "cut_generator"
     return config.score.arch if stage == "score" else "adm_encoder"
 
 

@@ -7,6 +7,8 @@ Whatever the architecture, the three kinds of network have these signatures (t i
     encoder     apply(params, x, t, space=...) -> [B, D] or [B, h, w, C]
     classifier  apply(params, x, t) -> (logits [B, n], features [B, h, w, C])
 
+    cut, fastcut  apply(params, x) -> image [B, H, W, 3]
+
 Training passes `train=True` and `rngs={"dropout": key}` besides.
 """
 
@@ -21,7 +23,14 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import sde
-from cdsde.networks import ADMEncoder, ADMUNet, DDPMUNet
+from cdsde.networks import (
+    ADMEncoder,
+    ADMUNet,
+    CUTGenerator,
+    DDPMUNet,
+    PatchDiscriminator,
+    PatchSampler,
+)
 from cdsde.networks.contrastive import ContrastiveEncoder
 
 
@@ -150,7 +159,34 @@ def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:
     return Model(init, apply)
 
 
-MODELS = {"score": score_model, "encoder": encoder_model, "classifier": classifier_model}
+def gan_modules(config: ConfigDict, method: str):
+    """The linen modules of CUT or FastCUT: generator, discriminator, patch sampler."""
+    net, dtype = config[method], _dtype(config)
+    return (
+        CUTGenerator(net.channels, net.num_blocks, dtype=dtype),
+        PatchDiscriminator(net.discriminator_channels, net.discriminator_layers, dtype=dtype),
+        PatchSampler(net.patch_features),
+    )
+
+
+def gan_model(config: ConfigDict, method: str) -> Model:
+    """What translates: the generator alone, `apply(params, x) -> [B, H, W, 3]`."""
+    generator = gan_modules(config, method)[0]
+    size = config.data.image_size
+
+    def init(key):
+        return generator.init(key, jnp.zeros((1, size, size, 3)))
+
+    return Model(init, generator.apply)
+
+
+MODELS = {
+    "score": score_model,
+    "encoder": encoder_model,
+    "classifier": classifier_model,
+    "cut": lambda config: gan_model(config, "cut"),
+    "fastcut": lambda config: gan_model(config, "fastcut"),
+}
 
 
 def count_parameters(params) -> int:

@@ -79,19 +79,21 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.data.update(root="emoji", source=source, target=target, image_size=32)
     c.data.domains = ("twemoji", "noto", "fluent")
     small_networks(c)
+    small_gan(c)
     factor(c, 8)
     c.train.encoder.factor = 4  # one pixel of the low-pass to each position of the encoder
     c.train.score.steps = score_steps
     c.train.sample_every = 1000
     c.train.checkpoint_every = 500
-    # Settled on val (launch/tune.sh): a low-pass that keeps more holds the subject from a higher
-    # level; its energy, a sum over 64 times fewer pixels than at 256², wants a larger weight, and
-    # the domain energy, a mean, a smaller one.
-    c.sdedit.start = 250
+    # Settled on val (launch/tune.sh). EGSDE's low-pass energy, a sum over 64 times fewer pixels
+    # than at 256², wants a larger weight here, and the domain energy, a mean, a smaller one. The
+    # contrastive energy stands alone: it keeps the subject at no loss of the target's look, which
+    # a low-pass beside it costs.
     c.ilvr.factor = 4
-    for method in ("egsde", "contrastive_sde"):
-        c[method].update(start=325, factor=2, content_weight=20.0)
-    c.egsde.domain_weight = 150.0
+    for method in ("sdedit", "egsde", "contrastive_sde"):
+        c[method].start = 250
+    c.egsde.update(factor=2, content_weight=20.0, domain_weight=150.0)
+    c.contrastive_sde.update(factor=2, content_weight=0.0, weight=1000.0)
     c.sample.update(steps=15, solver="dpmpp_2m", eta=1.0, spacing="log_snr", clip=True, follow=True)
     c.weights.score = f"shipped:score-{target}-32"
     c.weights.encoder = "shipped:encoder-emoji-32"
@@ -121,3 +123,33 @@ def ddpm_256(c: ConfigDict) -> None:
         attention_resolutions=(16,),
         learn_sigma=False,
     )
+
+
+def gan_256(c: ConfigDict, method: str, source: str, target: str) -> None:
+    """The published set-up of CUT and FastCUT: read at 286, cut out at 256, one pair a step."""
+    c.task = f"{source}2{target}_{method}"
+    c.method = method
+    c.data.update(
+        root=f"data/{source}2{target}",
+        source=source,
+        target=target,
+        image_size=256,
+        load_size=286,
+        filter="bicubic",
+    )
+    c.sample.split = c.eval.split = "val"
+
+
+def small_gan(c: ConfigDict) -> None:
+    """CUT and FastCUT for images of 32²: a third of the width, the fewest blocks with layer 16."""
+    for method in ("cut", "fastcut"):
+        c[method].update(
+            channels=24,
+            num_blocks=6,
+            discriminator_channels=32,
+            discriminator_layers=2,
+            patch_features=64,
+            num_patches=64,
+        )
+        # An epoch here is a hundred steps of eight pairs.
+        c.train[method].update(steps=3_000, batch_size=8, epoch=100, decay=15)

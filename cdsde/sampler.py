@@ -32,6 +32,9 @@ class Sampler:
     def update(self, config: ConfigDict) -> None:
         """Take over new weights λ, start M, seed, η or rounds."""
         s = config.sample
+        if config.method in config_lib.GANS:  # nothing but its weights decides what it makes
+            self._rounds, self._arguments, self.evaluations = 1, (), 1
+            return
         self._rounds = s.rounds
         start = config_lib.start_index(config)
         schedule = models.schedule_of(config)
@@ -61,6 +64,8 @@ class Sampler:
 
 def program(config: ConfigDict):
     """The pure function that `Sampler` compiles; static choices come from the config."""
+    if config.method in config_lib.GANS:
+        return _generator(config)
     settings = config[config.method]
     stages = config_lib.needed_stages(config.method)
     networks = {stage: models.MODELS[stage](config).apply for stage in stages}
@@ -73,7 +78,7 @@ def program(config: ConfigDict):
 
     def run(params, images, ids, grid, lambdas, eta, key, rounds=1, trace=False):
         bound = {stage: bind(apply, params[stage]) for stage, apply in networks.items()}
-        x0 = images.astype(np.float32) / 127.5 - 1
+        x0 = _decoded(images)
         return methods.translate(
             x0,
             make(settings, bound),
@@ -88,6 +93,21 @@ def program(config: ConfigDict):
         )
 
     return run
+
+
+def _generator(config: ConfigDict):
+    """One pass of a GAN's generator; it has no states to trace."""
+    (stage,) = config_lib.needed_stages(config.method)
+    apply = models.MODELS[stage](config).apply
+
+    def run(params, images, ids, rounds=1, trace=False):
+        return apply(params[stage], _decoded(images)), None
+
+    return run
+
+
+def _decoded(images):
+    return images.astype(np.float32) / 127.5 - 1
 
 
 def load_sampler(config: ConfigDict, workdir) -> tuple[Sampler, dict[str, str]]:

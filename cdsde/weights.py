@@ -37,6 +37,8 @@ def folder() -> Path:
 def architecture(config: ConfigDict, stage: str) -> dict:
     """What a checkpoint of the stage must agree on: its network's group and the SDE."""
     net = json.loads(config[stage].to_json())
+    if stage in config_lib.GANS:  # the generator is what is kept and what translates
+        return {"network": {k: net[k] for k in ("channels", "num_blocks")}}
     return {"network": net, **{key: config_lib.get(config, key) for key in CONTEXT}}
 
 

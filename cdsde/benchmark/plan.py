@@ -12,19 +12,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-METHODS = ("sdedit", "ilvr", "egsde", "contrastive_sde")
+GANS = ("cut", "fastcut")
+METHODS = ("sdedit", "ilvr", "egsde", "contrastive_sde", *GANS)
 GUIDES = {"contrastive_sde": "encoder", "egsde": "classifier"}
 # Levels of the fronts as shares of T, and ILVR's factors as shares of the side: right for any task.
 STARTS = (0.1, 0.175, 0.25, 0.325, 0.4)
 CONTENT_WEIGHTS = (0.0, 2.0, 20.0, 80.0)
+WEIGHTS = (0.0, 250.0, 500.0, 1000.0, 2000.0)  # λ of the contrastive energy
 SOLVERS = {
     "ancestral": {"sample.solver": "ancestral"},
     "DDIM": {"sample.solver": "ddim", "sample.eta": 0.0},
     "DPM-Solver++(2M) ODE": {"sample.solver": "dpmpp_2m", "sample.eta": 0.0},
     "DPM-Solver++(2M) SDE": {"sample.solver": "dpmpp_2m", "sample.eta": 1.0},
 }
-EVALUATIONS = (6, 10, 15, 25, 50)
-TRAINED = (25, 50, 100, 200, 400, 800)  # steps of the guiding network
+EVALUATIONS = (6, 10, 15, 25)
+TRAINED = (25, 50, 100, 200, 400)  # steps of the guiding network
 
 
 class Run(NamedTuple):
@@ -50,19 +52,23 @@ class Run(NamedTuple):
 
 
 def main(task: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Run]:
-    """Every method as configured."""
-    return [Run("main", task, m, m, None, {}, seed) for m in methods for seed in seeds]
+    """Every method as configured; a GAN draws nothing, so that one run of it is all there is."""
+    return [
+        Run("main", task, m, m, None, {}, seed)
+        for m in methods
+        for seed in (seeds[:1] if m in GANS else seeds)
+    ]
 
 
 def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
-    """One knob a series: M; λ_i of the low-pass energy at the configured M; N for ILVR."""
+    """One knob a series: M; λ_i of the low-pass and λ of the contrastive energy; N for ILVR."""
     size, total = config.data.image_size, config.sde.num_steps
     runs = []
 
     def add(method, series, x, changes):
         runs.append(Run("fronts", task, method, series, x, changes))
 
-    for method in methods:
+    for method in (m for m in methods if m not in GANS):
         if method == "ilvr":
             for factor in (2, 4, 8, 16):
                 # At 256² these are factors of 16 to 128.
@@ -76,6 +82,9 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
         if method in GUIDES:
             for weight in CONTENT_WEIGHTS:
                 add(method, "λ_i", weight, {f"{method}.content_weight": weight})
+        if method == "contrastive_sde":
+            for weight in WEIGHTS:
+                add(method, "λ", weight, {f"{method}.weight": weight})
     return runs
 
 
@@ -96,36 +105,39 @@ def solvers(task: str, methods: Sequence[str], config) -> list[Run]:
 
 
 def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
-    """Each energy alone, λ, the space, the reference, the rounds K and the low-pass factor N."""
+    """Each energy alone, what the contrastive one compares and how, and the rounds K."""
     runs = []
 
     def add(method, series, **changes):
         plain = {k.replace("__", "."): v for k, v in changes.items()}
         runs.append(Run("ablations", task, method, series, None, plain))
 
-    size = config.data.image_size
     if "contrastive_sde" in methods:
-        c = "contrastive_sde__"
-        add("contrastive_sde", "as configured")
-        add("contrastive_sde", "contrastive energy alone", **{f"{c}content_weight": 0.0})
-        add("contrastive_sde", "low-pass energy alone", **{f"{c}weight": 0.0})
-        for factor in (0.1, 10.0):
-            weight = factor * config.contrastive_sde.weight
-            add("contrastive_sde", f"λ = {weight:g}", **{f"{c}weight": weight})
+        name, own = "contrastive_sde", config.contrastive_sde
+        c = f"{name}__"
+        content = {f"{c}content_weight": own.content_weight or config.egsde.content_weight}
+        add(name, "as configured")
+        if own.content_weight:
+            add(name, "contrastive energy alone", **{f"{c}content_weight": 0.0})
+        else:
+            add(name, "with the low-pass energy", **content)
+        add(name, "low-pass energy alone", **{f"{c}weight": 0.0, **content})
         for space in ("embedding", "hidden", "features"):
-            if space != config.contrastive_sde.space:
-                add("contrastive_sde", f"in space '{space}'", **{f"{c}space": space})
+            if space != own.space:
+                add(name, f"in space '{space}'", **{f"{c}space": space})
+        # Its slope is larger by 1/τ.
+        nce = {f"{c}similarity": "nce", f"{c}temperature": 0.2, f"{c}weight": 0.2 * own.weight}
+        if config.encoder.pool != "none":
+            nce[f"{c}space"] = "features"
+        add(name, "PatchNCE", **nce)
         for reference in ("perturbed", "lowpass"):
-            if reference != config.contrastive_sde.reference:
-                add("contrastive_sde", f"reference '{reference}'", **{f"{c}reference": reference})
-        band = 2 * config.contrastive_sde.factor
-        add("contrastive_sde", f"in the band of N = {band}", **{f"{c}band": band})
+            if reference != own.reference:
+                add(name, f"reference '{reference}'", **{f"{c}reference": reference})
+        band = 2 * own.factor
+        add(name, f"in the band of N = {band}", **{f"{c}band": band})
         cutoff = round(0.1 * config.sde.num_steps)
-        add("contrastive_sde", f"off below level {cutoff}", **{f"{c}cutoff": cutoff})
-        for n in (size // 16, size // 8, size // 4):
-            if n != config.contrastive_sde.factor:
-                add("contrastive_sde", f"N = {n} in the low-pass energy", **{f"{c}factor": n})
-        add("contrastive_sde", "K = 2 rounds", sample__rounds=2)
+        add(name, f"off below level {cutoff}", **{f"{c}cutoff": cutoff})
+        add(name, "K = 2 rounds", sample__rounds=2)
     if "egsde" in methods:
         add("egsde", "as configured")
         add("egsde", "domain energy alone", egsde__content_weight=0.0)

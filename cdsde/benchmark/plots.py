@@ -14,6 +14,8 @@ COLOURS = {
     "ilvr": "#2a9d8f",
     "egsde": "#e07a1f",
     "contrastive_sde": "#3b5bdb",
+    "cut": "#c2255c",
+    "fastcut": "#ae3ec9",
     floors.IDENTITY: "#111111",
     floors.RETRIEVAL: "#111111",
     floors.TRUTH: "#111111",
@@ -36,7 +38,8 @@ def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | 
             x = [summary.value(p, "L2 to source") for p in mine]
             y, error = _values(mine, metric)
             colour = COLOURS.get(method)
-            style = dict(marker="o", ms=4, capsize=2, lw=1.3, ls="-" if series != "λ_i" else ":")
+            line = {"λ_i": ":", "λ": "--"}.get(series, "-")
+            style = dict(marker="o", ms=4, capsize=2, lw=1.3, ls=line)
             label = f"{summary.title(method)}, {series}"
             ax.errorbar(x, y, error, color=colour, label=label, **style)
             for p, a, b in zip(mine, x, y, strict=True):

@@ -161,6 +161,8 @@ class Task:
 
     def _sampler_for(self, config, params, record) -> Sampler:
         """The sampler of the run before where only numbers differ, so that it need not compile."""
+        if config.method in config_lib.GANS:
+            return Sampler(config, params)
         static = json.loads(json.dumps(record))
         settings = static[config.method]
         for traced in ("weight", "domain_weight", "content_weight", "cutoff", "start"):
@@ -189,8 +191,10 @@ class Task:
 
 
 def plan_of(task: Task, part: str, methods: Sequence[str], seeds: int) -> list[plan.Run]:
-    """The runs of a part of the benchmark."""
+    """The runs of a part of the benchmark; a GAN's only where the task names its weights."""
     name = task.name
+    given = task.config.weights
+    methods = [m for m in methods if m not in config_lib.GANS or given[m] is not None]
     if part == "main":
         shown = floors.names(task.pairs is not None)
         floor_runs = [plan.Run("main", name, f, f, None, {}) for f in shown]

@@ -13,6 +13,8 @@ TITLES = {
     "ilvr": "ILVR",
     "egsde": "EGSDE",
     "contrastive_sde": "Contrastive-SDE",
+    "cut": "CUT",
+    "fastcut": "FastCUT",
     floors.IDENTITY: "source unchanged",
     floors.RETRIEVAL: "retrieval",
     floors.MEAN: "mean image",

@@ -5,6 +5,7 @@ The training stream depends on the seed alone: not on the number of processes or
 when the run was stopped and resumed. A place in it is the number of steps done.
 """
 
+import functools
 import operator
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -59,12 +60,20 @@ class _ProcessShare(grain.transforms.DatasetSelectionMap):
     """Picks from the stream of all processes what belongs to one.
 
     Each global batch is cut into contiguous parts, so that the processes' batches put together in
-    order are the batch that a single process would make, domains alternating in each.
+    order are the batch that a single process would make, domains alternating in each. Of two
+    streams the second gives the batches before number `cut_until`.
     """
 
     def __init__(
-        self, length: int, start: int, batch_size: int, process_index: int, process_count: int
+        self,
+        length: int,
+        start: int,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        cut_until: int = 0,
     ):
+        self._cut_until = cut_until * batch_size
         self._length = (length // batch_size - start) * (batch_size // process_count)
         self._batch_size, self._part = batch_size, batch_size // process_count
         self._first = start * batch_size + process_index * self._part
@@ -74,7 +83,14 @@ class _ProcessShare(grain.transforms.DatasetSelectionMap):
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         step, row = divmod(index, self._part)
-        return 0, step * self._batch_size + self._first + row
+        position = step * self._batch_size + self._first + row
+        return int(position < self._cut_until), position
+
+
+def _cut_out(record: dict, generator: np.random.Generator, size: int) -> dict:
+    """A random square of the record's image."""
+    y, x = generator.integers(0, record["image"].shape[0] - size + 1, 2)
+    return {**record, "image": record["image"][y : y + size, x : x + size]}
 
 
 def _flip(record: dict, generator: np.random.Generator) -> dict:
@@ -93,6 +109,8 @@ def train_iterator(
     filter: str = "lanczos",
     workers: int = 0,
     start: int = 0,
+    load_size: int | None = None,
+    crop_until: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
@@ -113,6 +131,8 @@ def train_iterator(
         that asks for workers needs an `if __name__ == "__main__"` guard and parsed absl flags.
       start: how many batches are left out at the beginning; finding the place takes no time. So a
         run resumes exactly from its number of steps alone, also with other processes and workers.
+      load_size: scale to it rather than to S, and cut a square of S out at random; None: S.
+      crop_until: how many batches of the stream are cut out so; the others are scaled to S.
       process_index: which process this is, below `process_count`.
       process_count: processes that share each batch; process p gets the p-th contiguous part.
 
@@ -140,24 +160,40 @@ def train_iterator(
     if min(seed, workers, start) < 0:
         raise ValueError(f"seed {seed}, workers {workers} and start {start} must be 0 or more.")
 
-    total = sum(len(source) for source in sources) * image_size**2 * 3
-    keep = workers == 0 and total <= CACHE_BYTES
     # Own seeds a domain: with one seed, sources of equal length and sorted alike (the emoji) would
     # be shuffled alike and bring the true pairs side by side.
-    *order_seeds, flip_seed = np.random.SeedSequence(seed).generate_state(len(sources) + 1).tolist()
-    domains = [
-        grain.MapDataset.source(_Resized(source, domain, image_size, filter, keep))
-        .shuffle(seed=order_seeds[domain])
-        .repeat()
-        for domain, source in enumerate(sources)
-    ]
-    dataset = grain.MapDataset.mix(domains) if len(domains) > 1 else domains[0]
-    # The random map stands before the share: its random numbers belong to the position in the
-    # stream of all processes, so that they do not depend on the number of processes.
-    if flip:
-        dataset = dataset.random_map(_flip, seed=flip_seed)
-    share = _ProcessShare(len(dataset), start, batch_size, process_index, process_count)
-    dataset = grain.MapDataset.select_from_datasets([dataset], share)
+    seeds = np.random.SeedSequence(seed).generate_state(len(sources) + 2).tolist()
+    *order_seeds, flip_seed, crop_seed = seeds
+
+    def stream(size: int):
+        total = sum(len(source) for source in sources) * size**2 * 3
+        keep = workers == 0 and total <= CACHE_BYTES
+        domains = [
+            grain.MapDataset.source(_Resized(source, domain, size, filter, keep))
+            .shuffle(seed=order_seeds[domain])
+            .repeat()
+            for domain, source in enumerate(sources)
+        ]
+        dataset = grain.MapDataset.mix(domains) if len(domains) > 1 else domains[0]
+        # The random maps stand before the share: their random numbers belong to the position in
+        # the stream of all processes, so that they do not depend on the number of processes.
+        if size > image_size:
+            cut_out = functools.partial(_cut_out, size=image_size)
+            dataset = dataset.random_map(cut_out, seed=crop_seed)
+        return dataset.random_map(_flip, seed=flip_seed) if flip else dataset
+
+    streams = [stream(image_size)]
+    if load_size is not None and load_size > image_size:
+        streams.append(stream(load_size))
+    share = _ProcessShare(
+        min(len(s) for s in streams),
+        start,
+        batch_size,
+        process_index,
+        process_count,
+        cut_until=crop_until if len(streams) > 1 else 0,
+    )
+    dataset = grain.MapDataset.select_from_datasets(streams, share)
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
     # Elements are whole batches here: few are kept ready, Grain's default of 500 fills the memory.
     iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))

@@ -50,16 +50,20 @@ def train(config: ConfigDict, workdir) -> None:
         train_stage(config, workdir, name)
 
 
-def open_data(config: ConfigDict, stage: stages.Stage, batch_size: int):
+def open_data(config: ConfigDict, stage: stages.Stage, name: str):
     """The stage's training images: `start -> iterator` over batches from number `start` on."""
-    d = config.data
+    d, c = config.data, config_lib.stage_training(config, name)
+    # Published: while the rate decays, images are read at their final size.
+    crop_until = (c.steps // c.epoch - c.decay) * c.epoch if "decay" in c else c.steps
     sources = [open_domain(d.root, name, "train", data_dir=d.data_dir) for name in stage.domains]
 
     def batches(start: int):
         return train_iterator(
             sources,
             image_size=d.image_size,
-            batch_size=batch_size,
+            batch_size=c.batch_size * stage.images,
+            load_size=d.load_size,
+            crop_until=crop_until,
             seed=config.train.seed,
             flip=d.flip,
             filter=d.filter,
@@ -82,7 +86,7 @@ def train_stage(config: ConfigDict, workdir, name: str):
             f"devices times accumulate={c.accumulate}; choose one that is"
         )
     stage = stages.STAGES[name](config)
-    batches = open_data(config, stage, c.batch_size)
+    batches = open_data(config, stage, name)
     step_fn, init = compiled(config, name, stage, devices)
     current = init()
     with checkpoint.manager(workdir, name, config.train.keep) as saved:
@@ -93,7 +97,9 @@ def train_stage(config: ConfigDict, workdir, name: str):
             params = weights.load(config, workdir, name)[0]
             params = jax.device_put(params, mesh.network_sharded(params, devices))
             # A copy, for the step gives its argument's memory away, and no part of it twice.
-            current = current._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+            ema = jax.tree.map(jnp.copy, params)
+            params = stage.with_averaged(current.params, params)
+            current = current._replace(params=params, ema=ema)
         elif saved.latest_step() == 0:
             raise ValueError(
                 f"{saved.directory} holds imported weights; train on from them with "
@@ -126,19 +132,25 @@ def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
     the first state. Both are compiled when first called, or ahead of time with `lower`.
     """
     c = config_lib.stage_training(config, name)
-    tx = state.optimiser(c)
+    tx = stage.optimiser(state.optimiser(c))
 
     def begin():
-        return state.init_state(stage.init, tx, config.train.seed)
+        return state.init_state(stage.init, tx, config.train.seed, stage.averaged)
 
     everywhere, by_rows = mesh.replicated(devices), mesh.batch_sharded(devices)
     at = mesh.network_sharded(jax.eval_shape(begin), devices)
 
     def gather(params):
+        if config.mesh.fsdp == 1:
+            return params
         return jax.lax.with_sharding_constraint(params, everywhere)
 
+    if stage.make_step is None:
+        step = state.make_step(stage.loss, tx, c, gather)
+    else:
+        step = stage.make_step(tx, gather)
     step = jax.jit(
-        state.make_step(stage.loss, tx, c, gather if config.mesh.fsdp > 1 else lambda p: p),
+        step,
         in_shardings=(at, by_rows),
         out_shardings=(at, everywhere),
         donate_argnums=0,

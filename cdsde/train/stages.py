@@ -1,11 +1,13 @@
 r"""The stages: what each network is trained on and by which loss.
 
-    score       ε-matching on the target domain only
-    encoder     NT-Xent on both domains: the pair is (√ᾱ x + √(1-ᾱ) ε1, √ᾱ φ(x) + √(1-ᾱ) ε2)
-    classifier  cross-entropy of the domain of √ᾱ x + √(1-ᾱ) ε
+    score         ε-matching on the target domain only
+    encoder       NT-Xent on both domains: the pair is (√ᾱ x + √(1-ᾱ) ε1, √ᾱ φ(x) + √(1-ᾱ) ε2)
+    classifier    cross-entropy of the domain of √ᾱ x + √(1-ᾱ) ε
+    cut, fastcut  cut.py
 
-A stage is `init(key) -> params` and `loss(params, batch, key) -> (scalar, metrics)`; everything
-else (optimiser, EMA, sharding, checkpoints, logging) is written once, in state.py and loop.py.
+A stage is `init(key) -> params` and `loss(params, batch, key) -> (scalar, metrics)`, or where one
+loss is not enough a step of its own; everything else (optimiser, EMA, sharding, checkpoints,
+logging) is written once, in state.py and loop.py.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from scipy.stats import norm
 
 from cdsde import augment, energies, losses, models, sde
 from cdsde import config as config_lib
+from cdsde.train import cut, state
 
 
 class Stage(NamedTuple):
@@ -31,11 +34,21 @@ class Stage(NamedTuple):
       init: `key -> params`.
       loss: `(params, batch, key) -> (scalar, {name: scalar})`; batch has `image` uint8
         `[B, H, W, 3]` and `domain` int32 `[B]`.
+      images: of an example: the domains alternate, so 2 of two domains are a pair.
+      make_step: `(tx, gather) -> step(state, batch)`, in place of a loss.
+      optimiser: what is made of the configured one.
+      averaged: `params ->` the part that sampling uses.
+      with_averaged: `(params, part) -> params` with another such part.
     """
 
     domains: tuple[str, ...]
     init: Callable
-    loss: Callable
+    loss: Callable | None = None
+    images: int = 1
+    make_step: Callable | None = None
+    optimiser: Callable = lambda tx: tx
+    averaged: Callable = lambda params: params
+    with_averaged: Callable = lambda params, part: part
 
 
 def _images(batch, training: ConfigDict, key):
@@ -150,4 +163,59 @@ def classifier(config: ConfigDict) -> Stage:
     return Stage(config_lib.domains(config), model.init, loss)
 
 
-STAGES = {"score": score, "encoder": encoder, "classifier": classifier}
+def _gan(config: ConfigDict, method: str) -> Stage:
+    """The three networks of CUT or FastCUT; an example is a pair of images, one of each domain."""
+    settings, training = config[method], config_lib.stage_training(config, method)
+    sources = config_lib.sources(config)
+    if len(sources) > 1:
+        raise ValueError(
+            f"config.data.source is '{config.data.source}'; {method} is trained on one domain"
+        )
+    generator, discriminator, sampler = models.gan_modules(config, method)
+    layers = tuple(settings.layers)
+    networks = cut.Networks(
+        generate=generator.apply,
+        encode=lambda params, x: generator.apply(params, x, layers, encode_only=True),
+        discriminate=discriminator.apply,
+        sample=sampler.apply,
+    )
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        size = config.data.image_size
+        x = jnp.zeros((1, size, size, 3))
+        params = {
+            "generator": generator.init(keys[0], x),
+            "discriminator": discriminator.init(keys[1], x),
+        }
+        maps = jax.eval_shape(networks.encode, params["generator"], x)
+        maps = [jnp.zeros(s.shape) for s in maps]
+        params["patch_sampler"] = sampler.init(keys[2], maps, [jnp.zeros(1, int)] * len(maps))
+        return params
+
+    def images(batch, key):
+        pairs = _images(batch, training, key)
+        pairs = pairs.reshape(-1, 2, *pairs.shape[1:])
+        return pairs[:, 0], pairs[:, 1]
+
+    def make_step(tx, gather):
+        return cut.make_step(networks, settings, training, tx, images, gather)
+
+    return Stage(
+        (*sources, config.data.target),
+        init,
+        images=2,
+        make_step=make_step,
+        optimiser=state.each_part,
+        averaged=lambda params: params["generator"],
+        with_averaged=lambda params, generator: {**params, "generator": generator},
+    )
+
+
+STAGES = {
+    "score": score,
+    "encoder": encoder,
+    "classifier": classifier,
+    "cut": lambda config: _gan(config, "cut"),
+    "fastcut": lambda config: _gan(config, "fastcut"),
+}

@@ -30,8 +30,20 @@ class TrainState(NamedTuple):
 
 
 def learning_rate(c: ConfigDict) -> optax.Schedule:
-    """Linear warm-up, then constant or a cosine to 0 at the last step."""
+    """Linear warm-up, then constant or a cosine to 0 at the last step.
+
+    "linear" is CUT's: whole epochs of a constant rate, over the last `decay` of them ever lower
+    ones; the one after the last would have 0.
+    """
     warmup = min(c.warmup, c.steps // 2)
+    if c.schedule == "linear":
+        constant = c.steps / c.epoch - c.decay
+
+        def rate(step):
+            epoch = step // c.epoch + 1
+            return c.learning_rate * (1 - jnp.maximum(0, epoch - constant) / (c.decay + 1))
+
+        return rate
     if c.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warmup, c.steps)
     if not warmup:  # which optax takes for "stay at the start", at 0
@@ -56,13 +68,27 @@ def optimiser(c: ConfigDict) -> optax.GradientTransformation:
     return optax.chain(*parts)
 
 
-def init_state(init: Callable, tx: optax.GradientTransformation, seed: int) -> TrainState:
-    """A fresh state; `init(key) -> params`."""
+def each_part(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimiser of its own for each part of `{name: parameters}`; `update` takes any of them."""
+
+    def update(updates, state, params=None):
+        done = {k: tx.update(g, state[k], params and params[k]) for k, g in updates.items()}
+        return {k: u for k, (u, _) in done.items()}, {k: s for k, (_, s) in done.items()}
+
+    return optax.GradientTransformation(lambda p: {k: tx.init(v) for k, v in p.items()}, update)
+
+
+def init_state(
+    init: Callable,
+    tx: optax.GradientTransformation,
+    seed: int,
+    averaged: Callable = lambda params: params,
+) -> TrainState:
+    """A fresh state; `init(key) -> params`, `averaged(params)` what the average is of."""
     init_key, run_key = jax.random.split(jax.random.key(seed))
     params = init(init_key)
-    return TrainState(
-        jnp.zeros((), jnp.int32), run_key, params, jax.tree.map(jnp.copy, params), tx.init(params)
-    )
+    ema = jax.tree.map(jnp.copy, averaged(params))
+    return TrainState(jnp.zeros((), jnp.int32), run_key, params, ema, tx.init(params))
 
 
 def make_step(
@@ -111,11 +137,16 @@ def make_step(
         value, metrics, g = gradients(state.params, batch, key)
         updates, opt_state = tx.update(g, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # A young average follows the parameters closely, else it would remember the start.
-        n = state.step.astype(jnp.float32)
-        decay = jnp.minimum(c.ema, (1 + n) / (10 + n))
-        ema = optax.incremental_update(params, state.ema, 1 - decay)
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(g), **metrics}
-        return TrainState(state.step + 1, state.key, params, ema, opt_state), metrics
+        return advance(state, params, params, opt_state, c), metrics
 
     return step
+
+
+def advance(state: TrainState, params, averaged, opt_state, c: ConfigDict) -> TrainState:
+    """The state after a step; `averaged` is what of the parameters the average follows."""
+    # A young average follows the parameters closely, else it would remember the start.
+    n = state.step.astype(jnp.float32)
+    decay = jnp.minimum(c.ema, (1 + n) / (10 + n))
+    ema = optax.incremental_update(averaged, state.ema, 1 - decay)
+    return TrainState(state.step + 1, state.key, params, ema, opt_state)

@@ -1,0 +1,202 @@
+r"""CUT and FastCUT (Park et al. 2020): the objective and the step of their three networks.
+
+With A, B the images of the two domains, G the generator, D the discriminator, F the patch sampler:
+
+    L_D = ½ (GAN(D(G(A)), fake) + GAN(D(B), real))                                              (1)
+    L_G = λ_GAN GAN(D(G(A)), real) + ½ (L_NCE(A, G(A)) + L_NCE(B, G(B)))         with identity  (2)
+    L_G = λ_GAN GAN(D(G(A)), real) + L_NCE(A, G(A))                              without
+    L_NCE(x, y) = λ_NCE · mean over layers and patches of PatchNCE(F(G_enc(y)), F(G_enc(x)))    (3)
+
+One step, as published: G's images are made; D steps on (1); G and F step on (2) with the new D. The
+generator runs forward once: its gradient is pulled back through the images at the end. With more
+than one pair a step, patches are drawn at the same positions in all images and have their negatives
+in their own, so that the gradient is the mean of the pairs' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from cdsde import losses
+from cdsde.train import state as state_lib
+
+
+class Networks(NamedTuple):
+    """Pure functions of parameters.
+
+    Attributes:
+      generate: `(params, x [B, H, W, 3]) -> [B, H, W, 3]`.
+      encode: `(params, x) -> [features [B, h, w, C], ...]`.
+      discriminate: `(params, x) -> logits`.
+      sample: `(params, features, ids) -> [vectors [B, P, D], ...]`.
+    """
+
+    generate: Callable
+    encode: Callable
+    discriminate: Callable
+    sample: Callable
+
+
+def draw_ids(key, shapes, count: int) -> list[jax.Array]:
+    """For each feature map `[B, h, w, C]` at most `count` of its positions, each once."""
+    keys = jax.random.split(key, len(shapes))
+    return [
+        jax.random.permutation(k, s.shape[1] * s.shape[2])[:count]
+        for k, s in zip(keys, shapes, strict=True)
+    ]
+
+
+def _mirror(x, flip):
+    return jnp.where(flip, x[:, :, ::-1], x)
+
+
+def generate(networks: Networks, settings: ConfigDict, generator, a, b, flip):
+    """G(A), of which A is mirrored where `flip` says so, and G(B), None without identity."""
+    a = _mirror(a, flip)
+    if not settings.identity:
+        return networks.generate(generator, a), None
+    made = networks.generate(generator, jnp.concatenate([a, b]))
+    return made[: len(a)], made[len(a) :]
+
+
+def discriminator_loss(networks: Networks, settings: ConfigDict, discriminator, fake, b):
+    """Equation (1) and its halves, before the ½."""
+    logits = networks.discriminate(discriminator, jnp.concatenate([fake, b]))
+    for_fake = losses.gan(logits[: len(fake)], False, settings.gan).mean()
+    for_real = losses.gan(logits[len(fake) :], True, settings.gan).mean()
+    values = {"discriminator_fake": for_fake, "discriminator_real": for_real}
+    return (for_fake + for_real) / 2, values
+
+
+def nce(networks: Networks, settings: ConfigDict, generator, sampler, source, made, ids, flip):
+    """Equation (3), L_NCE(source, made).
+
+    Args:
+      source, made: `[B, H, W, 3]`; made of the source, mirrored where `flip` says so.
+      ids: positions in each layer, `draw_ids`.
+      flip: bool scalar.
+
+    Returns:
+      The loss, and that of each layer's patches before λ, `[B, P]`.
+    """
+    keys = networks.sample(sampler, networks.encode(generator, source), ids)
+    features = [_mirror(x, flip) for x in networks.encode(generator, made)]
+    queries = networks.sample(sampler, features, ids)
+    each = [
+        losses.patch_nce(q, k, settings.temperature, settings.across_batch)
+        for q, k in zip(queries, keys, strict=True)
+    ]
+    return settings.nce_weight * sum(x.mean() for x in each) / len(each), each
+
+
+def generator_loss(
+    networks: Networks,
+    settings: ConfigDict,
+    params: dict,
+    discriminator,
+    fake,
+    same,
+    a,
+    b,
+    ids,
+    same_ids,
+    flip,
+):
+    """Equation (2) and its terms; `params` are of "generator" and "patch_sampler"."""
+    logits = networks.discriminate(discriminator, fake)
+    for_gan = settings.gan_weight * losses.gan(logits, True, settings.gan).mean()
+    both = params["generator"], params["patch_sampler"]
+    for_nce, _ = nce(networks, settings, *both, a, fake, ids, flip)
+    values = {"gan": for_gan, "nce": for_nce}
+    if not settings.identity:
+        return for_gan + for_nce, values
+    for_same, _ = nce(networks, settings, *both, b, same, same_ids, jnp.zeros((), bool))
+    return for_gan + (for_nce + for_same) / 2, {**values, "nce_identity": for_same}
+
+
+def gradients(networks: Networks, settings: ConfigDict, params: dict, a, b, ids, same_ids, flip):
+    """The step's two halves, of which the second waits for the new discriminator.
+
+    Returns:
+      `(loss of D, its terms, gradient of D, finish)`; `finish(discriminator)` is `(loss of G, its
+      terms, gradients of "generator" and "patch_sampler")`.
+    """
+    (fake, same), pull = jax.vjp(
+        lambda g: generate(networks, settings, g, a, b, flip), params["generator"]
+    )
+    (loss, values), gradient = jax.value_and_grad(
+        lambda d: discriminator_loss(networks, settings, d, fake, b), has_aux=True
+    )(params["discriminator"])
+
+    def finish(discriminator):
+        def of(rest, fake, same):
+            return generator_loss(
+                networks, settings, rest, discriminator, fake, same, a, b, ids, same_ids, flip
+            )
+
+        rest = {k: params[k] for k in ("generator", "patch_sampler")}
+        (loss, values), (grads, for_fake, for_same) = jax.value_and_grad(
+            of, argnums=(0, 1, 2), has_aux=True
+        )(rest, fake, same)
+        (pulled,) = pull((for_fake, for_same))
+        grads["generator"] = jax.tree.map(jnp.add, grads["generator"], pulled)
+        return loss, values, grads
+
+    return loss, values, gradient, finish
+
+
+def make_step(
+    networks: Networks,
+    settings: ConfigDict,
+    c: ConfigDict,
+    tx: optax.GradientTransformation,
+    images: Callable,
+    gather: Callable = lambda params: params,
+) -> Callable:
+    """`step(state, batch) -> (state, metrics)`.
+
+    Args:
+      networks: the three.
+      settings: config.cut or config.fastcut.
+      c: how they are trained.
+      tx: `state.each_part` of an optimiser.
+      images: `(batch, key) -> (a, b)`, each `[B, H, W, 3]` in [-1, 1].
+      gather: `state.make_step`'s.
+    """
+
+    def step(state: state_lib.TrainState, batch):
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
+        a, b = images(batch, keys[0])
+        flip = jax.random.bernoulli(keys[1]) & settings.flip_equivariance
+        params = gather(state.params)
+        shapes = jax.eval_shape(networks.encode, params["generator"], a)
+        ids, same_ids = (draw_ids(key, shapes, settings.num_patches) for key in keys[2:])
+        loss_d, values_d, gradient, finish = gradients(
+            networks, settings, params, a, b, ids, same_ids, flip
+        )
+        done, opt_state = _update(tx, state, {"discriminator": gradient})
+        loss_g, values_g, grads = finish(gather(done["discriminator"]))
+        rest, other = _update(tx, state, grads)
+        done, opt_state = {**done, **rest}, {**opt_state, **other}
+        metrics = {
+            "loss": loss_g,
+            "gradient_norm": optax.tree.norm(grads),
+            "discriminator": loss_d,
+            **values_g,
+            **values_d,
+        }
+        return state_lib.advance(state, done, done["generator"], opt_state, c), metrics
+
+    return step
+
+
+def _update(tx, state, grads: dict):
+    params = {k: state.params[k] for k in grads}
+    updates, opt_state = tx.update(grads, state.opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
