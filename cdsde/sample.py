@@ -88,12 +88,12 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     plain = json.loads(config.to_json_best_effort())
     for key in ("input", "output", "batch_size", "limit", "sheet"):
         plain["sample"].pop(key)
-    keep = ("method", "dtype", config.method)
-    if config.method in config_lib.SDES:
-        keep += ("sde", "sample")
-    record = {k: plain[k] for k in keep}
+    record = {k: plain[k] for k in ("method", "dtype", "sde", "sample", config.method)}
     record["data"] = {k: plain["data"][k] for k in ("image_size", "filter")}
-    if config.method in config_lib.SDES:
+    if config.method in config_lib.GANS:
+        record["sample"] = {"split": plain["sample"]["split"]}
+        record.pop("sde")
+    else:
         record["start"] = config_lib.start_index(config)
     record["weights"] = origins
     # Without the number of images: one may be added, or a broken one taken away, in between.

@@ -245,7 +245,7 @@ CHOICES = [
     ("contrastive_sde.space", "pixels", "embedding, hidden, features"),
     ("contrastive_sde.reference", "clean", "perturbed, lowpass"),
     ("ilvr.level", "next", "previous, same"),
-    ("eval.methods", "sdedit,cut", "contrastive_sde, egsde, sdedit, ilvr"),
+    ("eval.methods", "sdedit,munit", "contrastive_sde, egsde, sdedit, ilvr"),
 ]
 
 

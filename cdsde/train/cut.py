@@ -151,39 +151,36 @@ def gradients(networks: Networks, settings: ConfigDict, params: dict, a, b, ids,
     return loss, values, gradient, finish
 
 
-def make_step(
+def make_update(
     networks: Networks,
     settings: ConfigDict,
     c: ConfigDict,
     tx: optax.GradientTransformation,
-    images: Callable,
     gather: Callable = lambda params: params,
 ) -> Callable:
-    """`step(state, batch) -> (state, metrics)`.
+    """`update(state, a, b, ids, same_ids, flip) -> (state, metrics)`, in which nothing is drawn.
 
     Args:
       networks: the three.
       settings: config.cut or config.fastcut.
       c: how they are trained.
       tx: `state.each_part` of an optimiser.
-      images: `(batch, key) -> (a, b)`, each `[B, H, W, 3]` in [-1, 1].
       gather: `state.make_step`'s.
     """
 
-    def step(state: state_lib.TrainState, batch):
-        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
-        a, b = images(batch, keys[0])
-        flip = jax.random.bernoulli(keys[1]) & settings.flip_equivariance
-        params = gather(state.params)
-        shapes = jax.eval_shape(networks.encode, params["generator"], a)
-        ids, same_ids = (draw_ids(key, shapes, settings.num_patches) for key in keys[2:])
+    def part(state, grads: dict):
+        params = {k: state.params[k] for k in grads}
+        updates, opt_state = tx.update(grads, state.opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def update(state: state_lib.TrainState, a, b, ids, same_ids, flip):
         loss_d, values_d, gradient, finish = gradients(
-            networks, settings, params, a, b, ids, same_ids, flip
+            networks, settings, gather(state.params), a, b, ids, same_ids, flip
         )
-        done, opt_state = _update(tx, state, {"discriminator": gradient})
+        done, opt_state = part(state, {"discriminator": gradient})
         loss_g, values_g, grads = finish(gather(done["discriminator"]))
-        rest, other = _update(tx, state, grads)
-        done, opt_state = {**done, **rest}, {**opt_state, **other}
+        rest, other = part(state, grads)
+        params, opt_state = {**done, **rest}, {**opt_state, **other}
         metrics = {
             "loss": loss_g,
             "gradient_norm": optax.tree.norm(grads),
@@ -191,12 +188,23 @@ def make_step(
             **values_g,
             **values_d,
         }
-        return state_lib.advance(state, done, done["generator"], opt_state, c), metrics
+        return state_lib.advance(state, params, params["generator"], opt_state, c), metrics
+
+    return update
+
+
+def make_step(networks: Networks, settings: ConfigDict, update: Callable, images: Callable):
+    """`step(state, batch) -> (state, metrics)`: patches and mirroring drawn, then `make_update`'s.
+
+    `images` is `(batch, key) -> (a, b)`, each `[B, H, W, 3]` in [-1, 1].
+    """
+
+    def step(state: state_lib.TrainState, batch):
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
+        a, b = images(batch, keys[0])
+        flip = jax.random.bernoulli(keys[1]) & settings.flip_equivariance
+        shapes = jax.eval_shape(networks.encode, state.params["generator"], a)
+        ids, same_ids = (draw_ids(key, shapes, settings.num_patches) for key in keys[2:])
+        return update(state, a, b, ids, same_ids, flip)
 
     return step
-
-
-def _update(tx, state, grads: dict):
-    params = {k: state.params[k] for k in grads}
-    updates, opt_state = tx.update(grads, state.opt_state, params)
-    return optax.apply_updates(params, updates), opt_state

@@ -199,7 +199,8 @@ def _gan(config: ConfigDict, method: str) -> Stage:
         return pairs[:, 0], pairs[:, 1]
 
     def make_step(tx, gather):
-        return cut.make_step(networks, settings, training, tx, images, gather)
+        update = cut.make_update(networks, settings, training, tx, gather)
+        return cut.make_step(networks, settings, update, images)
 
     return Stage(
         (*sources, config.data.target),

@@ -37,11 +37,12 @@ def learning_rate(c: ConfigDict) -> optax.Schedule:
     """
     warmup = min(c.warmup, c.steps // 2)
     if c.schedule == "linear":
-        constant = c.steps / c.epoch - c.decay
+        constant = c.steps // c.epoch - c.decay
 
         def rate(step):
             epoch = step // c.epoch + 1
-            return c.learning_rate * (1 - jnp.maximum(0, epoch - constant) / (c.decay + 1))
+            left = c.decay + 1 - jnp.maximum(0, epoch - constant)
+            return c.learning_rate * (left / (c.decay + 1))
 
         return rate
     if c.schedule == "cosine":
