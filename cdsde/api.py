@@ -87,8 +87,8 @@ def translate(
     pixels = [
         x if isinstance(x, np.ndarray) else decode(x, n) for x, n in zip(images, names, strict=True)
     ]
-    size, filter = config.data.image_size, config.data.filter
-    batch = np.stack([resize(x, size, filter=filter) for x in pixels])
+    d = config.data
+    batch = np.stack([resize(x, d.image_size, filter=d.filter, fit=d.fit) for x in pixels])
     ids = np.array([image_id(str(n)) for n in names], np.uint32)
     if sampler is None:
         sampler, _ = load_sampler(config, workdir)

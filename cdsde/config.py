@@ -115,6 +115,7 @@ def base() -> ConfigDict:
     d.domains = ()  # what encoder and classifier are trained on; (): the sources, then the target
     d.image_size = 256
     d.filter = "lanczos"  # lanczos | bicubic | bilinear, on uint8, shorter side to image_size
+    d.fit = "crop"  # crop: the centre square | stretch: both sides to image_size
     d.flip = True  # random horizontal flips in training
     d.load_size = placeholder(int)  # read larger than image_size and cut out at random (GANs)
     d.workers = 0  # decoding processes; 0: in this process, small sets cached in memory
@@ -371,6 +372,7 @@ def validate(config: ConfigDict) -> None:
     one_of("dtype", ("float32", "bfloat16"))
     one_of("train.stage", ("",) + STAGES)
     one_of("data.filter", ("lanczos", "bicubic", "bilinear"))
+    one_of("data.fit", ("crop", "stretch"))
     one_of("sde.schedule", ("linear", "cosine"))
     one_of("score.arch", ("adm", "ddpm"))
     one_of("score.prediction", ("eps", "v"))

@@ -146,7 +146,7 @@ def distances(reference: Reference, read: Callable, count: int, seed: int = 0) -
 def resized(config: ConfigDict, images) -> Callable[[int], np.ndarray]:
     """`number -> uint8 [H, W, 3]` of a source's images, resized as for sampling."""
     d = config.data
-    return lambda j: resize(images[j]["image"], d.image_size, filter=d.filter)
+    return lambda j: resize(images[j]["image"], d.image_size, filter=d.filter, fit=d.fit)
 
 
 def written(config: ConfigDict, source, folder) -> Callable[[int], np.ndarray]:
@@ -261,10 +261,12 @@ def comparison(config: ConfigDict, workdir, methods, source, pairs) -> np.ndarra
     rows = []
     folders = [sample_lib.output_folder(_of_method(config, m), workdir) for m in methods]
     for j in range(len(source))[: config.sample.limit][: config.sample.sheet]:
-        row = [resize(source[j]["image"], size, filter=config.data.filter)]
+        row = [resize(source[j]["image"], size, filter=config.data.filter, fit=config.data.fit)]
         row += [_read(folder / names[j], size) for folder in folders]
         if pairs is not None:
-            row.append(resize(pairs[j]["image"], size, filter=config.data.filter))
+            row.append(
+                resize(pairs[j]["image"], size, filter=config.data.filter, fit=config.data.fit)
+            )
         rows.append(row)
     titles = ["source", *methods] + ([TO_PAIR] if pairs is not None else [])
     return contact_sheet(rows, titles, blocks=2 if len(rows) > 4 else 1)

@@ -135,6 +135,7 @@ def gan_256(c: ConfigDict, method: str, source: str, target: str) -> None:
         target=target,
         image_size=256,
         load_size=286,
+        fit="stretch",
         filter="bicubic",
     )
     c.sample.split = c.eval.split = "val"

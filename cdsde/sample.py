@@ -90,6 +90,8 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
         plain["sample"].pop(key)
     record = {k: plain[k] for k in ("method", "dtype", "sde", "sample", config.method)}
     record["data"] = {k: plain["data"][k] for k in ("image_size", "filter")}
+    if config.data.fit != "crop":
+        record["data"]["fit"] = config.data.fit
     if config.method in config_lib.GANS:
         record["sample"] = {"split": plain["sample"]["split"]}
         record.pop("sde")
@@ -137,6 +139,7 @@ def sample(config: ConfigDict, workdir, loaded=None) -> Path:
         image_size=config.data.image_size,
         batch_size=size,
         filter=config.data.filter,
+        fit=config.data.fit,
         indices=todo,
     )
     by_id = dict(zip(source.ids, names, strict=True))
@@ -189,11 +192,16 @@ def sheet_of(config: ConfigDict, source, folder: Path, names, wanted) -> np.ndar
     rows = []
     for j in list(wanted)[: config.sample.sheet]:
         row = [
-            resize(source[j]["image"], size, filter=config.data.filter),
+            resize(source[j]["image"], size, filter=config.data.filter, fit=config.data.fit),
             decode(folder / names[j], names[j]),
         ]
         rows.append(
-            row + ([resize(pairs[j]["image"], size, filter=config.data.filter)] if pairs else [])
+            row
+            + (
+                [resize(pairs[j]["image"], size, filter=config.data.filter, fit=config.data.fit)]
+                if pairs
+                else []
+            )
         )
     titles = ["source", config.method, *(["true target"] if pairs else [])]
     return contact_sheet(rows, titles, blocks=4 if len(rows) > 8 else 1)

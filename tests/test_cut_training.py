@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import FOLDER, one_sentence, read_json
 
-from cdsde import load_config, torch_weights
+from cdsde import data, load_config, torch_weights
 from cdsde.train import cut, loop, state
 
 KINDS = {
@@ -176,6 +176,55 @@ def test_learning_rate_is_the_published_one(golden):
             first = (int(epoch) - 1) * c.epoch
             for step in (first, first + c.epoch - 1):
                 np.testing.assert_allclose(rate(jnp.asarray(step)), expected, rtol=2e-7)
+
+
+def test_images_are_read_as_published(golden):
+    with np.load(golden / "cut" / "pipeline.npz") as v:
+        resized = data.resize(v["src_u8"], 36, filter="bicubic", fit="stretch")
+        np.testing.assert_array_equal(resized, v["resized_u8"])
+        for n in range(3):
+            x, y = v[f"crop_pos_xy_{n}"]
+            out = resized[y : y + 32, x : x + 32]
+            out = out[:, ::-1] if v[f"flip_{n}"] else out
+            np.testing.assert_allclose(
+                data.to_float(out), v[f"out_{n}"].transpose(1, 2, 0), atol=1e-6
+            )
+        out = data.resize(v["src_u8"], 32, filter="bicubic", fit="stretch")
+        np.testing.assert_allclose(
+            data.to_float(out), v["out_test_time"].transpose(1, 2, 0), atol=1e-6
+        )
+
+
+class Numbered:
+    """Pictures of 12 by 12 pixels whose colours tell where each is."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        rows, columns = np.meshgrid(np.arange(12), np.arange(12), indexing="ij")
+        image = np.stack([10 * rows, 10 * columns, np.full((12, 12), index)], -1).astype(np.uint8)
+        return {"image": image, "id": f"{index}"}
+
+
+def test_crops_are_random_until_the_rate_decays():
+    def batches(start, count):
+        stream = data.train_iterator(
+            [Numbered()], image_size=8, batch_size=3, seed=0, load_size=12, crop_until=4,
+            flip=False, start=start,
+        )  # fmt: skip
+        return [next(stream)["image"] for _ in range(count)]
+
+    whole = batches(0, 6)
+    corners = {tuple(image[0, 0, :2]) for batch in whole[:4] for image in batch}
+    assert len(corners) > 3
+    for batch in whole[:4]:
+        assert (np.diff(batch[..., 0].astype(int), axis=1) == 10).all(), "cut out, not scaled"
+    whole_pictures = {data.resize(Numbered()[n]["image"], 8)[..., :2].tobytes() for n in range(3)}
+    for batch in whole[4:]:
+        assert {image[..., :2].tobytes() for image in batch} <= whole_pictures
+    for a, b in zip(batches(3, 3), whole[3:], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_patches_are_drawn_once_each_and_anew():

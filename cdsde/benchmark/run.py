@@ -63,6 +63,7 @@ class Task:
             "split": self.config.eval.split,
             "image_size": d.image_size,
             "filter": d.filter,
+            **({} if d.fit == "crop" else {"fit": d.fit}),
             **self.reference.how,
         }
 

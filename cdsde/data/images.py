@@ -86,14 +86,17 @@ def _grey_to_uint8(values: np.ndarray, sixteen: bool) -> np.ndarray:
     return np.floor(unit * 255 + 0.5).astype(np.uint8)
 
 
-def resize(image: np.ndarray, size: int, crop: bool = True, filter: str = "lanczos") -> np.ndarray:
-    """Scales the shorter side to `size`, then crops the centre square.
+def resize(
+    image: np.ndarray, size: int, crop: bool = True, filter: str = "lanczos", fit: str = "crop"
+) -> np.ndarray:
+    """Scales the shorter side to `size`, then crops the centre square; or stretches to a square.
 
     Args:
       image: uint8 [H, W, 3].
       size: pixels of the shorter side.
       crop: False leaves the longer side whole.
       filter: "lanczos", "bicubic" or "bilinear"; all average when they scale down.
+      fit: "crop", or "stretch": both sides to `size`, as CUT does.
 
     Returns:
       uint8 [size, size, 3], or with the longer side whole; the same array if nothing changes.
@@ -111,6 +114,10 @@ def resize(image: np.ndarray, size: int, crop: bool = True, filter: str = "lancz
             "decode or convert the image first."
         )
     height, width = image.shape[:2]
+    if fit == "stretch":
+        if (height, width) == (size, size):
+            return image
+        return np.array(Image.fromarray(image).resize((size, size), FILTERS[filter]))
     short = min(height, width)
     if short != size:
         # The longer side is cut to an integer, as torchvision's Resize does.

@@ -26,9 +26,17 @@ class _Resized:
     The kept images do not travel to another process.
     """
 
-    def __init__(self, source: Source, domain: int, image_size: int, filter: str, keep: bool):
+    def __init__(
+        self,
+        source: Source,
+        domain: int,
+        image_size: int,
+        filter: str,
+        keep: bool,
+        fit: str = "crop",
+    ):
         self._source, self._domain, self._size, self._keep = source, domain, image_size, keep
-        self._filter = filter
+        self._filter, self._fit = filter, fit
         self._kept: dict[int, dict] = {}
 
     def __len__(self) -> int:
@@ -41,7 +49,9 @@ class _Resized:
         item = self._source[index]
         record = {
             # A crop is a view of the whole image, which must not stay in memory with it.
-            "image": np.ascontiguousarray(resize(item["image"], self._size, filter=self._filter)),
+            "image": np.ascontiguousarray(
+                resize(item["image"], self._size, filter=self._filter, fit=self._fit)
+            ),
             "domain": np.int32(self._domain),
             "id": np.uint32(image_id(item["id"])),
         }
@@ -107,6 +117,7 @@ def train_iterator(
     seed: int,
     flip: bool = True,
     filter: str = "lanczos",
+    fit: str = "crop",
     workers: int = 0,
     start: int = 0,
     load_size: int | None = None,
@@ -126,7 +137,7 @@ def train_iterator(
       batch_size: images in a batch of all processes together.
       seed: 0 or more; decides order and flips.
       flip: mirror half of the images left to right, at random.
-      filter: of the resizing, see `resize`.
+      filter, fit: of the resizing, see `resize`.
       workers: processes that decode; 0 decodes in threads and keeps small sets in memory. A program
         that asks for workers needs an `if __name__ == "__main__"` guard and parsed absl flags.
       start: how many batches are left out at the beginning; finding the place takes no time. So a
@@ -169,7 +180,7 @@ def train_iterator(
         total = sum(len(source) for source in sources) * size**2 * 3
         keep = workers == 0 and total <= CACHE_BYTES
         domains = [
-            grain.MapDataset.source(_Resized(source, domain, size, filter, keep))
+            grain.MapDataset.source(_Resized(source, domain, size, filter, keep, fit))
             .shuffle(seed=order_seeds[domain])
             .repeat()
             for domain, source in enumerate(sources)
@@ -210,6 +221,7 @@ def eval_batches(
     image_size: int,
     batch_size: int,
     filter: str = "lanczos",
+    fit: str = "crop",
     indices: Sequence[int] | None = None,
 ) -> Iterator[dict]:
     """Batches of a source in order, once; the next one is decoded while this one is used.
@@ -218,7 +230,7 @@ def eval_batches(
       source: the images.
       image_size: S; the shorter side is scaled to it and the centre square cut out.
       batch_size: B; the last batch is filled up by repeating the last image.
-      filter: of the resizing, see `resize`.
+      filter, fit: of the resizing, see `resize`.
       indices: positions in the source, in the order wanted; None takes all.
 
     Yields:
@@ -230,16 +242,16 @@ def eval_batches(
     """
     _check_positive(image_size=image_size, batch_size=batch_size)
     wanted = list(range(len(source)) if indices is None else indices)
-    return _eval_batches(source, image_size, batch_size, filter, wanted)
+    return _eval_batches(source, image_size, batch_size, filter, fit, wanted)
 
 
 def _eval_batches(
-    source: Source, size: int, batch_size: int, filter: str, wanted: list[int]
+    source: Source, size: int, batch_size: int, filter: str, fit: str, wanted: list[int]
 ) -> Iterator[dict]:
     def make(start: int) -> dict:
         chosen = wanted[start : start + batch_size]
         items = [source[index] for index in chosen]
-        pixels = [resize(item["image"], size, filter=filter) for item in items]
+        pixels = [resize(item["image"], size, filter=filter, fit=fit) for item in items]
         names = [item["id"] for item in items]
         padding = batch_size - len(chosen)
         names += names[-1:] * padding

@@ -67,6 +67,7 @@ def open_data(config: ConfigDict, stage: stages.Stage, name: str):
             seed=config.train.seed,
             flip=d.flip,
             filter=d.filter,
+            fit=d.fit,
             workers=d.workers,
             start=start,
             process_index=jax.process_index(),

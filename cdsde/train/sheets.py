@@ -29,6 +29,7 @@ class SheetMaker:
             image_size=size,
             batch_size=count,
             filter=config.data.filter,
+            fit=config.data.fit,
             indices=range(count),
         )
         self._batch = next(batches)
