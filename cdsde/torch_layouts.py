@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 def has_prefix(state_dict: Mapping[str, Any], prefix: str) -> bool:
     """Whether any key begins with `prefix`."""
@@ -238,6 +240,33 @@ def rename_lpips(slices: Iterable[Iterable[Any]], state_dict: Mapping[str, Any])
 def without_blurs(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Without CUT's fixed blur kernels, which are no parameters."""
     return {k: v for k, v in state_dict.items() if not k.endswith(".filt")}
+
+
+def _blur(taps: tuple[int, ...], gain: int, channels: int) -> np.ndarray:
+    kernel = np.outer(taps, taps).astype(np.float32)
+    return np.tile(gain * kernel / kernel.sum(), (channels, 1, 1, 1))
+
+
+def cut_generator_blurs(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The blur kernels that the published generator's file has beside its parameters."""
+    blocks = infer_cut_generator(state_dict, {})["num_blocks"]
+    first, second = (len(state_dict[f"model.{n}.bias"]) for n in (4, 8))
+    return {
+        "model.7.filt": _blur((1, 2, 1), 1, first),
+        "model.11.filt": _blur((1, 2, 1), 1, second),
+        f"model.{12 + blocks}.filt": _blur((1, 3, 3, 1), 4, second),
+        f"model.{16 + blocks}.filt": _blur((1, 3, 3, 1), 4, first),
+    }
+
+
+def cut_discriminator_blurs(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The same of the discriminator's."""
+    layers = infer_cut_discriminator(state_dict, {})["num_layers"]
+    before = [0, *range(3, 4 * layers - 1, 4)]  # convolutions that a blur follows
+    return {
+        f"model.{4 * n + 2}.filt": _blur((1, 2, 1), 1, len(state_dict[f"model.{index}.bias"]))
+        for n, index in enumerate(before)
+    }
 
 
 def patch_sampler_name(module: str) -> str:

@@ -58,6 +58,7 @@ class Kind(NamedTuple):
       prefixes: what a state dict of this kind must contain.
       rename: state dict -> what the network needs of it, under the names that it knows.
       supplement: file of `cdsde/assets/features` with what a state dict may lack as a whole.
+      constants: state dict of the parameters -> what a published file has besides.
       plain: published as dense tensors, which need no PyTorch to be read.
     """
 
@@ -69,6 +70,7 @@ class Kind(NamedTuple):
     prefixes: tuple[str, ...]
     rename: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda state_dict: state_dict
     supplement: str | None = None
+    constants: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda state_dict: {}
     plain: bool = False
 
 
@@ -215,8 +217,9 @@ def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
             value = np.transpose(value, (3, 2, 0, 1))
         elif path[-1] == "kernel":
             value = value.T.reshape(shape)
-        state_dict[prefix + name] = np.ascontiguousarray(value)
-    return state_dict
+        state_dict[name] = np.ascontiguousarray(value)
+    state_dict.update(spec.constants(state_dict))
+    return {prefix + name: value for name, value in state_dict.items()}
 
 
 def save_state_dict(path: str | Path, params: Mapping, kind: str, prefix: str = "") -> None:
@@ -485,6 +488,7 @@ KINDS = {
         infer=torch_layouts.infer_cut_generator,
         inputs=functools.partial(_image_inputs, 1),
         prefixes=("model.1.", "model.12.conv_block."),
+        constants=torch_layouts.cut_generator_blurs,
         **_CUT,
     ),
     "cut_discriminator": Kind(
@@ -492,6 +496,7 @@ KINDS = {
         infer=torch_layouts.infer_cut_discriminator,
         inputs=functools.partial(_image_inputs, 1),
         prefixes=("model.0.", "model.3."),
+        constants=torch_layouts.cut_discriminator_blurs,
         **_CUT,
     ),
     "cut_patch_sampler": Kind(

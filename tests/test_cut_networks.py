@@ -45,11 +45,16 @@ def test_generator(vectors, name, blocks, channels):
         encoded = apply(params, nhwc(v["input"]), layers, encode_only=True)
         for a, b in zip(encoded, features, strict=True):
             assert_close(a, b)
-    written = torch_weights.to_state_dict(params, "cut_generator")
-    original = torch_weights.read_state_dict(path)
-    assert {k for k in original if not k.endswith(".filt")} == written.keys()
+    assert_exported(path, "cut_generator", params)
+
+
+def assert_exported(path, kind, params):
+    """What is written is what was read, blur kernels included, for the published code's reader."""
+    written = torch_weights.to_state_dict(params, kind)
+    original = torch_weights.read_state_dict(path, plain=True)
+    assert original.keys() == written.keys()
     for key, value in written.items():
-        np.testing.assert_array_equal(value, original[key])
+        np.testing.assert_array_equal(value, original[key], err_msg=key)
 
 
 def test_blurs(vectors):
@@ -62,7 +67,9 @@ def test_blurs(vectors):
 
 @pytest.mark.parametrize(("name", "channels"), [("basic", 8), ("basic_xavier", 4)])
 def test_discriminator(vectors, name, channels):
-    apply, params = cdsde.load_torch(vectors / "discriminator" / f"{name}.pt", "cut_discriminator")
+    path = vectors / "discriminator" / f"{name}.pt"
+    apply, params = cdsde.load_torch(path, "cut_discriminator")
+    assert_exported(path, "cut_discriminator", params)
     assert apply.__self__ == PatchDiscriminator(channels=channels)
     with np.load(vectors / "discriminator" / f"{name}.npz") as v:
         assert_close(jax.jit(apply)(params, nhwc(v["input"])), nhwc(v["output"]))
@@ -71,6 +78,7 @@ def test_discriminator(vectors, name, channels):
 def test_patch_sampler(vectors):
     path = vectors / "patchsample" / "mlp_sample.pt"
     apply, params = cdsde.load_torch(path, "cut_patch_sampler")
+    assert_exported(path, "cut_patch_sampler", params)
     with np.load(vectors / "patchsample" / "mlp_sample.npz") as v:
         maps = [nhwc(v[f"feat_{n}"]) for n in range(3)]
         ids = [v[f"patch_ids_{n}"] for n in range(3)]

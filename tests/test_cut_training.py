@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import FOLDER, one_sentence, read_json
 
-from cdsde import data, load_config, torch_weights
+from cdsde import data, evaluate, exchange, load_config, sample, torch_weights
 from cdsde.train import cut, loop, state
 
 KINDS = {
@@ -151,7 +151,7 @@ def test_parameters_after_steps(golden, name):
             path = s.folder / f"{name}_after{step}_{letter}.pt"
             if not path.exists():
                 continue
-            expected = torch_weights.read_state_dict(path)
+            expected = torch_weights.read_state_dict(path, plain=True)
             for key, value in s.published(part, now.params[part]).items():
                 mask = masks[f"after{step}/{letter}/{key}"]
                 off = np.abs(value - expected[key])[mask]
@@ -293,8 +293,6 @@ def read_rows(workdir) -> list[dict]:
 @pytest.mark.usefixtures("compile_quickly")
 @pytest.mark.parametrize("method", ["cut", "fastcut"])
 def test_train_sample_eval(small, tmp_path, on_devices, monkeypatch, method):
-    from cdsde import evaluate, sample
-
     on_devices(2)
     config = small(method, train__steps=2, sample__split="val", eval__split="val")
     loop.train(config, tmp_path)
@@ -315,3 +313,26 @@ def test_a_gan_of_two_sources(small, tmp_path):
     with pytest.raises(ValueError, match="'blue,yellow'; cut is trained on one domain") as error:
         loop.train(config, tmp_path)
     assert one_sentence(str(error.value))
+
+
+@pytest.mark.usefixtures("compile_quickly")
+def test_published_weights_come_in_translate_and_go_out(small, tmp_path, golden, on_devices):
+    on_devices(1)
+    published = golden / "cut" / "generator" / "resnet_6blocks.pt"
+    changes = {"cut__channels": 8, "cut__num_blocks": 6, "weights__cut": published}
+    config = small(sample__split="val", export__stage="cut", **changes)
+    exchange.import_weights(config, tmp_path)
+    config.weights.cut = None
+    folder = sample.sample(config, tmp_path)
+    apply, params = torch_weights.load_torch(published, "cut_generator")
+    name = next(p.name for p in folder.glob("*.png") if p.name != "sheet.png")
+    source = sample.open_input(config)
+    (index,) = [j for j, n in enumerate(sample.output_names(source.ids)) if n == name]
+    x = data.to_float(data.resize(source[index]["image"], 16))[None]
+    expected = data.to_uint8(apply(params, x))[0].astype(int)
+    assert np.abs(expected - data.decode(folder / name)).max() <= 1
+    config.export.path = str(tmp_path / "latest_net_G.safetensors")
+    written = torch_weights.read_state_dict(exchange.export_weights(config, tmp_path))
+    original = torch_weights.read_state_dict(published, plain=True)
+    assert written.keys() == original.keys()
+    assert all(np.array_equal(written[k], original[k]) for k in original)
