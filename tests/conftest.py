@@ -80,8 +80,6 @@ def on_devices(monkeypatch):
 
     def use(count):
         chosen = jax.devices()[:count]
-        monkeypatch.setattr(
-            mesh, "make_mesh", lambda devices=None, **axes: real(devices or chosen, **axes)
-        )
+        monkeypatch.setattr(mesh, "make_mesh", lambda devices=None, **axes: real(chosen, **axes))
 
     return use

@@ -31,6 +31,17 @@ for _stage in ("encoder", "classifier"):
         f"{_stage}.channel_mult": (1,),
         f"{_stage}.attention_resolutions": (),
     }
+for _gan in ("cut", "fastcut"):
+    TINY |= {
+        f"{_gan}.channels": 4,
+        f"{_gan}.num_blocks": 5,
+        f"{_gan}.discriminator_channels": 8,
+        f"{_gan}.discriminator_layers": 1,
+        f"{_gan}.patch_features": 8,
+        f"{_gan}.num_patches": 16,
+        f"train.{_gan}.epoch": 2,
+        f"train.{_gan}.decay": 1,
+    }
 
 
 def compile_cached(folder: str) -> None:

@@ -241,17 +241,7 @@ def small(tiny):
     """CUT of a few thousand parameters on 16² pictures."""
 
     def make(method="cut", **changes):
-        own = {
-            f"{method}__channels": 4,
-            f"{method}__num_blocks": 5,
-            f"{method}__discriminator_channels": 8,
-            f"{method}__discriminator_layers": 1,
-            f"{method}__patch_features": 8,
-            f"{method}__num_patches": 16,
-            f"train__{method}__epoch": 2,
-            f"train__{method}__decay": 1,
-        }
-        return tiny(**{"method": method, **own, **changes})
+        return tiny(**{"method": method, **changes})
 
     return make
 
