@@ -44,6 +44,7 @@ setup(
         "scipy>=1.14",
         "tensorboardX>=2.6.2.2",
         "tensorflow-datasets>=4.9.10",
+        "tokenizers>=0.21",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -137,14 +137,33 @@ def from_state_dict(
     network = _build(spec, {**inferred, **arch}, kind)
     state_dict = _supplemented(spec.rename(state_dict), spec)
     inputs, labels = spec.inputs(network, state_dict)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs, **labels)["params"]
-    shapes = traverse_util.flatten_dict(shapes)
-    names = {path: _published(spec, path, leaf.shape) for path, leaf in shapes.items()}
-    problems = _mismatches(state_dict, dict(names.values()))
-    if problems:
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs, **labels)
+    try:
+        return network.apply, fit(shapes, state_dict, functools.partial(_published, spec))
+    except ValueError as error:
         raise ValueError(
-            f"the weights do not fit kind '{kind}': {problems}; {_hint(arch, inferred, kind)}."
-        )
+            f"the weights do not fit kind '{kind}': {error}; {_hint(arch, inferred, kind)}."
+        ) from None
+
+
+def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callable) -> dict:
+    """A network's parameters out of a state dict.
+
+    Args:
+      shapes: what `jax.eval_shape` of the network's `init` gives, its "params" are looked at.
+      state_dict: published names to arrays.
+      published: `(path, shape) -> (published name, published shape)` of a parameter.
+
+    Returns:
+      `{"params": tree}`, float32.
+
+    Raises:
+      ValueError: all keys that are missing, too many or of another shape.
+    """
+    shapes = traverse_util.flatten_dict(shapes["params"])
+    names = {path: published(path, leaf.shape) for path, leaf in shapes.items()}
+    if problems := _mismatches(state_dict, dict(names.values())):
+        raise ValueError(problems)
     params = {}
     for path, (name, _) in names.items():
         value = state_dict[name]
@@ -153,7 +172,20 @@ def from_state_dict(
         elif path[-1] == "kernel":
             value = value.reshape(value.shape[:2]).T
         params[path] = jnp.asarray(value, jnp.float32)
-    return network.apply, {"params": traverse_util.unflatten_dict(params)}
+    return {"params": traverse_util.unflatten_dict(params)}
+
+
+def published_leaf(module: str, leaf: str) -> str:
+    """Published name of a parameter of a published module."""
+    leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(leaf, leaf)
+    return f"{module}.{leaf}" if module else leaf
+
+
+def published_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Its published shape: convolutions (out, in, H, W), linear layers (out, in)."""
+    if leaf != "kernel":
+        return tuple(shape)
+    return (shape[-1], shape[-2], *shape[:-2])
 
 
 def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -> dict[str, Any]:
@@ -352,12 +384,10 @@ def _import_torch(path: Path) -> Any:
 def _published(spec: Kind, path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple]:
     """Published key and shape of the parameter at `path`."""
     module = spec.module_name(".".join(path[:-1]))
-    leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(path[-1], path[-1])
-    if path[-1] == "kernel" and len(shape) == 4:
-        shape = (shape[3], shape[2], shape[0], shape[1])
-    elif path[-1] == "kernel":
-        shape = (shape[1], shape[0]) + (1,) * spec.pointwise(module)
-    return f"{module}.{leaf}", shape
+    shape = published_shape(path[-1], shape)
+    if path[-1] == "kernel" and len(shape) == 2:
+        shape += (1,) * spec.pointwise(module)
+    return published_leaf(module, path[-1]), shape
 
 
 def _build(spec: Kind, fields: Mapping[str, Any], kind: str) -> Any:

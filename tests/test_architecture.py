@@ -26,6 +26,7 @@ LAYERS = (
     | {"networks", "data", "config", "presets", "mesh", "report", "checkpoint"}
     | {"torch_files", "torch_layouts", "trees"},
     {"flag_errors", "models", "features", "torch_weights"},
+    {"latent"},
     {"weights"},
     {"sampler"},
 )

@@ -1,0 +1,82 @@
+"""CLIP's byte-pair tokenizer, read from a diffusers folder (`vocab.json`, `merges.txt`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+LENGTH = 77
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class ClipTokenizer(NamedTuple):
+    """Text → ids.
+
+    Attributes:
+      words: text → ids, without start and end.
+      start, end: ids of the special tokens; the end also fills up.
+      length: ids of a text, always so many.
+    """
+
+    words: Tokenizer
+    start: int
+    end: int
+    length: int = LENGTH
+
+    def count(self, text: str) -> int:
+        """Ids of a text, start and end included, before it is cut."""
+        return len(self.words.encode(text).ids) + 2
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """int32 `[B, length]`: start, words, end and more ends; a long text loses its end."""
+        rows = np.full((len(texts), self.length), self.end, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            ids = [self.start, *self.words.encode(text).ids[: self.length - 2]]
+            row[: len(ids)] = ids
+        return rows
+
+
+def load(folder: str | Path) -> ClipTokenizer:
+    """The tokenizer of a folder.
+
+    Raises:
+      ValueError: a file is missing or is none of this tokenizer.
+    """
+    folder = Path(folder)
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder} has no {name}; a tokenizer is its vocab.json and merges.txt"
+            )
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    if START not in vocabulary or END not in vocabulary or any(len(m) != 2 for m in merges):
+        raise ValueError(f"{folder} does not hold CLIP's tokenizer: no {START}, or odd merges")
+    words = Tokenizer(
+        models.BPE(
+            vocabulary,
+            merges,
+            unk_token=END,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+        )
+    )
+    words.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    # Written out in a text they are what they are called.
+    words.add_special_tokens([START, END])
+    return ClipTokenizer(words, vocabulary[START], vocabulary[END])
