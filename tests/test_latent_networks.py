@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdsde.latent import files, tokenizer, unet
+from cdsde.latent import blip, files, tokenizer, unet
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -176,6 +176,24 @@ def test_clip(folder, close):
 
 def _unit(x):
     return np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_captions(folder, close):
+    module, params = files.load_blip(folder / "blip")
+    v = np.load(folder / "blip.npz")
+    images = nhwc(v["pixel_values"])
+    close(module.apply(params, images, method="encode"), "blip", "image_embeds")
+    logits = module.apply(params, images[:1], v["teacher_forced_ids"])
+    close(logits, "blip", "teacher_forced_logits")
+    tokens = json.loads((folder / "params.json").read_text())["blip"]["max_new_tokens"]
+    greedy = blip.caption_ids(module, params, images, tokens=tokens)
+    np.testing.assert_array_equal(greedy, v["greedy_ids"])
+    # transformers puts its beginning in place of the first token and drops the last, a separator.
+    prompt = v["prompt_ids"][0].tolist()[1:-1]
+    found = blip.caption_ids(module, params, images, prompt, tokens)
+    np.testing.assert_array_equal(found, v["greedy_ids_prompt"])
+    found = blip.caption_ids(module, params, images[:1], tokens=tokens, beams=3)
+    np.testing.assert_array_equal(found, v["beam3_ids_first_image"])
 
 
 @pytest.mark.parametrize(

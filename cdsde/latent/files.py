@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdsde import torch_weights
+from cdsde.latent.blip import BLIP, Decoder, Vision
 from cdsde.latent.clip import CLIP, CLIPTextModel, TextTransformer, VisionTransformer
 from cdsde.latent.unet import UNet
 from cdsde.latent.vae import AutoencoderKL
@@ -213,3 +214,33 @@ def load_clip(folder: str | Path, **fields) -> tuple[CLIP, dict]:
     module = CLIP(text, vision, config["projection_dim"])
     inputs = (jnp.zeros((1, 1), int), jnp.zeros((1, vision.image_size, vision.image_size, 3)))
     return module, fit(module, inputs, _without_positions(read_weights(folder)), folder)
+
+
+def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
+    """`BLIP`, the captioner, and its parameters."""
+    config = read_config(folder)
+    common = {
+        "width": "hidden_size",
+        "depth": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "mlp": "intermediate_size",
+        "activation": "hidden_act",
+        "eps": "layer_norm_eps",
+    }
+    image = {"image_size": "image_size", "patch_size": "patch_size", **common}
+    words = {"vocabulary": "vocab_size", "positions": "max_position_embeddings", **common}
+    text = config["text_config"]
+    module = BLIP(
+        Vision(**_fields(config["vision_config"], image, folder)),
+        Decoder(**_fields(text, words, folder)),
+        begin=text["bos_token_id"],
+        end=text["sep_token_id"],
+        pad=text["pad_token_id"],
+    )
+    side = module.vision.image_size
+    weights = _without_positions(read_weights(folder))
+    # Kept beside the decoder's own bias, and not used.
+    weights.pop("text_decoder.cls.predictions.bias", None)
+    weights = {k: v for k, v in weights.items() if not k.endswith(".position_ids")}
+    inputs = (jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1), int))
+    return module, fit(module, inputs, weights, folder)
