@@ -17,7 +17,9 @@ KINDS = {
     "discriminator": ("D", "cut_discriminator"),
     "patch_sampler": ("F", "cut_patch_sampler"),
 }
-SCENARIOS = ("cut_b1", "cut_b2", "fastcut_noflip_b1", "fastcut_flip_b1", "cut_b1_xavier")
+SLOW = ("cut_b2", "fastcut_noflip_b1", "cut_b1_xavier")
+SCENARIOS = ["cut_b1", "fastcut_flip_b1"]
+SCENARIOS += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 RATE = 2e-4
 
 
@@ -133,7 +135,9 @@ def test_patch_losses_of_each_layer(scenario):
             np.testing.assert_allclose(patches.mean(), expected.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cut_b1", "fastcut_noflip_b1", "fastcut_flip_b1"])
+@pytest.mark.parametrize(
+    "name", [*SCENARIOS[:2], pytest.param("fastcut_noflip_b1", marks=pytest.mark.slow)]
+)
 def test_parameters_after_steps(golden, name):
     s = Scenario(golden / "cut", name)
     tx = state.each_part(state.optimiser(s.training))
