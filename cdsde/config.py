@@ -16,6 +16,7 @@ from ml_collections.config_dict import placeholder
 SDES = ("contrastive_sde", "egsde", "sdedit", "ilvr")
 GANS = ("cut", "fastcut")
 METHODS = SDES + GANS
+EDITORS = ("ddim", "pix2pix_zero", "pix2pix_zerocon", "pnp", "dds", "cds")
 GUIDED = ("score", "encoder", "classifier")  # the networks of the SDE methods
 STAGES = GUIDED + GANS  # what is trained; a GAN is a stage of its own
 NEEDS = {  # the stages whose networks a method runs
@@ -271,6 +272,41 @@ def base() -> ConfigDict:
         str
     )  # FILE.pt, .pth or .safetensors; None: WORKDIR/export/STAGE.safetensors
 
+    # Text-guided editing with a latent diffusion model on disk, in the layout of diffusers.
+    c.model = ConfigDict()
+    c.model.path = placeholder(str)  # DIR/{unet,vae,text_encoder,tokenizer,scheduler}
+    c.model.captioner = placeholder(str)  # a BLIP folder, for captions that are not given
+    d = c.edit = ConfigDict()
+    d.method = "pix2pix_zerocon"  # ddim | pix2pix_zero | pix2pix_zerocon | pnp | dds | cds
+    d.input = placeholder(str)  # an image or a folder
+    d.output = placeholder(str)  # None: WORKDIR/edits/METHOD
+    d.source = ""  # what is to change: "a cat"
+    d.target = ""  # into what: "a dog"
+    d.caption = placeholder(str)  # of the image; None: the captioner's
+    d.source_bank = placeholder(str)  # a sentence a line; None: templates around `source`
+    d.target_bank = placeholder(str)
+    d.image_size = 512  # shorter side, then the centre square
+    d.steps = 50  # of the inversion and of the sampling
+    d.inversion = "next"  # next | current | p2p0: where the inversion's noise is predicted
+    d.regularise = True  # keep the inverted noise noise-like (pix2pix-zero, pix2pix_zerocon)
+    d.strength = 1.0  # times the direction from source to target
+    d.scale = placeholder(float)  # of classifier-free guidance; None: the method's own
+    d.negative = placeholder(str)  # what it leads away from; None: the method's own
+    d.step = 0.1  # λ, of the gradient steps
+    d.map_weight = 1.0  # λ_c, of the cross-attention maps
+    d.feature_weight = 3.0  # λ_e, of the patches (pix2pix_zerocon, cds)
+    d.patches = (1, 2)  # sides of a patch
+    d.num_patches = 256
+    d.temperature = 0.07
+    d.layers = "decoder"  # decoder | encoder: whose features are compared
+    d.convolution = 0.8  # pnp: share of the steps in which it is the source's
+    d.attention = 0.5
+    d.iterations = 200  # dds, cds
+    d.rate = 0.1
+    d.seed = 0
+    d.batch_size = 1
+    d.limit = placeholder(int)
+
     e = c.eval = ConfigDict()
     e.split = "test"
     e.methods = ""  # methods whose results are evaluated side by side: "sdedit,egsde"; "": method
@@ -372,6 +408,11 @@ def validate(config: ConfigDict) -> None:
     one_of("dtype", ("float32", "bfloat16"))
     one_of("train.stage", ("",) + STAGES)
     one_of("data.filter", ("lanczos", "bicubic", "bilinear"))
+    one_of("edit.method", EDITORS)
+    one_of("edit.inversion", ("next", "current", "p2p0"))
+    one_of("edit.layers", ("decoder", "encoder"))
+    for key in ("edit.steps", "edit.iterations", "edit.batch_size", "edit.num_patches"):
+        at_least(key, 1)
     one_of("data.fit", ("crop", "stretch"))
     one_of("sde.schedule", ("linear", "cosine"))
     one_of("score.arch", ("adm", "ddpm"))

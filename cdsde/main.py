@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from cdsde import flag_errors, logs
 
-MODES = ("train", "sample", "eval", "import", "export")
+MODES = ("train", "sample", "eval", "edit", "import", "export")
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
@@ -23,7 +23,8 @@ MODE = flags.DEFINE_enum(
     None,
     MODES,
     "train: what the method needs and the work folder lacks; sample: translate images; "
-    "eval: measure the translated images; import: published PyTorch weights into the work folder; "
+    "eval: measure the translated images; edit: change images by words; "
+    "import: published PyTorch weights into the work folder; "
     "export: the way back, to config.export.path.",
 )
 WORKDIR = flags.DEFINE_string(
@@ -83,6 +84,10 @@ def _program(mode: str):
         from cdsde.sample import sample
 
         return sample
+    if mode == "edit":
+        from cdsde.edit import edit
+
+        return edit
     if mode in ("import", "export"):
         from cdsde import exchange
 

@@ -119,7 +119,7 @@ def sample(config: ConfigDict, workdir, loaded=None) -> Path:
     folder = output_folder(config, workdir)
     folder.mkdir(parents=True, exist_ok=True)
     names = output_names(source.ids)
-    _claim(folder, settings_record(config, origins, source), names)
+    claim(folder, settings_record(config, origins, source), names)
 
     wanted = range(len(source))[: config.sample.limit]
     mine = list(wanted)[jax.process_index() :: jax.process_count()]
@@ -162,8 +162,18 @@ def _cap(todo, sampler) -> int:
     return max(mesh.round_up(len(todo), sampler.devices), sampler.devices.size)
 
 
-def _claim(folder: Path, record: dict, names: Sequence[str]) -> None:
-    """Write the record, or check that the results already there have the same one."""
+def claim(folder: Path, record: dict, names: Sequence[str], key: str = "sample.output") -> None:
+    """Write the record of a run's settings into its folder of results.
+
+    Args:
+      folder: of the results, which is there.
+      record: what decides the pixels.
+      names: of the results.
+      key: of the config, that names the folder.
+
+    Raises:
+      ValueError: the folder holds results with another record, or files that are no results.
+    """
     path = folder / RECORD
     if path.exists():
         old = json.loads(path.read_text())
@@ -173,14 +183,14 @@ def _claim(folder: Path, record: dict, names: Sequence[str]) -> None:
         if changed:
             raise ValueError(
                 f"{folder} holds results made with other settings (different: "
-                f"{', '.join(changed)}); delete it or choose another --config.sample.output"
+                f"{', '.join(changed)}); delete it or choose another --config.{key}"
             )
     elif jax.process_index() == 0:
         # Without a record it is no result, and would pass for one (the input folder, for example).
         if foreign := next((name for name in names if (folder / name).exists()), None):
             raise ValueError(
                 f"{folder} holds {foreign}, which is no result of --mode=sample (there is no "
-                f"{RECORD} beside it); choose another --config.sample.output"
+                f"{RECORD} beside it); choose another --config.{key}"
             )
         report.write_json(path, record)
 

@@ -170,6 +170,7 @@ def edit(model, v, settings, ids, name="x_T"):
         )
     )
     _, states, told = run(x, ids)
+    told.pop("source")
     return nchw(states)[:, 0], {k: np.asarray(value)[..., 0] for k, value in told.items()}
 
 

@@ -11,8 +11,9 @@ r"""Training-free editors of a latent, as compositions of the same parts, each o
     dds, cds         no ladder: the difference of two noise predictions is the gradient of the
                      latent (Delta Denoising Score), and (2) of guidance.py with it (CDS)
 
-Texts are CLIP's hidden states `[77, D]`; latents `[B, h, w, 4]`. `unet(x, t, context, **kwargs)` is
-a `UNet.apply` with its parameters bound. Nothing is drawn in here: ids and noise are arguments.
+Texts are CLIP's hidden states, `[77, D]` or one an image `[B, 77, D]`; latents `[B, h, w, 4]`.
+`unet(x, t, context, **kwargs)` is a `UNet.apply` with its parameters bound. Nothing is drawn in
+here: ids and noise are arguments.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ KEPT = ["maps", "features"]
 
 
 class Texts(NamedTuple):
-    """Hidden states `[77, D]` of the texts of an edit.
+    """Hidden states `[77, D]` or `[B, 77, D]` of the texts of an edit.
 
     Attributes:
       source: of the caption.
@@ -67,7 +68,7 @@ class Zerocon(NamedTuple):
 
 
 def _rows(text: jax.Array, batch: int) -> jax.Array:
-    return jnp.broadcast_to(text[None], (batch, *text.shape))
+    return jnp.broadcast_to(text, (batch, *text.shape[-2:]))
 
 
 def guided_eps(unet: Callable, x: jax.Array, t, texts: Texts, scale, other=None) -> jax.Array:
@@ -110,8 +111,9 @@ def zerocon(
       ids: patches by layer and size, each `[N, n]`: a row a step; {}: no features.
 
     Returns:
-      `(latent, states [N + 1, B, h, w, 4], {"map", "feature", "gradient"})`: both losses `[N, B]`,
-      and the length of the latent's gradient, of the pair form `[N, 2, B]` of both copies.
+      `(latent, states [N + 1, B, h, w, 4], {"map", "feature", "gradient", "source"})`: both losses
+      `[N, B]`, the length of the latent's gradient, of the pair form `[N, 2, B]` of both copies,
+      and what the source itself came out as, `[B, h, w, 4]`.
     """
     batch, side = len(x), x.shape[1:3]
 
@@ -150,8 +152,8 @@ def zerocon(
         return (source, edit), (edit, told)
 
     rows = (ddim.Ladder(*map(jnp.asarray, ladder)), ids)
-    (_, edit), (states, told) = jax.lax.scan(body, (x, x), rows)
-    return edit, jnp.concatenate([x[None], states]), told
+    (source, edit), (states, told) = jax.lax.scan(body, (x, x), rows)
+    return edit, jnp.concatenate([x[None], states]), {**told, "source": source}
 
 
 def plug_and_play(

@@ -6,6 +6,7 @@ position by position, not normalised. Its first row is exactly 0, for all texts 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,14 +36,18 @@ class Encoder(NamedTuple):
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """All positions of each text, padding included."""
-        apply = jax.jit(lambda params, ids: self.module.apply(params, ids).hidden)
         ids = self.tokenize(texts)
         rows = []
         for start in range(0, len(ids), BATCH):
             part = ids[start : start + BATCH]
             filled = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), 0)])
-            rows.append(np.asarray(apply(self.params, filled))[: len(part)])
+            rows.append(np.asarray(_hidden(self.module, self.params, filled))[: len(part)])
         return np.concatenate(rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(module, params, ids):
+    return module.apply(params, ids).hidden
 
 
 def mean(encoder: Encoder, sentences: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,153 @@
+"""`--mode=edit`: images changed by words, one PNG each, the inversion's reconstruction beside it.
+
+A run that was cut off goes on where it stopped; results of other settings are refused, not mixed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from cdsde import mesh
+from cdsde.data import FilesSource, contact_sheet, decode, eval_batches, to_uint8, write_png
+from cdsde.latent import blip, files, model
+from cdsde.sample import SHEET, claim, output_names
+
+RECONSTRUCTION = "reconstructions"  # folder beside the results
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def edit(config: ConfigDict, workdir) -> Path:
+    """Edit every input image; returns the folder of the results.
+
+    Raises:
+      ValueError: something is not said (model, input, source, target, caption), a part of the model
+        is missing, an image is broken, or results of other settings are in the way.
+    """
+    e = config.edit
+    for key, value in (
+        ("model.path", config.model.path),
+        ("edit.input", e.input),
+        ("edit.source", e.source),
+        ("edit.target", e.target),
+    ):
+        if not value:
+            raise ValueError(f"config.{key} is not given; --mode=edit needs it")
+    source = FilesSource(e.input)
+    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
+    loaded = model.load(config.model.path, dtype, config.remat)
+    halvings = 8 * 2 ** (len(loaded.unet.widths) - 1)
+    if e.image_size % halvings:
+        raise ValueError(
+            f"config.edit.image_size is {e.image_size}; the model takes multiples of {halvings}"
+        )
+    folder = Path(workdir) / "edits" / e.method if e.output is None else Path(e.output)
+    names = output_names(source.ids)
+    wanted = list(range(len(source))[: e.limit])
+    mine = wanted[jax.process_index() :: jax.process_count()]
+    todo = [j for j in mine if not (folder / names[j]).exists()]
+    captions = captions_of(config, source, todo)
+    texts = model.said(loaded, e, list(captions.values())) if todo else None
+    place = {name: n for n, name in enumerate(captions)}
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, _record(config, loaded), names, "edit.output")
+
+    devices = mesh.make_mesh(jax.local_devices())
+    params = mesh.put_replicated(loaded.params, devices)
+    run = jax.jit(model.program(loaded, e, e.image_size))
+    key = mesh.put_replicated(jax.random.key(e.seed), devices)
+    size = mesh.round_up(e.batch_size, devices)
+    batches = eval_batches(
+        source, image_size=e.image_size, batch_size=size, filter="lanczos", indices=todo
+    )
+    by_id = dict(zip(source.ids, names, strict=True))
+    with tqdm(total=len(todo), unit="image", desc=e.method, disable=None) as bar:
+        for batch in batches:
+            at = [place[name] for name in batch["name"]]
+            said = jax.tree.map(lambda rows, at=at: np.asarray(rows)[at], texts)
+            rows = (batch["image"], said, batch["id"])
+            images, said, ids = mesh.put_batch(rows, devices)
+            made = [mesh.local_rows(x) for x in run(params, images, said, key, ids)]
+            for name, real, result, back in zip(batch["name"], batch["mask"], *made, strict=True):
+                if real:
+                    # The result last: it says that the image is done.
+                    (folder / RECONSTRUCTION).mkdir(exist_ok=True)
+                    write_png(folder / RECONSTRUCTION / by_id[name], to_uint8(back))
+                    write_png(folder / by_id[name], to_uint8(result))
+                    bar.update()
+    mesh.barrier("edited")
+    if jax.process_index() == 0:
+        _sheet(e, source, folder, names, wanted[:16])
+        logging.info("results in %s, the first of them in %s", folder, folder / SHEET)
+    return folder
+
+
+def captions_of(config: ConfigDict, source, todo) -> dict[str, str]:
+    """A caption for each image: the given one, or the captioner's.
+
+    Raises:
+      ValueError: neither is there.
+    """
+    ids = [source.ids[j] for j in todo]
+    if config.edit.caption:
+        return dict.fromkeys(ids, config.edit.caption)
+    if config.model.captioner is None:
+        raise ValueError(
+            "config.edit.caption is not given and there is no captioner; say what the image shows "
+            "with --config.edit.caption=TEXT, or name a BLIP with --config.model.captioner=DIR"
+        )
+    folder = Path(config.model.captioner)
+    words = folder / "vocab.txt"
+    if not words.is_file():
+        raise ValueError(f"there is no {words}; a captioner has its words beside its weights")
+    vocabulary = words.read_text(encoding="utf-8").splitlines()
+    module, params = files.load_blip(folder)
+    prompt = [vocabulary.index(word) for word in ("a", "picture", "of")]
+    found = {}
+    for j, name in zip(todo, ids, strict=True):
+        pixels = for_clip(source[j]["image"], module.vision.image_size)
+        (row,) = blip.caption_ids(module, params, pixels[None], prompt, beams=3)
+        words_ = [vocabulary[i] for i in row if i not in (module.begin, module.end, module.pad)]
+        text = " ".join(words_).replace(" ##", "")
+        found[name] = text.removeprefix("a picture of ")
+        logging.info("%s: %s", name, found[name])
+    return found
+
+
+def for_clip(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 `[H, W, 3]` → float32 `[size, size, 3]`, normalised as BLIP wants it, stretched."""
+    pixels = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    mean, std = (np.array(x, np.float32) for x in (CLIP_MEAN, CLIP_STD))
+    return (np.asarray(pixels, np.float32) / 255 - mean) / std
+
+
+def _record(config: ConfigDict, loaded: model.Model) -> dict:
+    """What decides the pixels."""
+    plain = json.loads(config.to_json_best_effort())
+    for key in ("input", "output", "batch_size", "limit"):
+        plain["edit"].pop(key)
+    return {"edit": plain["edit"], "dtype": config.dtype, "weights": loaded.digests}
+
+
+def _sheet(e: ConfigDict, source, folder: Path, names, shown) -> None:
+    from cdsde.data import resize
+
+    rows = [
+        [
+            resize(source[j]["image"], e.image_size),
+            decode(folder / RECONSTRUCTION / names[j], names[j]),
+            decode(folder / names[j], names[j]),
+        ]
+        for j in shown
+    ]
+    titles = ["source", "reconstruction", e.method]
+    write_png(folder / SHEET, contact_sheet(rows, titles, blocks=1 if len(rows) < 5 else 2))
