@@ -46,10 +46,10 @@ def pixels(folder):
     return {p.name: np.asarray(Image.open(p), int) for p in sorted(folder.glob("?.png"))}
 
 
-SLOW = ("pix2pix_zerocon", "pix2pix_zero", "pnp", "dds", "cds")
-EDITORS = ["ddim", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+EDITORS = ("pix2pix_zerocon", "pix2pix_zero", "ddim", "pnp", "dds", "cds")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", EDITORS)
 def test_an_edit_from_folder_to_folder(task, tmp_path, on_devices, method):
     on_devices(1)

@@ -123,6 +123,7 @@ def test_patch_loss(folder, close, roles, patch):
     close(slope, "nce", f"grad_trg_{roles}_ps{patch}")
 
 
+@pytest.mark.slow
 def test_losses_through_the_network(folder, close, model):
     unet, _ = model
     v = load(folder, "unet")
@@ -187,6 +188,7 @@ def test_pix2pix_zero(folder, close, model):
     close(told["map"], "traj_pix2pix_zero", "loss_c_no_guidance")
 
 
+@pytest.mark.slow
 def test_zerocon(folder, close, model):
     v = load(folder, "traj_zerocon")
     plain = editors.Zerocon(step=0.02)
@@ -252,7 +254,8 @@ def test_plug_and_play(folder, close, model):
     close(nchw(states)[:, 0], "traj_pnp", "states")
 
 
-@pytest.mark.parametrize("method", ["dds", pytest.param("cds", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dds", "cds"])
 def test_delta_denoising(folder, close, model, method):
     unet, schedule = model
     v = load(folder, "traj_dds")

@@ -440,7 +440,7 @@ def test_errors():
         init(ADMUNet(**{**SMALL_ADM, "num_head_channels": -1, "num_heads": 5}))
     with pytest.raises(ValueError, match="built for 8x8 features and got 16x16"):
         init(ADMEncoder(**SMALL_ADM, image_size=16), side=32)
-    with pytest.raises(ValueError, match="pool is 'max': choose 'attention' or 'adaptive'"):
+    with pytest.raises(ValueError, match="pool is 'max': choose 'attention', 'adaptive' or 'none'"):
         init(ADMEncoder(**SMALL_ADM, image_size=16, pool="max"))
 
 

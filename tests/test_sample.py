@@ -369,7 +369,7 @@ CHANGES = [
 def test_results_of_other_settings_are_not_mixed(changes, named, task, trained, five, tmp_path):
     out = tmp_path / "out"
     config = task(sample__input=five, sample__output=out)
-    sample._claim(out, sample.settings_record(config, origins(config), FilesSource(five)), MADE)
+    sample.claim(out, sample.settings_record(config, origins(config), FilesSource(five)), MADE)
     picture(0).save(out / "a.png")
     before = files(out)
     config.update_from_flattened_dict(changes)

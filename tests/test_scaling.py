@@ -88,6 +88,7 @@ def test_timing_runs_a_step_that_gives_its_memory_away(small):
     assert timing.peak(size=64) > 0
 
 
+@pytest.mark.slow
 def test_bench_from_the_command_line(tmp_path, capsys, pictures):
     output = tmp_path / "bench.json"
     changes = {
