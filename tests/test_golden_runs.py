@@ -303,6 +303,7 @@ def run_500(network, method, run, **changes):
     return arrays, result
 
 
+@pytest.mark.slow
 def test_500_steps_of_egsde():
     arrays, result = run_500("adm", "egsde", "egsde500")
     check_picture(result, arrays["egsde500_png"][0], 1e-4)

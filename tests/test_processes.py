@@ -154,7 +154,8 @@ def test_training_over_two_processes_killed_and_resumed(training, tmp_path, comp
     assert_same_network(training, tmp_path / "one", tmp_path / "two", 1e-5)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
 def test_sigterm_saves_and_asks_to_be_started_again(training, tmp_path, compiled_programs, count):
     long = training(tmp_path / "cut", train__steps=10_000, train__checkpoint_every=10_000)
     started = start(long, count, compiled_programs)

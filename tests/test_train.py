@@ -381,6 +381,7 @@ def test_rows_of_a_table_are_never_lost_when_columns_change(tmp_path):
 # --- networks: from weights that are there ---
 
 
+@pytest.mark.slow
 def test_fine_tuning_begins_from_imported_weights(tiny, tmp_path, on_devices):
     on_devices(1)
     changes = {"train__score__learning_rate": 1e-9, "train__checkpoint_every": 100}
