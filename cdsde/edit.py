@@ -17,7 +17,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from cdsde import mesh
-from cdsde.data import FilesSource, contact_sheet, decode, eval_batches, to_uint8, write_png
+from cdsde.data import (
+    FilesSource,
+    contact_sheet,
+    decode,
+    eval_batches,
+    resize,
+    to_uint8,
+    write_png,
+)
 from cdsde.latent import blip, files, model
 from cdsde.sample import SHEET, claim, output_names
 
@@ -139,8 +147,6 @@ def _record(config: ConfigDict, loaded: model.Model) -> dict:
 
 
 def _sheet(e: ConfigDict, source, folder: Path, names, shown) -> None:
-    from cdsde.data import resize
-
     rows = [
         [
             resize(source[j]["image"], e.image_size),

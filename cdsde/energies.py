@@ -139,6 +139,12 @@ def contrastive(encode: Callable) -> Energy:
     return energy
 
 
+def patch_nce(queries: jax.Array, keys: jax.Array, temperature: float) -> jax.Array:
+    """Equation (4) of vectors `[B, P, C]` of length 1: cross-entropy of each patch, `[B, P]`."""
+    logits = jnp.einsum("bpc,bqc->bpq", queries, keys) / temperature
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.einsum("bpp->bp", logits)
+
+
 def patch_contrast(encode: Callable, temperature: float = 0.07) -> Energy:
     """Equation (4): at each position, nearer to the source there than to the source elsewhere.
 
@@ -150,9 +156,7 @@ def patch_contrast(encode: Callable, temperature: float = 0.07) -> Energy:
     def energy(y, x_t, i):
         a, b = encode(y, i), jax.lax.stop_gradient(encode(x_t, i))
         a, b = (unit(z.reshape(z.shape[0], -1, z.shape[-1])) for z in (a, b))
-        logits = jnp.einsum("bpc,bqc->bpq", a, b) / temperature
-        same = jnp.einsum("bpp->bp", logits)
-        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - same, axis=-1)
+        return jnp.mean(patch_nce(a, b, temperature), axis=-1)
 
     return energy
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cdsde.energies import unit
+from cdsde import energies
 
 
 def eps_matching(prediction, eps, alpha_bar, snr_clip: float | None = None):
@@ -54,7 +54,7 @@ def nt_xent(first, second, temperature):
     Returns:
       `(loss, accuracy)`: float32 scalars; accuracy is how often the positive is the nearest view.
     """
-    z = unit(jnp.concatenate([first, second]))
+    z = energies.unit(jnp.concatenate([first, second]))
     n = z.shape[0]
     logits = z @ z.T / temperature
     logits = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, logits)
@@ -96,7 +96,7 @@ def alignment_uniformity(first, second):
     Logged, not trained on.
     """
     first, second = (z.reshape(len(z), -1) for z in (first, second))
-    a, b = unit(first), unit(second)
+    a, b = energies.unit(first), energies.unit(second)
     alignment = jnp.mean(jnp.sum((a - b) ** 2, -1))
     z = jnp.concatenate([a, b])
     d2 = 2 - 2 * z @ z.T
@@ -121,9 +121,7 @@ def patch_nce(queries, keys, temperature: float = 0.07, across_batch: bool = Fal
         shape = queries.shape
         merged = (z.reshape(1, -1, shape[-1]) for z in (queries, keys))
         return patch_nce(*merged, temperature).reshape(shape[:2])
-    logits = jnp.einsum("bpd,brd->bpr", queries, keys) / temperature
-    same = jnp.einsum("bpp->bp", logits)
-    return jax.nn.logsumexp(logits, axis=-1) - same
+    return energies.patch_nce(queries, keys, temperature)
 
 
 def gan(logits, real: bool, mode: str = "lsgan"):

@@ -5,8 +5,8 @@
 
 DIR is a model in diffusers' layout (unet/ vae/ text_encoder/ tokenizer/ scheduler/, safetensors).
 Without --config.edit.caption, --config.model.captioner=DIR names a BLIP that captions. Other
-methods: --config.edit.method=ddim | pix2pix_zero | pnp | dds | cds. For an accelerator: about 250
-evaluations of the U-Net and 50 of its gradient, 0.8 and 3.2 TFLOP each at 512².
+methods: --config.edit.method=ddim | pix2pix_zero | pnp | dds | cds. For an accelerator: 200
+evaluations of the U-Net and 50 of its gradient for an image.
 """
 
 from cdsde import config

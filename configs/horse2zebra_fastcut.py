@@ -8,7 +8,7 @@ Put CycleGAN's images as DIR/{train,val}/{horse,zebra}/*.jpg (its trainA, trainB
     python -m cdsde.main $ARGS --mode=eval \
         --config.eval.inception=pt_inception-2015-12-05-6726825d.pth
 
-Published: FID 73.4. For an accelerator: a step is 0.76 TFLOP, and there are 266,800 of them.
+For an accelerator: a step is 0.76 TFLOP, and there are 266,800 of them.
 """
 
 from cdsde import config, presets

@@ -128,7 +128,7 @@ def test_losses_through_the_network(folder, close, model):
     unet, _ = model
     v = load(folder, "unet")
     x, t = nhwc(v["sample"][:1]), v["timesteps"][:1]
-    _, maps, features = editors._seen(unet, x, t, v["encoder_hidden_states_ref"])
+    _, maps, features = editors.observe(unet, x, t, v["encoder_hidden_states_ref"])
     ids = {}
     for name, chosen in v.items():
         if name.startswith("cut_ids/"):
@@ -137,7 +137,7 @@ def test_losses_through_the_network(folder, close, model):
     assert len(ids) == 9
 
     def of(x):
-        _, own, own_features = editors._seen(unet, x, t, v["encoder_hidden_states"][:1])
+        _, own, own_features = editors.observe(unet, x, t, v["encoder_hidden_states"][:1])
         return (
             guidance.map_loss(own, maps)[0],
             guidance.feature_loss(own_features, features, ids, (16, 16))[0],

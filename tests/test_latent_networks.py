@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdsde.latent import blip, files, tokenizer, unet
+from cdsde.latent import blip, files, guidance, tokenizer, unet
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -41,13 +41,8 @@ def nchw(x):
 
 
 def by_module(collection: dict, leaf: str) -> dict[str, np.ndarray]:
-    """`{module path: array of the first sample}` of what a network kept."""
-    found = {}
-    for path, value in jax.tree_util.tree_leaves_with_path(collection):
-        keys = [k.key for k in path if hasattr(k, "key")]
-        if keys[-1] == leaf:
-            found[".".join(keys[:-1])] = np.asarray(value)[0]
-    return found
+    """What a network kept of the first sample, by module path."""
+    return {path: np.asarray(x)[0] for path, x in guidance.captured(collection, leaf).items()}
 
 
 def test_small_unet_maps_and_features(folder, close):

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-GANS = ("cut", "fastcut")
+from cdsde.config import GANS
+
 METHODS = ("sdedit", "ilvr", "egsde", "contrastive_sde", *GANS)
 GUIDES = {"contrastive_sde": "encoder", "egsde": "classifier"}
 # Levels of the fronts as shares of T, and ILVR's factors as shares of the side: right for any task.

@@ -80,8 +80,8 @@ def guided_eps(unet: Callable, x: jax.Array, t, texts: Texts, scale, other=None)
     return away + scale * (towards - away)
 
 
-def _seen(unet: Callable, x, t, context):
-    """Noise, maps by layer and features by layer."""
+def observe(unet: Callable, x, t, context):
+    """The noise, and what the network kept: attention maps and features, each by layer."""
     eps, kept = unet(x, t, context, mutable=KEPT)
     maps = guidance.captured(kept["maps"], "probabilities")
     return eps, maps, guidance.captured(kept["features"], "out")
@@ -123,7 +123,7 @@ def zerocon(
         context = _rows(texts.target, batch)
         if count == 2:
             context = jnp.concatenate([_rows(texts.negative, batch), context])
-        _, own_maps, own_features = _seen(unet, edit, t, context)
+        _, own_maps, own_features = observe(unet, edit, t, context)
         doubled = {k: jnp.concatenate([m] * count) for k, m in maps.items()}
         of_maps = guidance.map_loss(own_maps, doubled, settings.root)
         of_maps = of_maps.reshape(count, batch).mean(0)
@@ -137,7 +137,7 @@ def zerocon(
     def body(carry, row):
         source, edit = carry
         (t, start, end), chosen = row
-        eps, maps, features = _seen(unet, source, t, _rows(texts.source, batch))
+        eps, maps, features = observe(unet, source, t, _rows(texts.source, batch))
         copies = jnp.concatenate([edit, edit]) if settings.pair else edit
         slope, parts = jax.grad(losses, has_aux=True)(copies, t, maps, features, chosen)
         at = copies - settings.step * slope
@@ -253,10 +253,10 @@ def delta_denoising(
         slope = factor / normaliser * (towards - back)
         told = {"score": lengths(slope)}
         if chosen is not None:
-            _, _, wanted = _seen(unet, noisy(z0, e, i), i, _rows(texts.source, batch))
+            _, _, wanted = observe(unet, noisy(z0, e, i), i, _rows(texts.source, batch))
 
             def loss(z):
-                _, _, own = _seen(unet, noisy(z, e, i), i, _rows(texts.target, batch))
+                _, _, own = observe(unet, noisy(z, e, i), i, _rows(texts.target, batch))
                 each = guidance.feature_loss(own, wanted, chosen, side, temperature)
                 return each.sum(), each
 

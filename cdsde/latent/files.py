@@ -24,6 +24,17 @@ from cdsde.latent.vae import AutoencoderKL
 
 WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
 VARIANTS = ("", ".fp16", ".non_ema")
+# Fields of a transformer here, and what the files call them.
+TRANSFORMER = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate_size",
+    "activation": "hidden_act",
+    "eps": "layer_norm_eps",
+}
+TEXT = {"vocabulary": "vocab_size", "positions": "max_position_embeddings", **TRANSFORMER}
+VISION = {"image_size": "image_size", "patch_size": "patch_size", **TRANSFORMER}
 SCALING_FACTOR = 0.18215  # of SD-1.x, whose files do not say it
 
 
@@ -165,23 +176,13 @@ def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.nda
 
 
 def _text(config: Mapping[str, Any], where, **fields) -> TextTransformer:
-    names = {
-        "vocabulary": "vocab_size",
-        "positions": "max_position_embeddings",
-        "width": "hidden_size",
-        "depth": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "mlp": "intermediate_size",
-        "activation": "hidden_act",
-        "eps": "layer_norm_eps",
-    }
     return TextTransformer(
-        **_fields(config, names, where), end=config.get("eos_token_id", 2), **fields
+        **_fields(config, TEXT, where), end=config.get("eos_token_id", 2), **fields
     )
 
 
 def _without_positions(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {k: v for k, v in state_dict.items() if not k.endswith("embeddings.position_ids")}
+    return {k: v for k, v in state_dict.items() if not k.endswith(".position_ids")}
 
 
 def load_text_encoder(folder: str | Path, **fields) -> tuple[CLIPTextModel, dict]:
@@ -199,17 +200,7 @@ def load_text_encoder(folder: str | Path, **fields) -> tuple[CLIPTextModel, dict
 def load_clip(folder: str | Path, **fields) -> tuple[CLIP, dict]:
     """`CLIP` (both encoders) and its parameters."""
     config = read_config(folder)
-    names = {
-        "image_size": "image_size",
-        "patch_size": "patch_size",
-        "width": "hidden_size",
-        "depth": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "mlp": "intermediate_size",
-        "activation": "hidden_act",
-        "eps": "layer_norm_eps",
-    }
-    vision = VisionTransformer(**_fields(config["vision_config"], names, folder), **fields)
+    vision = VisionTransformer(**_fields(config["vision_config"], VISION, folder), **fields)
     text = _text(config["text_config"], folder, **fields)
     module = CLIP(text, vision, config["projection_dim"])
     inputs = (jnp.zeros((1, 1), int), jnp.zeros((1, vision.image_size, vision.image_size, 3)))
@@ -219,20 +210,10 @@ def load_clip(folder: str | Path, **fields) -> tuple[CLIP, dict]:
 def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
     """`BLIP`, the captioner, and its parameters."""
     config = read_config(folder)
-    common = {
-        "width": "hidden_size",
-        "depth": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "mlp": "intermediate_size",
-        "activation": "hidden_act",
-        "eps": "layer_norm_eps",
-    }
-    image = {"image_size": "image_size", "patch_size": "patch_size", **common}
-    words = {"vocabulary": "vocab_size", "positions": "max_position_embeddings", **common}
     text = config["text_config"]
     module = BLIP(
-        Vision(**_fields(config["vision_config"], image, folder)),
-        Decoder(**_fields(text, words, folder)),
+        Vision(**_fields(config["vision_config"], VISION, folder)),
+        Decoder(**_fields(text, TEXT, folder)),
         begin=text["bos_token_id"],
         end=text["sep_token_id"],
         pad=text["pad_token_id"],
@@ -241,6 +222,5 @@ def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
     weights = _without_positions(read_weights(folder))
     # Kept beside the decoder's own bias, and not used.
     weights.pop("text_decoder.cls.predictions.bias", None)
-    weights = {k: v for k, v in weights.items() if not k.endswith(".position_ids")}
     inputs = (jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1), int))
     return module, fit(module, inputs, weights, folder)

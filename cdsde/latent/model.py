@@ -66,11 +66,7 @@ def program(model: Model, e: ConfigDict, size: int):
     the images; both results are float32 `[B, S, S, 3]`, about [-1, 1]. Texts may change.
     """
     schedule = model.schedule
-    side = (size // 8, size // 8)
-    down = ddim.sampling(schedule, e.steps)
-    up = ddim.inversion(schedule, e.steps, e.inversion)
-    scale = e.scale if e.scale is not None else OWN_SCALE.get(e.method, 5.0)
-    chosen = guidance.of_decoder if e.layers == "decoder" else guidance.of_encoder
+    edit = _of_ladders if e.method not in DELTA else _of_scores
 
     def run(params, images, said, key, image_ids):
         def unet(x, t, context, *args, **kwargs):
@@ -84,77 +80,81 @@ def program(model: Model, e: ConfigDict, size: int):
 
         x0 = images.astype(jnp.float32) / 127.5 - 1
         z = model.factor * model.vae.apply(params["vae"], x0, method="encode").mean
-        keys = jax.random.split(key, 3)
-        if e.method in DELTA:
-            found = _delta(unet, schedule, e, scale, said, z, keys, image_ids, side, chosen)
-            return decode(found), decode(z)
-
-        def eps_fn(x, t):
-            return unet(x, t, said.source)
-
-        adjust = dict(adjust=None, per_step=None)
-        if e.regularise and e.method in GUIDED:
-            drawn = noise.draw_shifts(keys[0], (len(up.t), 5, 5), z.shape[-1], side[0])
-            adjust = dict(adjust=noise.regularise, per_step=drawn)
-        top, states = ddim.run(z, up, eps_fn, **adjust)
-        if e.method in GUIDED:
-            contrast = e.method == "pix2pix_zerocon"
-            patches = {}
-            if contrast:
-                shapes = _features(unet, z, said)
-                patches = jax.vmap(
-                    lambda k: guidance.draw_ids(
-                        k, shapes, chosen, side, e.num_patches, tuple(e.patches)
-                    )
-                )(jax.random.split(keys[1], e.steps))
-            settings = editors.Zerocon(
-                step=e.step,
-                map_weight=e.map_weight,
-                feature_weight=e.feature_weight if contrast else 0.0,
-                scale=scale,
-                temperature=e.temperature,
-                pair=not contrast,
-            )
-            edit, _, told = editors.zerocon(unet, top, down, said, settings, patches)
-            return decode(edit), decode(told["source"])
-        source, _ = ddim.run(top, down, eps_fn)
-        if e.method == "pnp":
-            edit, _ = editors.plug_and_play(
-                unet, states, down, said, scale, e.convolution, e.attention
-            )
-        else:
-            edit, _ = editors.word_swap(unet, top, down, said, scale)
-        return decode(edit), decode(source)
+        made, back = edit(unet, schedule, e, said, z, key, image_ids)
+        return decode(made), decode(back)
 
     return run
 
 
-def _features(unet, z, said) -> dict[str, Any]:
-    """Shapes of the features by layer, of one image."""
-
-    def features(z, context):
-        _, kept = unet(z[:1], jnp.int32(1), context[:1], mutable=editors.KEPT)
-        return guidance.captured(kept["features"], "out")
-
-    return jax.eval_shape(features, z, said.source)
+def _scale(e: ConfigDict):
+    return e.scale if e.scale is not None else OWN_SCALE.get(e.method, 5.0)
 
 
-def _delta(unet, schedule, e, scale, said, z, keys, image_ids, side, chosen):
+def _of_ladders(unet, schedule, e, said, z, key, image_ids):
+    """Inverted, then sampled in another way: `(edited, reconstructed)` latents."""
+    down = ddim.sampling(schedule, e.steps)
+    up = ddim.inversion(schedule, e.steps, e.inversion)
+    for_noise, for_patches = jax.random.split(key, 3)[:2]
+
+    def eps_fn(x, t):
+        return unet(x, t, said.source)
+
+    adjust = dict(adjust=None, per_step=None)
+    if e.regularise and e.method in GUIDED:
+        drawn = noise.draw_shifts(for_noise, (len(up.t), 5, 5), z.shape[-1], z.shape[1])
+        adjust = dict(adjust=noise.regularise, per_step=drawn)
+    top, states = ddim.run(z, up, eps_fn, **adjust)
+    if e.method in GUIDED:
+        contrast = e.method == "pix2pix_zerocon"
+        settings = editors.Zerocon(
+            step=e.step,
+            map_weight=e.map_weight,
+            feature_weight=e.feature_weight if contrast else 0.0,
+            scale=_scale(e),
+            temperature=e.temperature,
+            pair=not contrast,
+        )
+        patches = _patches(unet, z, said, e, for_patches, e.steps) if contrast else {}
+        made, _, told = editors.zerocon(unet, top, down, said, settings, patches)
+        return made, told["source"]
+    back, _ = ddim.run(top, down, eps_fn)
+    if e.method == "pnp":
+        shares = e.convolution, e.attention
+        made, _ = editors.plug_and_play(unet, states, down, said, _scale(e), *shares)
+    else:
+        made, _ = editors.word_swap(unet, top, down, said, _scale(e))
+    return made, back
+
+
+def _of_scores(unet, schedule, e, said, z, key, image_ids):
     """DDS and CDS: levels of each iteration from the seed, noise from seed and image."""
-    levels = jax.random.randint(keys[0], (e.iterations,), 50, 949)
-    own = jax.vmap(jax.random.fold_in, (None, 0))(keys[1], image_ids)
+    for_levels, for_noise, for_patches = jax.random.split(key, 3)
+    levels = jax.random.randint(for_levels, (e.iterations,), 50, 949)
+    own = jax.vmap(jax.random.fold_in, (None, 0))(for_noise, image_ids)
     drawn = jax.vmap(lambda k: jax.random.normal(k, (e.iterations, *z.shape[1:])))(own)
     more = {}
     if e.method == "cds":
-        shapes = _features(unet, z, said)
-        patches = jax.vmap(
-            lambda k: guidance.draw_ids(k, shapes, chosen, side, e.num_patches, tuple(e.patches))
-        )(jax.random.split(keys[2], e.iterations))
+        patches = _patches(unet, z, said, e, for_patches, e.iterations)
         more = dict(feature_weight=e.feature_weight, ids=patches, temperature=e.temperature)
-    found, _, _ = editors.delta_denoising(
-        unet, z, schedule, said, levels, jnp.moveaxis(drawn, 1, 0), scale, e.rate, **more
+    made, _, _ = editors.delta_denoising(
+        unet, z, schedule, said, levels, jnp.moveaxis(drawn, 1, 0), _scale(e), e.rate, **more
     )
-    return found
+    return made, z
+
+
+def _patches(unet, z, said, e, key, steps: int) -> dict[str, Any]:
+    """Patches of every layer looked at, drawn anew for each step: a row a step."""
+    chosen = guidance.of_decoder if e.layers == "decoder" else guidance.of_encoder
+
+    def features(z, context):
+        return editors.observe(unet, z[:1], jnp.int32(1), context[:1])[2]
+
+    shapes, side = jax.eval_shape(features, z, said.source), z.shape[1:3]
+
+    def draw(key):
+        return guidance.draw_ids(key, shapes, chosen, side, e.num_patches, tuple(e.patches))
+
+    return jax.vmap(draw)(jax.random.split(key, steps))
 
 
 def said(model: Model, e: ConfigDict, captions: list[str]) -> editors.Texts:

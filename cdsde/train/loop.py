@@ -53,8 +53,6 @@ def train(config: ConfigDict, workdir) -> None:
 def open_data(config: ConfigDict, stage: stages.Stage, name: str):
     """The stage's training images: `start -> iterator` over batches from number `start` on."""
     d, c = config.data, config_lib.stage_training(config, name)
-    # Published: while the rate decays, images are read at their final size.
-    crop_until = (c.steps // c.epoch - c.decay) * c.epoch if "decay" in c else c.steps
     sources = [open_domain(d.root, name, "train", data_dir=d.data_dir) for name in stage.domains]
 
     def batches(start: int):
@@ -63,7 +61,8 @@ def open_data(config: ConfigDict, stage: stages.Stage, name: str):
             image_size=d.image_size,
             batch_size=c.batch_size * stage.images,
             load_size=d.load_size,
-            crop_until=crop_until,
+            # Published: while the rate decays, images are read at their final size.
+            crop_until=state.steps_before_decay(c),
             seed=config.train.seed,
             flip=d.flip,
             filter=d.filter,

@@ -37,7 +37,7 @@ def learning_rate(c: ConfigDict) -> optax.Schedule:
     """
     warmup = min(c.warmup, c.steps // 2)
     if c.schedule == "linear":
-        constant = c.steps // c.epoch - c.decay
+        constant = steps_before_decay(c) // c.epoch
 
         def rate(step):
             epoch = step // c.epoch + 1
@@ -50,6 +50,11 @@ def learning_rate(c: ConfigDict) -> optax.Schedule:
     if not warmup:  # which optax takes for "stay at the start", at 0
         return optax.constant_schedule(c.learning_rate)
     return optax.warmup_constant_schedule(0.0, c.learning_rate, warmup)
+
+
+def steps_before_decay(c: ConfigDict) -> int:
+    """Steps at the full rate, for "linear"; all of them otherwise."""
+    return (c.steps // c.epoch - c.decay) * c.epoch if c.schedule == "linear" else c.steps
 
 
 def optimiser(c: ConfigDict) -> optax.GradientTransformation:

@@ -22,17 +22,17 @@ install() {
   git archive --format=tar.gz --output=/tmp/cdsde.tar.gz HEAD
   tpu scp /tmp/cdsde.tar.gz "$NAME:/tmp/cdsde.tar.gz" --worker=all
   everywhere "set -e
-    mkdir -p ~/cdsde ~/work && tar -xzf /tmp/cdsde.tar.gz -C ~/cdsde && cd ~/cdsde
+    mkdir -p ~/cdsde ~/checkpoints && tar -xzf /tmp/cdsde.tar.gz -C ~/cdsde && cd ~/cdsde
     [ -x .venv/bin/python ] || python3 -m venv .venv
     .venv/bin/pip install --quiet -e '.[tpu]'
-    mountpoint -q ~/work || gcsfuse --implicit-dirs $BUCKET ~/work"
+    mountpoint -q ~/checkpoints || gcsfuse --implicit-dirs $BUCKET ~/checkpoints"
 }
 
 # Every worker runs the same program; on a slice JAX finds the others by itself.
 run() {
   local arguments
   arguments=$(printf ' %q' "$@")
-  everywhere "cd ~/cdsde && exec .venv/bin/python -m cdsde.main --mode=train --coordinator=auto --workdir=\$HOME/work/$NAME$arguments"
+  everywhere "cd ~/cdsde && exec .venv/bin/python -m cdsde.main --mode=train --coordinator=auto --workdir=\$HOME/checkpoints/$NAME$arguments"
 }
 
 keep() {
