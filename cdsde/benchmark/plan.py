@@ -26,7 +26,7 @@ SOLVERS = {
     "DPM-Solver++(2M) ODE": {"sample.solver": "dpmpp_2m", "sample.eta": 0.0},
     "DPM-Solver++(2M) SDE": {"sample.solver": "dpmpp_2m", "sample.eta": 1.0},
 }
-EVALUATIONS = (6, 10, 15, 25)
+EVALUATIONS = (6, 12, 25)
 TRAINED = (25, 50, 100, 200, 400)  # steps of the guiding network
 
 
