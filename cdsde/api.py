@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde import flag_errors
+from cdsde import config_checks, flag_errors
 from cdsde.data import decode, image_id, resize
 from cdsde.sampler import Sampler, load_sampler
 
@@ -43,7 +43,7 @@ def load_config(path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
                 raise ValueError(flag_errors.wrong_type(config, key, value)) from error
     except flag_errors.UserError as error:
         raise ValueError(str(error)) from error
-    config_lib.validate(config)
+    config_checks.validate(config)
     return config
 
 

@@ -15,13 +15,15 @@ from ml_collections.config_dict import placeholder
 
 SDES = ("contrastive_sde", "egsde", "sdedit", "ilvr")
 GANS = ("cut", "fastcut")
-METHODS = SDES + GANS
+METHODS = (*SDES, *GANS, "edit")
 EDITORS = ("ddim", "pix2pix_zero", "pix2pix_zerocon", "pnp", "dds", "cds")
 GUIDED = ("score", "encoder", "classifier")  # the networks of the SDE methods
-STAGES = GUIDED + GANS  # what is trained; a GAN is a stage of its own
+LATENT = ("autoencoder", "latent")  # a small latent diffusion model for edits by words
+STAGES = GUIDED + GANS + LATENT  # what is trained; a GAN is a stage of its own
 NEEDS = {  # the stages whose networks a method runs
     "cut": ("cut",),
     "fastcut": ("fastcut",),
+    "edit": LATENT,
     "contrastive_sde": ("score", "encoder"),
     "egsde": ("score", "classifier"),
     "sdedit": ("score",),
@@ -99,7 +101,8 @@ def base() -> ConfigDict:
     """The defaults: the published 256² set-up of EGSDE's cat→dog wherever it says something."""
     c = ConfigDict()
     c.task = "base"  # names the default work folder, runs/TASK
-    c.method = "contrastive_sde"  # contrastive_sde | egsde | sdedit | ilvr | cut | fastcut
+    # contrastive_sde | egsde | sdedit | ilvr | cut | fastcut | edit (by words: edit.method)
+    c.method = "contrastive_sde"
     c.dtype = "float32"  # compute dtype of convolutions and products: float32 | bfloat16
     c.remat = False  # recompute blocks in the backward pass: less memory, more time
 
@@ -148,6 +151,23 @@ def base() -> ConfigDict:
     c.encoder.hidden_dim = 256  # width of the pooled vector; pool="none": of each position's
     c.encoder.embed_dim = 128  # width after the projection head
 
+    # A small latent diffusion model, trained here for edits by words.
+    n = c.autoencoder = ConfigDict()
+    n.widths = (32, 48, 64)  # of the levels; each but the last halves the side
+    n.blocks = 1  # residual blocks a level (one more in the decoder)
+    n.channels = 4  # of the latents
+    n.groups = 8  # of normalisation
+    n = c.latent = ConfigDict()
+    n.widths = (64, 112, 144)
+    n.blocks = 1
+    n.heads = 4
+    n.groups = 16
+    n.text_width = 128  # of the text encoder
+    n.text_depth = 2
+    n.text_heads = 4
+    n.text_length = 16  # tokens of a caption
+    n.vocabulary = 1500  # tokens learned from the captions
+
     # Files or names of weights used when the work folder has no checkpoint of a network:
     # "shipped:NAME" (part of the package) or a file for --mode=import.
     w = c.weights = ConfigDict()
@@ -156,9 +176,12 @@ def base() -> ConfigDict:
     w.classifier = placeholder(str)
     w.cut = placeholder(str)
     w.fastcut = placeholder(str)
+    w.autoencoder = placeholder(str)
+    w.latent = placeholder(str)
 
     t = c.train = ConfigDict()
-    # score | encoder | classifier | cut | fastcut; "": all that the method needs and are not there
+    # score | encoder | classifier | cut | fastcut | autoencoder | latent; "": all that the method
+    # needs and that are not there
     t.stage = ""
     t.steps = placeholder(int)  # overrides the stage's own
     t.batch_size = placeholder(int)  # overrides the stage's own
@@ -203,6 +226,17 @@ def base() -> ConfigDict:
             clip_norm=0.0,
             ema=0.0,
         )
+    t.autoencoder = _training(2_000, 16, 1e-3, schedule="cosine", warmup=100, ema=0.99, kl=1e-3)
+    t.latent = _training(
+        10_000,
+        32,
+        5e-4,
+        schedule="cosine",
+        warmup=200,
+        ema=0.999,
+        snr_clip=5.0,
+        drop_text=0.1,  # share of the images shown without their caption
+    )
     t.log_every = 50  # steps
     t.checkpoint_every = 1_000  # steps
     t.keep = 2  # checkpoints kept
@@ -266,7 +300,7 @@ def base() -> ConfigDict:
     c.fastcut = _gan(nce_weight=10.0, identity=False, flip_equivariance=True)
 
     x = c.export = ConfigDict()
-    x.stage = "score"  # score | encoder | classifier | cut | fastcut
+    x.stage = "score"  # score | encoder | classifier | cut | fastcut | latent (a whole model)
     x.format = "published"  # published names, for published code | cdsde: float16 with a card
     x.path = placeholder(
         str
@@ -274,15 +308,20 @@ def base() -> ConfigDict:
 
     # Text-guided editing with a latent diffusion model on disk, in the layout of diffusers.
     c.model = ConfigDict()
-    c.model.path = placeholder(str)  # DIR/{unet,vae,text_encoder,tokenizer,scheduler}
+    # DIR/{unet,vae,text_encoder,tokenizer,scheduler}, or "shipped:NAME"
+    c.model.path = placeholder(str)
     c.model.captioner = placeholder(str)  # a BLIP folder, for captions that are not given
     d = c.edit = ConfigDict()
     d.method = "pix2pix_zerocon"  # ddim | pix2pix_zero | pix2pix_zerocon | pnp | dds | cds
-    d.input = placeholder(str)  # an image or a folder
+    # An image or a folder; None: images of data.source's `split` whose captions hold `source`.
+    d.input = placeholder(str)
+    d.split = "test"
     d.output = placeholder(str)  # None: WORKDIR/edits/METHOD
     d.source = ""  # what is to change: "a cat"
     d.target = ""  # into what: "a dog"
-    d.caption = placeholder(str)  # of the image; None: the captioner's
+    # Of the image; None: the data's own, NAME.txt beside NAME.png, or the captioner's.
+    d.caption = placeholder(str)
+    d.templates = ()  # sentences with {} for source and target; (): built-in ones of photos
     d.source_bank = placeholder(str)  # a sentence a line; None: templates around `source`
     d.target_bank = placeholder(str)
     d.image_size = 512  # shorter side, then the centre square
@@ -320,6 +359,12 @@ def base() -> ConfigDict:
     e.inception = placeholder(str)  # FID, KID: pt_inception-2015-12-05-6726825d.pth
     e.lpips_alex = placeholder(str)  # LPIPS: torchvision's alexnet-owt-7be5be79.pth
     e.lpips_vgg = placeholder(str)  # LPIPS: torchvision's vgg16-397923af.pth
+    # Edits by words (a config with `edit.target`).
+    e.clip = placeholder(str)  # CLIP score: a folder of CLIP, with its tokenizer
+    e.text = placeholder(str)  # what pictures are held against; None: edit.target
+    e.dino = placeholder(str)  # structure distance: dino_vitbase8_pretrain.pth
+    e.masks = placeholder(str)  # for the background: a folder of PNGs, white where the object is;
+    # None: where the model of model.path looks for edit.source
     # A misspelt key in a config file fails rather than being a new one that nobody reads.
     return c.lock()
 
@@ -373,160 +418,19 @@ def sources(config: ConfigDict) -> tuple[str, ...]:
 
 def domains(config: ConfigDict) -> tuple[str, ...]:
     """What encoder and classifier tell apart: `data.domains`, or the sources and the target."""
-    return tuple(config.data.domains) or (*sources(config), config.data.target)
+    named = tuple(config.data.domains) or (*sources(config), config.data.target)
+    return tuple(dict.fromkeys(named))
+
+
+def named_methods(config: ConfigDict) -> tuple[str, ...]:
+    """What `eval.methods` names: methods, or of edits by words editors."""
+    return tuple(m.strip() for m in config.eval.methods.split(",") if m.strip())
 
 
 def eval_methods(config: ConfigDict) -> tuple[str, ...]:
-    """The methods that `--mode=eval` looks at: `eval.methods`, or the config's own."""
-    named = tuple(m.strip() for m in config.eval.methods.split(",") if m.strip())
-    return named or (config.method,)
-
-
-def validate(config: ConfigDict) -> None:
-    """Check names, ranges and what must fit together.
-
-    Raises:
-      ValueError: one sentence that names the key, the value seen and what is allowed.
-    """
-
-    def one_of(key, allowed):
-        value = get(config, key)
-        if value not in allowed:
-            raise ValueError(f"config.{key} is '{value}'; choose one of {', '.join(allowed)}")
-
-    def at_least(key, low, value=None):
-        value = get(config, key) if value is None else value
-        if value is not None and value < low:
-            raise ValueError(f"config.{key} is {value}; it must be at least {low}")
-
-    one_of("method", METHODS)
-    for method in eval_methods(config):
-        if method not in METHODS:
-            raise ValueError(
-                f"config.eval.methods names '{method}'; choose from {', '.join(METHODS)}"
-            )
-    one_of("dtype", ("float32", "bfloat16"))
-    one_of("train.stage", ("",) + STAGES)
-    one_of("data.filter", ("lanczos", "bicubic", "bilinear"))
-    one_of("edit.method", EDITORS)
-    one_of("edit.inversion", ("next", "current", "p2p0"))
-    one_of("edit.layers", ("decoder", "encoder"))
-    for key in ("edit.steps", "edit.iterations", "edit.batch_size", "edit.num_patches"):
-        at_least(key, 1)
-    one_of("data.fit", ("crop", "stretch"))
-    one_of("sde.schedule", ("linear", "cosine"))
-    one_of("score.arch", ("adm", "ddpm"))
-    one_of("score.prediction", ("eps", "v"))
-    one_of("train.score.levels", ("index", "log_snr"))
-    one_of("sample.spacing", ("index", "log_snr"))
-    one_of("sample.solver", ("ancestral", "ddim", "dpmpp_2m"))
-    one_of("sample.variance", ("fixedsmall", "fixedlarge"))
-    one_of("egsde.domain_similarity", ("cosine", "neg_l2"))
-    one_of("egsde.content_similarity", ("cosine", "neg_l2"))
-    one_of("contrastive_sde.space", ("embedding", "hidden", "features"))
-    one_of("contrastive_sde.similarity", ("cosine", "nce"))
-    pooled = config.encoder.pool != "none" and config.contrastive_sde.space != "features"
-    if config.contrastive_sde.similarity == "nce" and pooled:
-        raise ValueError(
-            "config.contrastive_sde.similarity is 'nce', which compares positions; it needs "
-            "config.contrastive_sde.space=features or an encoder with config.encoder.pool=none"
-        )
-    one_of("contrastive_sde.reference", ("perturbed", "lowpass"))
-    one_of("ilvr.level", ("previous", "same"))
-    one_of("export.stage", STAGES)
-    one_of("export.format", ("published", "cdsde"))
-    one_of("train.encoder.shared_time", ("batch", "pair"))
-    for stage in ("encoder", "classifier"):
-        one_of(f"{stage}.pool", ("attention", "adaptive", "none")[: 3 if stage == "encoder" else 2])
-    for stage in GUIDED:
-        for key in (f"{stage}.channel_mult", f"{stage}.attention_resolutions"):
-            numbers = get(config, key)
-            least = 1 if key.endswith("mult") else 0
-            if len(numbers) < least or not all(type(n) is int and n > 0 for n in numbers):
-                raise ValueError(
-                    f"config.{key} is {numbers}; it must be a tuple of whole numbers above 0, such "
-                    "as '(1, 2)'"
-                )
-    for stage in STAGES:
-        linear = ("linear",) if stage in GANS else ()
-        one_of(f"train.{stage}.schedule", ("constant", "cosine", *linear))
-        for key in ("steps", "batch_size", "accumulate"):
-            at_least(f"train.{stage}.{key}", 1)
-    if config.mesh.data != -1:
-        at_least("mesh.data", 1)
-    at_least("mesh.fsdp", 1)
-    for key in ("data.image_size", "train.log_every", "train.checkpoint_every", "train.keep"):
-        at_least(key, 1)
-    at_least("sample.sheet", 0)
-    for key in ("sample.rounds", "sample.batch_size", "sample.steps", "sample.limit"):
-        at_least(key, 1)
-    for key in ("train.steps", "train.batch_size", "eval.bootstrap", "sde.num_steps"):
-        at_least(key, 1)
-    at_least("train.encoder.temperature", 1e-4)
-    at_least("train.score.log_snr_std", 1e-3)
-    for stage in GUIDED:
-        at_least(f"{stage}.group_channels", 1)
-    for method in GANS:
-        one_of(f"{method}.gan", ("lsgan", "vanilla", "nonsaturating", "wgangp"))
-        for key in ("num_blocks", "num_patches", "discriminator_layers"):
-            at_least(f"{method}.{key}", 1)
-        last = 11 + config[method].num_blocks
-        if not config[method].layers or max(config[method].layers) > last:
-            raise ValueError(
-                f"config.{method}.layers is {config[method].layers}; name entries of the generator "
-                f"up to {last}, its last residual block"
-            )
-    load = config.data.load_size
-    if load is not None and load < config.data.image_size:
-        raise ValueError(
-            f"config.data.load_size is {load}, less than config.data.image_size="
-            f"{config.data.image_size}; images are cut out of larger ones"
-        )
-    if not sources(config):
-        raise ValueError("config.data.source is empty; name the domain that is to be translated")
-
-    for key, name in [("source", n) for n in sources(config)] + [("target", config.data.target)]:
-        if name not in domains(config):
-            raise ValueError(
-                f"config.data.{key} names '{name}', which is not one of config.data.domains "
-                f"({', '.join(domains(config))}); choose one of these, or list it there"
-            )
-
-    total = config.sde.num_steps
-    start = total if config.method in GANS else start_index(config)
-    if not 1 <= start <= total:
-        raise ValueError(
-            f"config.sample.start is {start}; it must lie in 1..{total} (config.sde.num_steps)"
-        )
-    steps = config.sample.steps
-    if steps is not None and steps > start:
-        raise ValueError(
-            f"config.sample.steps is {steps}, more than the {start} noise levels below "
-            f"config.sample.start; lower it, or leave it out to take every level"
-        )
-
-    size = config.data.image_size
-    if config.method in GANS and size % 4:
-        raise ValueError(f"config.data.image_size is {size}; {config.method} needs a multiple of 4")
-    for stage in GUIDED if config.method in SDES else ():
-        net = config[stage]
-        down = net.patch_size * 2 ** (len(net.channel_mult) - 1)
-        if size % down:
-            raise ValueError(
-                f"config.data.image_size is {size}, not a multiple of {down} as "
-                f"config.{stage}.channel_mult ({len(net.channel_mult)} levels) and patch_size "
-                f"{net.patch_size} ask for"
-            )
-    keys = ["egsde.factor", "contrastive_sde.factor", "ilvr.factor", "train.encoder.factor"]
-    if config.contrastive_sde.band:
-        keys.append("contrastive_sde.band")
-    for key in keys:
-        factor = get(config, key)
-        if factor < 1 or size % factor or size // factor < 2:
-            raise ValueError(
-                f"config.{key} is {factor}; the low-pass needs a divisor of "
-                f"config.data.image_size={size} that leaves at least 2 pixels"
-            )
+    """The methods (or editors) that `--mode=eval` looks at: `eval.methods`, or the config's own."""
+    own = config.edit.method if config.method == "edit" else config.method
+    return named_methods(config) or (own,)
 
 
 def get(config: ConfigDict, key: str):

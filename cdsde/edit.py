@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
+from cdsde import config as config_lib
 from cdsde import mesh
 from cdsde.data import (
     FilesSource,
+    captions,
     contact_sheet,
     decode,
     eval_batches,
@@ -27,8 +29,9 @@ from cdsde.data import (
     write_png,
 )
 from cdsde.latent import blip, files, model
-from cdsde.sample import SHEET, claim, output_names
+from cdsde.sample import SHEET, claim, open_split, output_names
 
+FILTER = "lanczos"  # by which images are brought to `edit.image_size`
 RECONSTRUCTION = "reconstructions"  # folder beside the results
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -44,24 +47,23 @@ def edit(config: ConfigDict, workdir) -> Path:
     e = config.edit
     for key, value in (
         ("model.path", config.model.path),
-        ("edit.input", e.input),
         ("edit.source", e.source),
         ("edit.target", e.target),
     ):
         if not value:
             raise ValueError(f"config.{key} is not given; --mode=edit needs it")
-    source = FilesSource(e.input)
+    source = open_input(config)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
     loaded = model.load(config.model.path, dtype, config.remat)
-    halvings = 8 * 2 ** (len(loaded.unet.widths) - 1)
+    halvings = 2 ** (len(loaded.vae.widths) + len(loaded.unet.widths) - 2)
     if e.image_size % halvings:
         raise ValueError(
             f"config.edit.image_size is {e.image_size}; the model takes multiples of {halvings}"
         )
-    folder = Path(workdir) / "edits" / e.method if e.output is None else Path(e.output)
+    folder = output_folder(config, workdir)
     names = output_names(source.ids)
-    wanted = list(range(len(source))[: e.limit])
-    mine = wanted[jax.process_index() :: jax.process_count()]
+    chosen = wanted(config, source)
+    mine = chosen[jax.process_index() :: jax.process_count()]
     todo = [j for j in mine if not (folder / names[j]).exists()]
     captions = captions_of(config, source, todo)
     texts = model.said(loaded, e, list(captions.values())) if todo else None
@@ -75,7 +77,7 @@ def edit(config: ConfigDict, workdir) -> Path:
     key = mesh.put_replicated(jax.random.key(e.seed), devices)
     size = mesh.round_up(e.batch_size, devices)
     batches = eval_batches(
-        source, image_size=e.image_size, batch_size=size, filter="lanczos", indices=todo
+        source, image_size=e.image_size, batch_size=size, filter=FILTER, indices=todo
     )
     by_id = dict(zip(source.ids, names, strict=True))
     with tqdm(total=len(todo), unit="image", desc=e.method, disable=None) as bar:
@@ -94,13 +96,45 @@ def edit(config: ConfigDict, workdir) -> Path:
                     bar.update()
     mesh.barrier("edited")
     if jax.process_index() == 0:
-        _sheet(e, source, folder, names, wanted[:16])
+        _sheet(e, source, folder, names, chosen[:16])
         logging.info("results in %s, the first of them in %s", folder, folder / SHEET)
     return folder
 
 
+def open_input(config: ConfigDict):
+    """The images to edit: `edit.input`, or the split of the source domain."""
+    if config.edit.input is not None:
+        return FilesSource(config.edit.input)
+    return open_split(config, config_lib.sources(config)[0], config.edit.split)
+
+
+def wanted(config: ConfigDict, source) -> list[int]:
+    """The numbers of the images that are edited: of a data set, those whose captions say so.
+
+    Raises:
+      ValueError: there is none.
+    """
+    every = range(len(source))
+    if config.edit.input is None:
+        texts = captions(source)
+        word = model.bare(config.edit.source).lower()
+        every = [j for j in every if word in texts[j].lower()]
+        if not every:
+            raise ValueError(
+                f"no caption of {source!r} holds '{config.edit.source}'; choose another "
+                "--config.edit.source, or name images with --config.edit.input"
+            )
+    return list(every[: config.edit.limit])
+
+
+def output_folder(config: ConfigDict, workdir) -> Path:
+    """`config.edit.output`, or WORKDIR/edits/METHOD."""
+    e = config.edit
+    return Path(workdir) / "edits" / e.method if e.output is None else Path(e.output)
+
+
 def captions_of(config: ConfigDict, source, todo) -> dict[str, str]:
-    """A caption for each image: the given one, or the captioner's.
+    """A caption for each image: the given one, the data's own, or the captioner's.
 
     Raises:
       ValueError: neither is there.
@@ -108,10 +142,19 @@ def captions_of(config: ConfigDict, source, todo) -> dict[str, str]:
     ids = [source.ids[j] for j in todo]
     if config.edit.caption:
         return dict.fromkeys(ids, config.edit.caption)
+    if config.model.captioner is None and config.edit.input is None:
+        texts = captions(source)
+        return {source.ids[j]: texts[j] for j in todo}
+    if config.model.captioner is None and todo:
+        folder = Path(config.edit.input)
+        folder = folder if folder.is_dir() else folder.parent
+        if all((folder / name).with_suffix(".txt").is_file() for name in ids):
+            return {source.ids[j]: source.caption(j) for j in todo}
     if config.model.captioner is None:
         raise ValueError(
             "config.edit.caption is not given and there is no captioner; say what the image shows "
-            "with --config.edit.caption=TEXT, or name a BLIP with --config.model.captioner=DIR"
+            "with --config.edit.caption=TEXT or in NAME.txt beside it, or name a BLIP with "
+            "--config.model.captioner=DIR"
         )
     folder = Path(config.model.captioner)
     words = folder / "vocab.txt"

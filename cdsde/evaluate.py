@@ -67,7 +67,9 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
         config.method = method
         results[method] |= distances.get(method, {})
         if jax.process_index() == 0:
-            _write(config, workdir, per_image[method], results[method], {**how, "floors": floors})
+            record = {**how, "floors": floors}
+            folder = sample_lib.output_folder(config, workdir)
+            write(config, workdir, method, per_image[method], results[method], record, folder)
     if jax.process_index() > 0:
         return results
     print(render(results, floors), flush=True)
@@ -188,16 +190,21 @@ def _of_method(config: ConfigDict, method: str) -> ConfigDict:
     return changed
 
 
-def measure(config: ConfigDict, source, pairs, folder, pairwise) -> dict[str, np.ndarray]:
-    """Every metric of every image: `{"name": [N], "L2 to source": [N], ...}`, in source order."""
+def measure(
+    config: ConfigDict, source, pairs, folder, pairwise, wanted=None
+) -> dict[str, np.ndarray]:
+    """Every metric of every image: `{"name": [N], "L2 to source": [N], ...}`, in source order.
+
+    Of the images numbered `wanted`, or of the first `config.sample.limit`.
+    """
     folder = Path(folder)
     names = sample_lib.output_names(source.ids)
-    wanted = list(range(len(source)))[: config.sample.limit]
+    wanted = list(range(len(source)))[: config.sample.limit] if wanted is None else wanted
     missing = [names[j] for j in wanted if not (folder / names[j]).exists()]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(wanted)} results are missing in {folder} (first: "
-            f"{missing[0]}); run --mode=sample with the same config first"
+            f"{missing[0]}); make them with the same config first"
         )
     against = {TO_SOURCE: source} | ({TO_PAIR: pairs} if pairs is not None else {})
     result, truth = (
@@ -207,7 +214,7 @@ def measure(config: ConfigDict, source, pairs, folder, pairwise) -> dict[str, np
     mine = list(mesh.share(len(wanted)))
     columns: dict[str, list] = {}
     for at in range(0, len(mine), 64):
-        chosen = mine[at : at + 64]
+        chosen = [wanted[n] for n in mine[at : at + 64]]
         made = np.stack([result(j) for j in chosen])
         for what, read in truth.items():
             images = np.stack([read(j) for j in chosen])
@@ -229,8 +236,13 @@ def summarise(per_image: dict[str, np.ndarray], resamples: int, seed: int) -> di
     return summary
 
 
-def render(results: dict[str, dict], floors: dict[str, dict] | None = None) -> str:
-    """The table for the screen: one row a method, value [low, high]; blocks of a readable width."""
+def render(
+    results: dict[str, dict], floors: dict[str, dict] | None = None, title: str = "realism"
+) -> str:
+    """The table for the screen: one row a method, value [low, high]; blocks of a readable width.
+
+    `title` is that of the metrics that do not compare image by image.
+    """
     first = next(iter(results.values()))
 
     def block(title, names, rows):
@@ -244,7 +256,7 @@ def render(results: dict[str, dict], floors: dict[str, dict] | None = None) -> s
         if names:
             blocks.append(block(f"to the {what}", names, results))
     if rest:
-        blocks.append(block("realism", rest, {**results, **(floors or {})}))
+        blocks.append(block(title, rest, {**results, **(floors or {})}))
     count = next(iter(first.values()))["images"]
     return "\n\n".join(blocks) + f"\n\n{count} images; mean or distance [95% interval over images]"
 
@@ -299,8 +311,9 @@ def _read(path: Path, size: int) -> np.ndarray:
     return image
 
 
-def _write(config: ConfigDict, workdir, per_image, summary, how) -> None:
-    out = Path(workdir) / "eval" / config.method
+def write(config: ConfigDict, workdir, method: str, per_image, summary, how, folder) -> None:
+    """The files of one method's evaluation: `how` it was made; `folder` holds its pictures."""
+    out = Path(workdir) / "eval" / method
     out.mkdir(parents=True, exist_ok=True)
     with (out / "metrics.csv").open("w", newline="") as f:
         w = csv.writer(f)
@@ -313,12 +326,12 @@ def _write(config: ConfigDict, workdir, per_image, summary, how) -> None:
         w = csv.writer(f)
         w.writerow(per_image)
         w.writerows(zip(*per_image.values(), strict=True))
-    record = sample_lib.output_folder(config, workdir) / sample_lib.RECORD
+    record = Path(folder) / sample_lib.RECORD
     images = "\n".join(map(str, per_image["name"]))
     report.write_json(
         out / "metrics.json",
         {
-            "method": config.method,
+            "method": method,
             "metrics": summary,
             "interval": "95% over images: of means by bootstrap, of distances by jackknife",
             "realism": how,
@@ -328,4 +341,4 @@ def _write(config: ConfigDict, workdir, per_image, summary, how) -> None:
             **report.provenance(),
         },
     )
-    logging.info("%s: metrics in %s", config.method, out)
+    logging.info("%s: metrics in %s", method, out)

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from cdsde import checkpoint, models, report, torch_weights, weights
 from cdsde import config as config_lib
+from cdsde.latent import files, trained
+from cdsde.train.latent import tokenizer_of
 
 MODULES = {
     "score": models.score_module,
@@ -62,6 +64,8 @@ def export_weights(config: ConfigDict, workdir) -> Path:
         counterpart of.
     """
     stage = config.export.stage
+    if stage in config_lib.LATENT:
+        return export_model(config, workdir)
     if config.export.format == "published":
         _check_published(config, stage)
     params, origin = weights.load(config, workdir, stage)
@@ -74,6 +78,28 @@ def export_weights(config: ConfigDict, workdir) -> Path:
         weights.save(path, config, stage, params, card(config, workdir, stage))
     logging.info("%s of %s written to %s", stage, origin, path)
     return path
+
+
+def export_model(config: ConfigDict, workdir) -> Path:
+    """Write the latent diffusion model of `workdir` in diffusers' layout; returns its folder.
+
+    Raises:
+      ValueError: it is not trained.
+    """
+    (vae, _), (latent, origin) = (weights.load(config, workdir, s) for s in config_lib.LATENT)
+    folder = Path(config.export.path or Path(workdir) / "export" / "model")
+    parts = files.Parts(
+        (trained.unet(config), latent["unet"]),
+        (trained.autoencoder(config), vae),
+        (trained.text_encoder(config), latent["text_encoder"]),
+        float(latent["factor"]),
+        tokenizer_of(config),
+    )
+    files.save(folder, parts)
+    cards = {stage: card(config, workdir, stage) for stage in config_lib.LATENT}
+    report.write_json(folder / "card.json", cards)
+    logging.info("%s written to %s", origin, folder)
+    return folder
 
 
 def card(config: ConfigDict, workdir, stage: str) -> dict:

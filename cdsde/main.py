@@ -45,12 +45,12 @@ def run(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument '{argv[1]}'; overrides are --config.KEY=VALUE")
     # Imported late, so that --help and a mistyped key answer at once.
-    from cdsde import config as config_lib
+    from cdsde import config_checks
 
     config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.task}"
     try:
-        config_lib.validate(config)
+        config_checks.validate(config)
         if COORDINATOR.value is None and (PROCESSES.value, PROCESS.value) != (None, None):
             raise ValueError(
                 "--processes and --process are given without --coordinator=HOST:PORT, so each "
@@ -63,7 +63,7 @@ def run(argv) -> None:
         from cdsde import preemption
 
         try:
-            _program(MODE.value)(config, workdir)
+            _program(MODE.value, config)(config, workdir)
         except preemption.Preempted as reason:
             logging.warning("%s", reason)
             sys.exit(preemption.EXIT_CODE)
@@ -75,7 +75,7 @@ def run(argv) -> None:
         sys.exit(f"error: {error}")
 
 
-def _program(mode: str):
+def _program(mode: str, config):
     if mode == "train":
         from cdsde.train.loop import train
 
@@ -92,6 +92,10 @@ def _program(mode: str):
         from cdsde import exchange
 
         return exchange.import_weights if mode == "import" else exchange.export_weights
+    if config.method == "edit":
+        from cdsde.evaluate_edits import evaluate_edits
+
+        return evaluate_edits
     from cdsde.evaluate import evaluate
 
     return evaluate

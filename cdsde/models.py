@@ -14,6 +14,7 @@ Training passes `train=True` and `rngs={"dropout": key}` besides.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import sde
+from cdsde.latent import trained
 from cdsde.networks import (
     ADMEncoder,
     ADMUNet,
@@ -186,6 +188,12 @@ MODELS = {
     "classifier": classifier_model,
     "cut": lambda config: gan_model(config, "cut"),
     "fastcut": lambda config: gan_model(config, "fastcut"),
+    "autoencoder": lambda config: Model(
+        functools.partial(trained.init_autoencoder, config), trained.autoencoder(config).apply
+    ),
+    "latent": lambda config: Model(
+        functools.partial(trained.init_latent, config), trained.unet(config).apply
+    ),
 }
 
 

@@ -152,5 +152,6 @@ def small_gan(c: ConfigDict) -> None:
             patch_features=64,
             num_patches=64,
         )
-        # An epoch here is a hundred steps of eight pairs.
-        c.train[method].update(steps=3_000, batch_size=8, epoch=100, decay=15)
+    # An epoch here is a hundred steps of eight pairs; as published, FastCUT has half as many.
+    c.train.cut.update(steps=3_000, batch_size=8, epoch=100, decay=15)
+    c.train.fastcut.update(steps=1_500, batch_size=8, epoch=100, decay=4)

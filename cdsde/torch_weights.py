@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,53 +25,14 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from cdsde import torch_files, torch_layouts
-from cdsde.features.efficientnet import EfficientNetLite0
-from cdsde.features.inception import InceptionV3
-from cdsde.features.lpips import LPIPSVGG, LPIPSAlex
-from cdsde.networks import (
-    ADMEncoder,
-    ADMUNet,
-    CUTGenerator,
-    DDPMUNet,
-    PatchDiscriminator,
-    PatchSampler,
-)
+from cdsde import torch_files, torch_kinds, torch_layouts
+from cdsde.torch_kinds import StateDict
 
-StateDict = dict[str, np.ndarray]
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 # Where trainers put the weights inside a larger file; averaged weights first, as samplers use them.
 WRAPPERS = ("ema", "ema_state_dict", "model_ema", "params_ema", "shadow")
 WRAPPERS += ("state_dict", "model_state_dict", "model", "net", "params")
 LISTED_KEYS = 12  # of each sort of mismatch in an error message
-
-
-class Kind(NamedTuple):
-    """What is particular to one published architecture.
-
-    Attributes:
-      network: the linen class.
-      infer: `(state dict, known fields) -> constructor fields`.
-      module_name: path of a module, joined with dots -> its published name.
-      pointwise: published module name -> number of trailing ones in its weight's shape.
-      inputs: `(network, state dict) -> (arguments, keyword arguments)` to initialise it with.
-      prefixes: what a state dict of this kind must contain.
-      rename: state dict -> what the network needs of it, under the names that it knows.
-      supplement: file of `cdsde/assets/features` with what a state dict may lack as a whole.
-      constants: state dict of the parameters -> what a published file has besides.
-      plain: published as dense tensors, which need no PyTorch to be read.
-    """
-
-    network: type
-    infer: Callable[[StateDict, Mapping[str, Any]], dict[str, Any]]
-    module_name: Callable[[str], str]
-    pointwise: Callable[[str], int]
-    inputs: Callable[[Any, StateDict], tuple[tuple, dict]]
-    prefixes: tuple[str, ...]
-    rename: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda state_dict: state_dict
-    supplement: str | None = None
-    constants: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda state_dict: {}
-    plain: bool = False
 
 
 def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict]:
@@ -83,7 +44,8 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
       kind: "adm", "ddpm", "adm_encoder"; "cut_generator", "cut_discriminator", "cut_patch_sampler",
         the `latest_net_{G,D,F}.pth` of CUT; "inception", the file of pytorch-fid; "lpips_alex" and
         "lpips_vgg", torchvision's file of the backbone or one of `lpips` itself, to which the
-        published linear heads are added where it has none; "efficientnet_lite0".
+        published linear heads are added where it has none; "efficientnet_lite0"; "dino_vitb8",
+        DINO's `dino_vitbase8_pretrain.pth`.
       **arch: constructor fields of the network. What the shapes determine is inferred; shapes do
         not tell `num_heads`, `num_head_channels` and `new_attention_order` (default: the published
         cat2dog values), nor `dropout`, `dtype` and `remat`.
@@ -109,7 +71,7 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
         shapes that do not fit the network (all of them are named).
       ImportError: the file is a `.pt` that needs PyTorch, which is not installed.
     """
-    state_dict = read_state_dict(path, plain=_kind(kind).plain)
+    state_dict = read_state_dict(path, plain=torch_kinds.of_name(kind).plain)
     try:
         return from_state_dict(state_dict, kind, **arch)
     except ValueError as error:
@@ -123,7 +85,7 @@ def from_state_dict(
 
     Args:
       state_dict: published names (without `module.`) to arrays.
-      kind: one of `KINDS`.
+      kind: one of `torch_kinds.KINDS`.
       **arch: constructor fields; what is absent is inferred or takes its default.
 
     Returns:
@@ -132,7 +94,7 @@ def from_state_dict(
     Raises:
       ValueError: unknown kind or field, keys or shapes that do not fit the network.
     """
-    spec = _kind(kind)
+    spec = torch_kinds.of_name(kind)
     inferred = infer_architecture(state_dict, kind, **arch)
     network = _build(spec, {**inferred, **arch}, kind)
     state_dict = _supplemented(spec.rename(state_dict), spec)
@@ -193,7 +155,7 @@ def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -
 
     Args:
       state_dict: published names (without `module.`) to arrays or anything with a `shape`.
-      kind: one of `KINDS`.
+      kind: one of `torch_kinds.KINDS`.
       **known: fields already known. Several divisions of an encoder's blocks into levels may fit;
         `num_res_blocks`, `channel_mult` or `image_size` then decide. A DDPM network's
         `attention_resolutions` are given for `image_size` (default 256).
@@ -204,11 +166,15 @@ def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -
     Raises:
       ValueError: unknown kind, keys of another kind, or an undecided or impossible layout.
     """
-    spec = _kind(kind)
+    spec = torch_kinds.of_name(kind)
     renamed = spec.rename(state_dict)
     for prefix in spec.prefixes:
         if not torch_layouts.has_prefix(renamed, prefix):
-            fitting = [name for name, other in KINDS.items() if _contains(state_dict, other)]
+            fitting = [
+                name
+                for name, other in torch_kinds.KINDS.items()
+                if torch_kinds.contains(state_dict, other)
+            ]
             look = f"they look like kind '{fitting[0]}'" if fitting else "check the file"
             keys = _listed(sorted(state_dict))
             raise ValueError(f"no key of kind '{kind}' begins with '{prefix}' in {keys}; {look}.")
@@ -221,7 +187,7 @@ def published_shapes(params: Mapping, kind: str) -> dict[str, tuple[int, ...]]:
     Raises:
       ValueError: unknown kind.
     """
-    spec = _kind(kind)
+    spec = torch_kinds.of_name(kind)
     flat = traverse_util.flatten_dict(params.get("params", params))
     return dict(_published(spec, path, value.shape) for path, value in flat.items())
 
@@ -231,7 +197,7 @@ def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
 
     Args:
       params: `{"params": tree}` or the tree alone, of the network class of `kind`.
-      kind: one of `KINDS`.
+      kind: one of `torch_kinds.KINDS`.
       prefix: put before each name; the published DDPM file has "module.".
 
     Returns:
@@ -240,7 +206,7 @@ def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
     Raises:
       ValueError: unknown kind.
     """
-    spec = _kind(kind)
+    spec = torch_kinds.of_name(kind)
     state_dict = {}
     for path, value in traverse_util.flatten_dict(params.get("params", params)).items():
         name, shape = _published(spec, path, value.shape)
@@ -381,7 +347,9 @@ def _import_torch(path: Path) -> Any:
     return torch
 
 
-def _published(spec: Kind, path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple]:
+def _published(
+    spec: torch_kinds.Kind, path: tuple[str, ...], shape: tuple[int, ...]
+) -> tuple[str, tuple]:
     """Published key and shape of the parameter at `path`."""
     module = spec.module_name(".".join(path[:-1]))
     shape = published_shape(path[-1], shape)
@@ -390,7 +358,7 @@ def _published(spec: Kind, path: tuple[str, ...], shape: tuple[int, ...]) -> tup
     return published_leaf(module, path[-1]), shape
 
 
-def _build(spec: Kind, fields: Mapping[str, Any], kind: str) -> Any:
+def _build(spec: torch_kinds.Kind, fields: Mapping[str, Any], kind: str) -> Any:
     unknown = sorted(set(fields) - set(spec.network.__dataclass_fields__))
     if unknown:
         choices = sorted(set(spec.network.__dataclass_fields__) - {"name", "parent"})
@@ -433,7 +401,7 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")
 
 
-def _supplemented(state_dict: Mapping[str, Any], spec: Kind) -> Mapping[str, Any]:
+def _supplemented(state_dict: Mapping[str, Any], spec: torch_kinds.Kind) -> Mapping[str, Any]:
     """The state dict, with what comes with the package where it has nothing of that."""
     if spec.supplement is None:
         return state_dict
@@ -441,133 +409,3 @@ def _supplemented(state_dict: Mapping[str, Any], spec: Kind) -> Mapping[str, Any
     with resources.as_file(asset) as path:
         given = _read_safetensors(path)
     return state_dict if given.keys() & state_dict.keys() else {**state_dict, **given}
-
-
-def _noisy_inputs(stem: str, network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
-    """An image as deep as `stem`, the first convolution, takes it, its time and its label."""
-    channels = state_dict[stem].shape[1] if stem in state_dict else 3
-    side = getattr(network, "image_size", 2 ** (len(network.channel_mult) - 1))
-    x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-    conditional = getattr(network, "num_classes", None) is not None
-    return (x, 0), {"y": jax.ShapeDtypeStruct((1,), jnp.int32)} if conditional else {}
-
-
-def _image_inputs(count: int, network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
-    """As many images as the network compares."""
-    return count * (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),), {}
-
-
-def _map_inputs(network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
-    """A map for each MLP, of as many channels as it takes, and a position on it."""
-    count = len({key.split(".")[0] for key in state_dict})
-    widths = [state_dict[f"mlp_{n}.0.weight"].shape[1] for n in range(count)]
-    maps = [jax.ShapeDtypeStruct((1, 1, 1, width), jnp.float32) for width in widths]
-    return (maps, [jax.ShapeDtypeStruct((1,), jnp.int32)] * count), {}
-
-
-def _contains(state_dict: Mapping[str, Any], spec: Kind) -> bool:
-    state_dict = spec.rename(state_dict)
-    return all(torch_layouts.has_prefix(state_dict, prefix) for prefix in spec.prefixes)
-
-
-def _kind(kind: str) -> Kind:
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of weights '{kind}': choose from {', '.join(KINDS)}.")
-    return KINDS[kind]
-
-
-_ADM = {
-    "module_name": torch_layouts.dotted_name,
-    "pointwise": torch_layouts.adm_pointwise,
-    "inputs": functools.partial(_noisy_inputs, "input_blocks.0.0.weight"),
-}
-_CUT = {
-    "module_name": torch_layouts.dotted_name,
-    "pointwise": lambda module: 0,
-    "rename": torch_layouts.without_blurs,
-    "plain": True,
-}
-_FEATURES = {
-    "infer": lambda state_dict, known: {},
-    "pointwise": lambda module: 0,
-    "plain": True,
-}
-KINDS = {
-    "adm": Kind(
-        network=ADMUNet,
-        infer=torch_layouts.infer_adm,
-        prefixes=("input_blocks.", "output_blocks."),
-        **_ADM,
-    ),
-    "adm_encoder": Kind(
-        network=ADMEncoder,
-        infer=torch_layouts.infer_adm_encoder,
-        prefixes=("input_blocks.", "I2Iout."),
-        **_ADM,
-    ),
-    "ddpm": Kind(
-        network=DDPMUNet,
-        infer=torch_layouts.infer_ddpm,
-        module_name=torch_layouts.ddpm_name,
-        pointwise=torch_layouts.ddpm_pointwise,
-        inputs=functools.partial(_noisy_inputs, "conv_in.weight"),
-        prefixes=("temb.", "down."),
-    ),
-    "cut_generator": Kind(
-        network=CUTGenerator,
-        infer=torch_layouts.infer_cut_generator,
-        inputs=functools.partial(_image_inputs, 1),
-        prefixes=("model.1.", "model.12.conv_block."),
-        constants=torch_layouts.cut_generator_blurs,
-        **_CUT,
-    ),
-    "cut_discriminator": Kind(
-        network=PatchDiscriminator,
-        infer=torch_layouts.infer_cut_discriminator,
-        inputs=functools.partial(_image_inputs, 1),
-        prefixes=("model.0.", "model.3."),
-        constants=torch_layouts.cut_discriminator_blurs,
-        **_CUT,
-    ),
-    "cut_patch_sampler": Kind(
-        network=PatchSampler,
-        infer=torch_layouts.infer_cut_patch_sampler,
-        inputs=_map_inputs,
-        prefixes=("mlp_0.",),
-        **{**_CUT, "module_name": torch_layouts.patch_sampler_name},
-    ),
-    "inception": Kind(
-        network=InceptionV3,
-        module_name=lambda module: module,
-        inputs=functools.partial(_image_inputs, 1),
-        prefixes=("Conv2d_1a_3x3.", "Mixed_5b."),
-        rename=torch_layouts.without_counters,
-        **_FEATURES,
-    ),
-    "efficientnet_lite0": Kind(
-        network=EfficientNetLite0,
-        module_name=torch_layouts.efficientnet_name,
-        inputs=functools.partial(_image_inputs, 1),
-        prefixes=("_conv_stem.", "_blocks."),
-        rename=torch_layouts.without_counters,
-        **_FEATURES,
-    ),
-    "lpips_alex": Kind(
-        network=LPIPSAlex,
-        module_name=torch_layouts.dotted_name,
-        inputs=functools.partial(_image_inputs, 2),
-        prefixes=("slice1.0.", "slice2.3."),
-        rename=functools.partial(torch_layouts.rename_lpips, LPIPSAlex.slices),
-        supplement="lpips_alex.safetensors",
-        **_FEATURES,
-    ),
-    "lpips_vgg": Kind(
-        network=LPIPSVGG,
-        module_name=torch_layouts.dotted_name,
-        inputs=functools.partial(_image_inputs, 2),
-        prefixes=("slice1.0.", "slice1.2."),
-        rename=functools.partial(torch_layouts.rename_lpips, LPIPSVGG.slices),
-        supplement="lpips_vgg.safetensors",
-        **_FEATURES,
-    ),
-}

@@ -14,6 +14,6 @@ from cdsde import config
 
 def get_config():
     c = config.base()
-    c.task = "edit_cat2dog"
+    c.task, c.method = "edit_cat2dog", "edit"
     c.edit.update(source="a cat", target="a dog")
     return c

@@ -17,7 +17,7 @@ TREES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 MATHEMATICS = {"sde", "energies", "solvers", "methods", "losses", "metrics", "augment"}
-PROGRAMS = {"main", "train", "sample", "evaluate", "exchange", "api"}
+PROGRAMS = {"main", "train", "sample", "evaluate", "edit", "evaluate_edits", "exchange", "api"}
 # Below the programs, lowest first; within a layer modules may use each other. A module that stands
 # nowhere here is a program: it may use all but `main`.
 LAYERS = (
@@ -25,8 +25,10 @@ LAYERS = (
     MATHEMATICS
     | {"networks", "data", "config", "presets", "mesh", "report", "checkpoint"}
     | {"torch_files", "torch_layouts", "trees"},
-    {"flag_errors", "models", "features", "torch_weights"},
+    {"config_checks"},
+    {"flag_errors", "features", "torch_kinds", "torch_weights"},
     {"latent"},
+    {"models"},
     {"weights"},
     {"sampler"},
 )
@@ -36,6 +38,7 @@ ALONE = {
     "networks": {"networks"},
     "data": {"data"},
     "config": {"config"},
+    "config_checks": {"config", "config_checks"},
     "presets": {"config", "presets"},
     "mesh": {"mesh"},
     "checkpoint": {"checkpoint"},
@@ -45,7 +48,8 @@ ALONE = {
     "torch_layouts": {"torch_layouts"},
     "trees": {"trees"},
     "features": {"features", "torch_weights", "trees"},
-    "torch_weights": {"networks", "features", "torch_files", "torch_layouts"},
+    "torch_kinds": {"networks", "features", "torch_kinds", "torch_layouts"},
+    "torch_weights": {"torch_files", "torch_kinds", "torch_layouts"},
 }
 
 

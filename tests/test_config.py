@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cdsde import config as config_lib
-from cdsde import flag_errors, load_config, models
+from cdsde import config_checks, flag_errors, load_config, models
 
 # ml_collections loads config files in a way that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -26,7 +26,7 @@ def parse(argv: list[str]):
     flag_errors.check_overrides(argv)
     with mock.patch.object(sys, "argv", argv):  # where ml_collections looks for overrides
         values(argv)
-    config_lib.validate(holder.value)
+    config_checks.validate(holder.value)
     return holder.value
 
 

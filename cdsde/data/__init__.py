@@ -20,6 +20,7 @@ _MODULE_OF = {
     "JoinedSource": "domains",
     "Source": "sources",
     "emoji_metadata": "sources",
+    "captions": "sources",
     "image_id": "sources",
     "open_domain": "domains",
     "open_pairs": "domains",

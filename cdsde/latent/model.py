@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import trees
-from cdsde.latent import ddim, editors, files, guidance, noise, texts, tokenizer
+from cdsde.latent import ddim, editors, files, guidance, masks, noise, texts, tokenizer
 
 OWN_SCALE = {"pnp": 7.5, "dds": 7.5, "cds": 7.5}  # classifier-free guidance; 5 for the others
 DELTA = ("dds", "cds")
+SHIPPED = "shipped:"
 GUIDED = ("pix2pix_zero", "pix2pix_zerocon")
 
 
@@ -45,7 +47,7 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     Raises:
       ValueError: the folder, a part or a file of it is missing or does not fit; it is named.
     """
-    folder = Path(folder)
+    folder = place(folder)
     if not folder.is_dir():
         raise ValueError(f"config.model.path={folder} is no folder; name a model on disk")
     unet, unet_params = files.load_unet(folder / "unet", dtype=dtype, remat=remat)
@@ -59,6 +61,14 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     return Model(unet, vae, params, factor, schedule, encoder, digests)
 
 
+def place(path: str | Path) -> Path:
+    """A model's folder; "shipped:NAME" is one of the package."""
+    name = str(path)
+    if not name.startswith(SHIPPED):
+        return Path(path)
+    return Path(str(resources.files("cdsde") / "assets" / "models")) / name.removeprefix(SHIPPED)
+
+
 def program(model: Model, e: ConfigDict, size: int):
     """The pure function of an edit: `(params, images, texts, key, ids) -> (edit, reconstruction)`.
 
@@ -69,21 +79,45 @@ def program(model: Model, e: ConfigDict, size: int):
     edit = _of_ladders if e.method not in DELTA else _of_scores
 
     def run(params, images, said, key, image_ids):
-        def unet(x, t, context, *args, **kwargs):
-            out = model.unet.apply(params["unet"], x, t, context, *args, **kwargs)
-            if "mutable" in kwargs:
-                return ddim.to_eps(schedule, x, out[0], t), out[1]
-            return ddim.to_eps(schedule, x, out, t)
-
         def decode(z):
             return model.vae.apply(params["vae"], z / model.factor, method="decode")
 
-        x0 = images.astype(jnp.float32) / 127.5 - 1
-        z = model.factor * model.vae.apply(params["vae"], x0, method="encode").mean
+        unet, z = _noise(model, params), _encode(model, params, images)
         made, back = edit(unet, schedule, e, said, z, key, image_ids)
         return decode(made), decode(back)
 
     return run
+
+
+def word_maps(model: Model, e: ConfigDict):
+    """`(params, images, texts [B, 77, D], words bool [B, 77]) -> [B, s, s]`; see `masks.of_words`.
+
+    images are uint8 `[B, S, S, 3]`, their captions the texts.
+    """
+    up = ddim.inversion(model.schedule, e.steps, e.inversion)
+
+    def run(params, images, text, words):
+        z = _encode(model, params, images)
+        return masks.of_words(_noise(model, params), z, up, text, words)
+
+    return run
+
+
+def _noise(model: Model, params):
+    """The U-Net as a function that tells noise, whatever it predicts."""
+
+    def unet(x, t, context, *args, **kwargs):
+        out = model.unet.apply(params["unet"], x, t, context, *args, **kwargs)
+        if "mutable" in kwargs:
+            return ddim.to_eps(model.schedule, x, out[0], t), out[1]
+        return ddim.to_eps(model.schedule, x, out, t)
+
+    return unet
+
+
+def _encode(model: Model, params, images):
+    x0 = images.astype(jnp.float32) / 127.5 - 1
+    return model.factor * model.vae.apply(params["vae"], x0, method="encode").mean
 
 
 def _scale(e: ConfigDict):
@@ -166,7 +200,7 @@ def said(model: Model, e: ConfigDict, captions: list[str]) -> editors.Texts:
     source = model.encoder(captions)
     if e.method in GUIDED:
         banks = [
-            texts.read_bank(path) if path else texts.bank(concept)
+            texts.read_bank(path) if path else texts.bank(concept, e.templates)
             for path, concept in ((e.source_bank, e.source), (e.target_bank, e.target))
         ]
         target = source + e.strength * texts.direction(model.encoder, *banks)[None]
@@ -183,7 +217,7 @@ def swapped(caption: str, source: str, target: str) -> str:
     Raises:
       ValueError: the caption does not have it.
     """
-    for old, new in ((source, target), (_bare(source), _bare(target))):
+    for old, new in ((source, target), (bare(source), bare(target))):
         if old.lower() in caption.lower():
             at = caption.lower().index(old.lower())
             return caption[:at] + new + caption[at + len(old) :]
@@ -193,7 +227,7 @@ def swapped(caption: str, source: str, target: str) -> str:
     )
 
 
-def _bare(concept: str) -> str:
-    """Without its article."""
+def bare(concept: str) -> str:
+    """A concept without its article."""
     words = concept.split()
     return " ".join(words[1:] if words[0].lower() in ("a", "an", "the") and words[1:] else words)

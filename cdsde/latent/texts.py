@@ -66,12 +66,14 @@ def direction(encoder: Encoder, source: Sequence[str], target: Sequence[str]) ->
     return mean(encoder, target) - mean(encoder, source)
 
 
-def bank(concept: str) -> list[str]:
-    """Sentences about a concept from templates, in a fixed order.
+def bank(concept: str, templates: Sequence[str] = ()) -> list[str]:
+    """Sentences about a concept from templates with {} in them, in a fixed order.
 
     Two concepts have the same templates, so that the difference of their means is what the concepts
     differ in.
     """
+    if templates:
+        return [template.format(concept) for template in templates]
     return [
         f"{manner.format(concept)} {place}".strip() for manner in MANNERS for place in ("", *PLACES)
     ]

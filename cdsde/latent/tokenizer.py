@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -59,7 +59,14 @@ def load(folder: str | Path) -> ClipTokenizer:
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if START not in vocabulary or END not in vocabulary or any(len(m) != 2 for m in merges):
         raise ValueError(f"{folder} does not hold CLIP's tokenizer: no {START}, or odd merges")
-    words = Tokenizer(
+    settings = folder / "tokenizer_config.json"
+    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    return of_vocabulary(vocabulary, merges, told.get("model_max_length", LENGTH))
+
+
+def of_vocabulary(vocabulary: dict[str, int], merges, length: int = LENGTH) -> ClipTokenizer:
+    """The tokenizer of ids by token and of merges, in their order."""
+    words = _words(
         models.BPE(
             vocabulary,
             merges,
@@ -68,6 +75,51 @@ def load(folder: str | Path) -> ClipTokenizer:
             end_of_word_suffix="</w>",
         )
     )
+    # Written out in a text they are what they are called.
+    words.add_special_tokens([START, END])
+    return ClipTokenizer(words, vocabulary[START], vocabulary[END], length)
+
+
+def learn(texts: Sequence[str], size: int, length: int = LENGTH) -> ClipTokenizer:
+    """A tokenizer of at most `size` ids for such texts; the same texts give the same one."""
+    words = _words(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 2,
+        end_of_word_suffix="</w>",
+        continuing_subword_prefix="",
+        show_progress=False,
+    )
+    words.train_from_iterator(texts, trainer)
+    found = json.loads(words.to_str())["model"]
+    vocabulary = dict(found["vocab"])
+    # The end is the largest id, as CLIP's is, wherever the vocabulary ends.
+    vocabulary |= {START: size - 2, END: size - 1}
+    return of_vocabulary(vocabulary, [tuple(merge) for merge in found["merges"]], length)
+
+
+def save(folder: str | Path, tokenizer: ClipTokenizer) -> None:
+    """The files that `load` reads."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = json.loads(tokenizer.words.to_str())["model"]
+    text = json.dumps(model["vocab"], ensure_ascii=False)
+    (folder / "vocab.json").write_text(text, encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in model["merges"])]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": tokenizer.length,
+        "bos_token": START,
+        "eos_token": END,
+        "unk_token": END,
+        "pad_token": END,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+
+
+def _words(model: models.BPE) -> Tokenizer:
+    """A model behind CLIP's reading of text."""
+    words = Tokenizer(model)
     words.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -77,6 +129,4 @@ def load(folder: str | Path) -> ClipTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    # Written out in a text they are what they are called.
-    words.add_special_tokens([START, END])
-    return ClipTokenizer(words, vocabulary[START], vocabulary[END])
+    return words

@@ -10,13 +10,21 @@ from cdsde.metrics.distances import (
     moments,
     precision_recall,
 )
+from cdsde.metrics.editing import (
+    background,
+    clip_score,
+    self_similarity,
+    structure_distance,
+)
 from cdsde.metrics.faithfulness import METRICS, bootstrap_interval, l2, mse, psnr, ssim
 
 __all__ = [
     "METRICS",
     "Moments",
     "add_moments",
+    "background",
     "bootstrap_interval",
+    "clip_score",
     "frechet_distance",
     "jackknife_interval",
     "kernel_distance",
@@ -26,5 +34,7 @@ __all__ = [
     "mse",
     "precision_recall",
     "psnr",
+    "self_similarity",
     "ssim",
+    "structure_distance",
 ]

@@ -63,7 +63,7 @@ def train_step(config: ConfigDict, stage: str, devices, batch: int) -> Program:
     """One optimiser step of a stage on `batch` images."""
     config = config.copy_and_resolve_references()
     config.train.batch_size = batch
-    step, init = loop.compiled(config, stage, stages.STAGES[stage](config), devices)
+    step, init = loop.compiled(config, stage, stages.make(config, stage), devices)
     begun = jax.eval_shape(init)
     # The place of each array is what `init` is compiled for.
     state = _abstract(begun, mesh.network_sharded(begun, devices))

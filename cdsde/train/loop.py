@@ -55,6 +55,8 @@ def open_data(config: ConfigDict, stage: stages.Stage, name: str):
     d, c = config.data, config_lib.stage_training(config, name)
     sources = [open_domain(d.root, name, "train", data_dir=d.data_dir) for name in stage.domains]
 
+    labels = stage.labels() if stage.labels else None
+
     def batches(start: int):
         return train_iterator(
             sources,
@@ -68,6 +70,7 @@ def open_data(config: ConfigDict, stage: stages.Stage, name: str):
             filter=d.filter,
             fit=d.fit,
             workers=d.workers,
+            labels=labels,
             start=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -85,7 +88,7 @@ def train_stage(config: ConfigDict, workdir, name: str):
             f"config.train.{name}.batch_size is {c.batch_size}, not a multiple of {devices.size} "
             f"devices times accumulate={c.accumulate}; choose one that is"
         )
-    stage = stages.STAGES[name](config)
+    stage = stages.make(config, name, workdir)
     batches = open_data(config, stage, name)
     step_fn, init = compiled(config, name, stage, devices)
     current = init()
@@ -121,7 +124,8 @@ def train_stage(config: ConfigDict, workdir, name: str):
         if first < c.steps:
             with preemption.Watch() as watch:
                 data = batches(first)
-                current = _run(config, name, workdir, saved, current, data, step_fn, devices, watch)
+                rest = (data, step_fn, stage.reads, devices, watch)
+                current = _run(config, name, workdir, saved, current, *rest)
     return current
 
 
@@ -158,7 +162,7 @@ def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
     return step, jax.jit(begin, out_shardings=at)
 
 
-def _run(config, name, workdir, saved, current, data, step_fn, devices, watch):
+def _run(config, name, workdir, saved, current, data, step_fn, reads, devices, watch):
     """The loop proper, from `current.step` to the last step."""
     c = config_lib.stage_training(config, name)
     first = int(current.step)
@@ -170,7 +174,7 @@ def _run(config, name, workdir, saved, current, data, step_fn, devices, watch):
     try:
         for n in range(first + 1, c.steps + 1):
             batch = next(data)
-            batch = mesh.put_batch({k: batch[k] for k in ("image", "domain")}, devices)
+            batch = mesh.put_batch({k: batch[k] for k in reads}, devices)
             current, metrics = step_fn(current, batch)
             if n == first + 1:
                 jax.block_until_ready(metrics)

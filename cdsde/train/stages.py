@@ -4,6 +4,7 @@ r"""The stages: what each network is trained on and by which loss.
     encoder       NT-Xent on both domains: the pair is (√ᾱ x + √(1-ᾱ) ε1, √ᾱ φ(x) + √(1-ᾱ) ε2)
     classifier    cross-entropy of the domain of √ᾱ x + √(1-ᾱ) ε
     cut, fastcut  cut.py
+    autoencoder, latent  latent.py
 
 A stage is `init(key) -> params` and `loss(params, batch, key) -> (scalar, metrics)`, or where one
 loss is not enough a step of its own; everything else (optimiser, EMA, sharding, checkpoints,
@@ -12,6 +13,7 @@ logging) is written once, in state.py and loop.py.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,7 +25,8 @@ from scipy.stats import norm
 
 from cdsde import augment, energies, losses, models, sde
 from cdsde import config as config_lib
-from cdsde.train import cut, state
+from cdsde.latent import trained
+from cdsde.train import cut, latent, state
 
 
 class Stage(NamedTuple):
@@ -34,6 +37,8 @@ class Stage(NamedTuple):
       init: `key -> params`.
       loss: `(params, batch, key) -> (scalar, {name: scalar})`; batch has `image` uint8
         `[B, H, W, 3]` and `domain` int32 `[B]`.
+      reads: what of a batch is put on the devices; "label" is the caption's token ids.
+      labels: `() ->` those ids, `[N, L]` a domain, where they are read.
       images: of an example: the domains alternate, so 2 of two domains are a pair.
       make_step: `(tx, gather) -> step(state, batch)`, in place of a loss.
       optimiser: what is made of the configured one.
@@ -44,6 +49,8 @@ class Stage(NamedTuple):
     domains: tuple[str, ...]
     init: Callable
     loss: Callable | None = None
+    reads: tuple[str, ...] = ("image", "domain")
+    labels: Callable | None = None
     images: int = 1
     make_step: Callable | None = None
     optimiser: Callable = lambda tx: tx
@@ -213,10 +220,37 @@ def _gan(config: ConfigDict, method: str) -> Stage:
     )
 
 
-STAGES = {
-    "score": score,
-    "encoder": encoder,
-    "classifier": classifier,
-    "cut": lambda config: _gan(config, "cut"),
-    "fastcut": lambda config: _gan(config, "fastcut"),
-}
+def autoencoder(config: ConfigDict) -> Stage:
+    """The autoencoder of a small latent diffusion model."""
+    training = config_lib.stage_training(config, "autoencoder")
+    images = functools.partial(_of_training, training)
+    init = functools.partial(trained.init_autoencoder, config)
+    return Stage(config_lib.domains(config), init, latent.autoencoder_loss(config, images))
+
+
+def text_to_latent(config: ConfigDict, workdir) -> Stage:
+    """U-Net and text encoder in the latents of the autoencoder that `workdir` has."""
+    training = config_lib.stage_training(config, "latent")
+    images = functools.partial(_of_training, training)
+    loss, factor = latent.latent_loss(config, workdir, images)
+    return Stage(
+        config_lib.domains(config),
+        functools.partial(trained.init_latent, config, factor=factor),
+        loss,
+        reads=("image", "label"),
+        labels=functools.partial(latent.labels, config),
+    )
+
+
+def _of_training(training: ConfigDict, batch, key):
+    return _images(batch, training, key)
+
+
+def make(config: ConfigDict, name: str, workdir=None) -> Stage:
+    """The stage of this name; `workdir` holds the networks that it stands on."""
+    if name == "latent":
+        return text_to_latent(config, workdir)
+    if name in config_lib.GANS:
+        return _gan(config, name)
+    one = {"score": score, "encoder": encoder, "classifier": classifier, "autoencoder": autoencoder}
+    return one[name](config)

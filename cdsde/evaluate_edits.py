@@ -1,0 +1,189 @@
+"""`--mode=eval` of edits by words: what was asked for (CLIP), and what was to stay as it is.
+
+Every picture is read from the file that `--mode=edit` wrote. A metric whose network has no weights
+is left out; so are those of the background where nothing says which part of a picture it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde import edit, evaluate, features, mesh, metrics, trees
+from cdsde.data import decode, resize, write_png
+from cdsde.latent import files, masks, model, tokenizer
+from cdsde.sample import output_names
+
+BATCH = 8
+TITLE = "the edit"
+
+
+def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
+    """Evaluate the edits by `config.edit.method`, or by each editor of `config.eval.methods`.
+
+    Writes WORKDIR/eval/METHOD/{metrics.json, metrics.csv, per_image.csv}; prints the table.
+
+    Returns:
+      `{method: {"CLIP score": {"value", "low", "high", "images"}, ...}}`.
+
+    Raises:
+      ValueError: edits are missing or of another size, or weights or masks are not what they
+        should be.
+    """
+    methods = config_lib.eval_methods(config)
+    config = _as_translation(config)
+    source = edit.open_input(config)
+    wanted = edit.wanted(config, source)
+    originals = evaluate.resized(config, source)
+    how: dict = {"weights": {}}
+    judges = _judges(config, workdir, source, wanted, originals, how)
+    pairwise = evaluate.pairwise_metrics(config)
+    results = {}
+    for method in methods:
+        config.edit.method = method
+        folder = edit.output_folder(config, workdir)
+        per_image = evaluate.measure(config, source, None, folder, pairwise, wanted)
+        read = evaluate.written(config, source, folder)
+        for name, judge in judges.items():
+            per_image[name] = _of_each(judge, read, wanted)
+        results[method] = evaluate.summarise(per_image, config.eval.bootstrap, config.eval.seed)
+        if jax.process_index() == 0:
+            evaluate.write(config, workdir, method, per_image, results[method], how, folder)
+    if jax.process_index() == 0:
+        print(evaluate.render(results, title=TITLE), flush=True)
+    return results
+
+
+def _as_translation(config: ConfigDict) -> ConfigDict:
+    """The config with an edit's reading of images in place of a translation's."""
+    config = config.copy_and_resolve_references()
+    config.data.update(image_size=config.edit.image_size, filter=edit.FILTER, fit="crop")
+    return config
+
+
+def _of_each(judge: Callable, read: Callable, wanted: list[int]) -> np.ndarray:
+    """`judge(pictures, numbers) -> [b]` of every picture, `[N]`; each process its share."""
+    mine, values = list(mesh.share(len(wanted))), []
+    for at in range(0, len(mine), BATCH):
+        chosen = [wanted[n] for n in mine[at : at + BATCH]]
+        pictures = np.stack([read(j) for j in chosen])
+        filled = np.concatenate([pictures, np.repeat(pictures[-1:], BATCH - len(chosen), 0)])
+        numbers = chosen + chosen[-1:] * (BATCH - len(chosen))
+        values.append(np.asarray(judge(filled, numbers), np.float64)[: len(chosen)])
+    return mesh.gather_rows(np.concatenate(values), mine)
+
+
+def _judges(config, workdir, source, wanted, originals, how) -> dict[str, Callable]:
+    """`{metric: judge}` of what `config.eval` names weights for; `how` is told what they are."""
+    e, found = config.eval, {}
+
+    def real(numbers):
+        return np.stack([originals(j) for j in numbers])
+
+    if e.clip is not None:
+        found["CLIP score"] = _clip(e.clip, e.text or config.edit.target, how)
+    if e.dino is not None:
+        dino = features.load("dino_vitb8", e.dino)
+        how["weights"]["dino_vitb8"] = dino.hash
+        distance = jax.jit(metrics.structure_distance)
+        found["structure distance"] = lambda made, numbers: distance(
+            dino(made)["keys"], dino(real(numbers))["keys"]
+        )
+    lpips = {n: e[n] for n in ("lpips_alex", "lpips_vgg") if e[n] is not None}
+    objects = _masks(config, workdir, source, wanted, how) if lpips else None
+    for name, path in lpips.items():
+        network = features.load(name, path)
+        how["weights"][name] = network.hash
+        if objects is None:
+            continue
+
+        def of_background(made, numbers, network=network):
+            mask = np.stack([objects[j] for j in numbers])
+            both = (metrics.background(x, mask) for x in (made, real(numbers)))
+            return network(*both)["distance"]
+
+        found[f"BG-LPIPS-{'Alex' if name == 'lpips_alex' else 'VGG'}"] = of_background
+    return found
+
+
+def _clip(folder: str, text: str, how: dict) -> Callable:
+    """Cosine with the text, by the CLIP of a folder."""
+    module, params = files.load_clip(folder)
+    how["weights"]["clip"] = trees.digest(params)
+    how["text"] = text
+    ids = tokenizer.load(folder)([text])
+    words = module.apply(params, ids, method="embed_text")
+    mean, std = (np.array(x, np.float32) for x in (edit.CLIP_MEAN, edit.CLIP_STD))
+    size = module.vision.image_size
+
+    @jax.jit
+    def cosine(params, pixels):
+        images = module.apply(params, pixels, method="embed_image")
+        return metrics.clip_score(images, jnp.broadcast_to(words, images.shape))
+
+    def judge(made, numbers):
+        small = np.stack([resize(picture, size, filter="bicubic") for picture in made])
+        return cosine(params, (small.astype(np.float32) / 255 - mean) / std)
+
+    return judge
+
+
+def _masks(config, workdir, source, wanted, how) -> dict[int, np.ndarray] | None:
+    """Objects by number of the image, bool `[S, S]`: given ones, or where the model looks."""
+    names, size = output_names(source.ids), config.edit.image_size
+    if config.eval.masks is not None:
+        folder = Path(config.eval.masks)
+        if missing := [names[j] for j in wanted if not (folder / names[j]).is_file()]:
+            raise ValueError(
+                f"config.eval.masks={folder} has no {missing[0]}; it holds a PNG of each image's "
+                "name, white where the object is"
+            )
+        how["masks"] = str(folder)
+    elif config.model.path is not None:
+        folder = _looked_up(config, workdir, source, wanted, names)
+        how["masks"] = "cross-attention of the source to the word"
+    else:
+        return None
+
+    def read(name):
+        mask = resize(decode(folder / name, name), size, filter="bilinear")
+        return mask[..., 0] > 127
+
+    return {j: read(names[j]) for j in wanted}
+
+
+def _looked_up(config, workdir, source, wanted, names) -> Path:
+    """The folder of masks by cross-attention, made where they are missing."""
+    loaded = model.load(config.model.path)
+    e, devices = config.edit, mesh.make_mesh(jax.local_devices())
+    captions = edit.captions_of(config, source, wanted)
+    said = [list(captions.values()), e.source, e.image_size, e.steps, loaded.digests]
+    name = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
+    folder = Path(workdir) / "eval" / f"masks-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    run = jax.jit(model.word_maps(loaded, e))
+    params = mesh.put_replicated(loaded.params, devices)
+    originals = evaluate.resized(config, source)
+    words = model.bare(e.source)
+    mine = [wanted[n] for n in mesh.share(len(wanted))]
+    count = mesh.round_up(e.batch_size, devices)
+    todo = [j for j in mine if not (folder / names[j]).exists()]
+    for at in range(0, len(todo), count):
+        chosen = todo[at : at + count]
+        rows = chosen + chosen[-1:] * (count - len(chosen))
+        texts = [captions[source.ids[j]] for j in rows]
+        where = [masks.word_positions(loaded.encoder.tokenize, text, words) for text in texts]
+        batch = (np.stack([originals(j) for j in rows]), loaded.encoder(texts), np.stack(where))
+        found = mesh.local_rows(run(params, *mesh.put_batch(batch, devices)))
+        for j, mask in zip(chosen, masks.enlarged(found, e.image_size), strict=False):
+            write_png(folder / names[j], np.repeat(np.uint8(255) * mask[..., None], 3, -1))
+    mesh.barrier("masks")
+    return folder
