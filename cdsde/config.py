@@ -260,6 +260,7 @@ def base() -> ConfigDict:
     s.batch_size = 16
     s.limit = placeholder(int)  # only the first so many images
     s.sheet = 16  # images on sheet.png; 0: no sheet
+    s.trajectory = False  # also trajectories/NAME.{png,webp}: each image on its way
 
     # Methods. Weights may be changed without compiling again.
     c.sdedit = ConfigDict(dict(start=500))
@@ -305,6 +306,12 @@ def base() -> ConfigDict:
     x.path = placeholder(
         str
     )  # FILE.pt, .pth or .safetensors; None: WORKDIR/export/STAGE.safetensors
+
+    v = c.serve = ConfigDict()
+    v.host = "127.0.0.1"  # who may open the page: this machine alone; 0.0.0.0 is everybody
+    v.port = 7860
+    v.tasks = ()  # config files that can be chosen beside this one
+    v.max_steps = 100  # of the slider: the program is compiled once for as many
 
     # Text-guided editing with a latent diffusion model on disk, in the layout of diffusers.
     c.model = ConfigDict()

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from cdsde import flag_errors, logs
 
-MODES = ("train", "sample", "eval", "edit", "import", "export")
+MODES = ("train", "sample", "eval", "edit", "serve", "import", "export")
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
@@ -24,6 +24,7 @@ MODE = flags.DEFINE_enum(
     MODES,
     "train: what the method needs and the work folder lacks; sample: translate images; "
     "eval: measure the translated images; edit: change images by words; "
+    "serve: a page to try it on; "
     "import: published PyTorch weights into the work folder; "
     "export: the way back, to config.export.path.",
 )
@@ -67,7 +68,7 @@ def run(argv) -> None:
         except preemption.Preempted as reason:
             logging.warning("%s", reason)
             sys.exit(preemption.EXIT_CODE)
-    except (ValueError, OSError, FloatingPointError, flag_errors.UserError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, flag_errors.UserError) as error:
         # One sentence for people; the trace for those who ask for it.
         logging.debug("", exc_info=True)
         if logging.level_debug():
@@ -88,6 +89,10 @@ def _program(mode: str, config):
         from cdsde.edit import edit
 
         return edit
+    if mode == "serve":
+        from cdsde.serve import serve
+
+        return serve
     if mode in ("import", "export"):
         from cdsde import exchange
 

@@ -216,7 +216,9 @@ def translate(
     solver: solvers.Solver = solvers.ancestral,
     rounds: int = 1,
     clip: bool = False,
-    trace: bool = False,
+    trace: bool | int = False,
+    count: jax.Array | None = None,
+    watch: Callable | None = None,
 ):
     """Translate a batch, equation (1).
 
@@ -229,12 +231,12 @@ def translate(
       weights: `[S, number of energies]`, λ of each energy at each step.
       solver: see `solvers.reverse`.
       rounds: K.
-      clip: see `solvers.reverse`.
-      trace: also return the states.
+      clip, count, watch: see `solvers.reverse`.
+      trace: also return the states, all or so many of them.
 
     Returns:
-      `(y, states)`: the result `[B, H, W, C]`, not clamped, and with `trace` the state after every
-      step `[K, S, B, H, W, C]` (else None).
+      `(y, states)`: the result `[B, H, W, C]`, not clamped, and with `trace` the states
+      `[K, S, B, H, W, C]` (else None).
     """
     views = [term.view(x0) for term in method.terms]
     gradient = jax.grad(energies.total([term.energy for term in method.terms]))
@@ -267,6 +269,8 @@ def translate(
             per_step=(grid.alpha_bar, jnp.asarray(weights)) if method.terms else None,
             clip=clip,
             trace=trace,
+            count=count,
+            watch=watch,
         )
 
     return jax.lax.scan(one_round, x0, jnp.arange(rounds))

@@ -98,6 +98,8 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.weights.score = f"shipped:score-{target}-32"
     c.weights.encoder = "shipped:encoder-emoji-32"
     c.weights.classifier = "shipped:classifier-emoji-32"
+    names = ("twemoji2fluent", "noto2fluent", "fluent2twemoji")
+    c.serve.tasks = tuple(f"configs/{name}.py" for name in names)
 
 
 def egsde_256(c: ConfigDict, source: str, target: str) -> None:

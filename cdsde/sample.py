@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from cdsde import config as config_lib
-from cdsde import mesh, report
+from cdsde import mesh, report, trajectories
 from cdsde.data import (
     FilesSource,
     JoinedSource,
@@ -30,6 +30,7 @@ from cdsde.data import (
     open_domain,
     open_pairs,
     resize,
+    to_uint8,
     write_png,
 )
 from cdsde.sampler import load_sampler
@@ -86,7 +87,7 @@ def output_names(ids: Sequence[str]) -> list[str]:
 def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict:
     """What decides the pixels of a run's results."""
     plain = json.loads(config.to_json_best_effort())
-    for key in ("input", "output", "batch_size", "limit", "sheet"):
+    for key in ("input", "output", "batch_size", "limit", "sheet", "trajectory"):
         plain["sample"].pop(key)
     record = {k: plain[k] for k in ("method", "dtype", "sde", "sample", config.method)}
     record["data"] = {k: plain["data"][k] for k in ("image_size", "filter")}
@@ -123,7 +124,17 @@ def sample(config: ConfigDict, workdir, loaded=None) -> Path:
 
     wanted = range(len(source))[: config.sample.limit]
     mine = list(wanted)[jax.process_index() :: jax.process_count()]
-    todo = [j for j in mine if not (folder / names[j]).exists()]
+    shown = folder / trajectories.FOLDER if config.sample.trajectory else None
+    if shown and config.method in config_lib.GANS:
+        raise ValueError(
+            f"config.sample.trajectory is True, and {config.method} has no trajectory: it makes a "
+            "picture in one pass; leave it out"
+        )
+
+    def there(name):
+        return (folder / name).exists() and not (shown and trajectories.missing(shown, name))
+
+    todo = [j for j in mine if not there(names[j])]
     logging.info(
         "%s: %d of %d images to translate, %d network evaluations each, on %d %s device(s)",
         config.method,
@@ -145,10 +156,17 @@ def sample(config: ConfigDict, workdir, loaded=None) -> Path:
     by_id = dict(zip(source.ids, names, strict=True))
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
         for batch in batches:
-            images = sampler(batch["image"], batch["id"])
-            for image, name, real in zip(images, batch["name"], batch["mask"], strict=True):
+            images, states = sampler.states(
+                batch["image"], batch["id"], trajectories.FRAMES if shown else False
+            )
+            images = to_uint8(images)
+            for row, (name, real) in enumerate(zip(batch["name"], batch["mask"], strict=True)):
                 if real:
-                    write_png(folder / by_id[name], image)
+                    if shown:
+                        seen = states[:, :, row].reshape(-1, *images[row].shape)
+                        trajectories.write(shown, by_id[name], batch["image"][row], seen)
+                    # Last: it says that the image is done.
+                    write_png(folder / by_id[name], images[row])
                     bar.update()
     mesh.barrier("sampled")
     if jax.process_index() == 0 and config.sample.sheet:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -36,11 +38,7 @@ class Sampler:
             self._rounds, self._arguments, self.evaluations = 1, (), 1
             return
         self._rounds = s.rounds
-        start = config_lib.start_index(config)
-        schedule = models.schedule_of(config)
-        grid = solvers.make_grid(schedule, start, s.steps, s.variance, s.spacing)
-        gain = solvers.gain(solvers.SOLVERS[s.solver](s.eta), grid) if s.follow else None
-        lambdas = methods.weights(config.method, config[config.method], grid.index, gain)
+        grid, lambdas = levels(config)
         arguments = (grid, lambdas, np.float32(s.eta), jax.random.key(s.seed))
         self._arguments = mesh.put_replicated(arguments, self.devices)
         self.evaluations = len(grid.index) * s.rounds
@@ -49,8 +47,11 @@ class Sampler:
         """uint8 `[B, H, W, 3]` and uint32 `[B]` → uint8 `[B, H, W, 3]`; any B."""
         return to_uint8(self.states(images, ids)[0])
 
-    def states(self, images: np.ndarray, ids: np.ndarray, trace: bool = False):
-        """Unclamped float32 `[B, H, W, 3]` and, with `trace`, `[K, S, B, H, W, 3]` states."""
+    def states(self, images: np.ndarray, ids: np.ndarray, trace: bool | int = False):
+        """Unclamped float32 `[B, H, W, 3]` and, with `trace`, `[K, S, B, H, W, 3]` states.
+
+        `trace` is True for all steps, or how many states are kept, evenly spaced.
+        """
         count = len(images)
         missing = mesh.round_up(count, self.devices) - count
         rows = [np.concatenate([a, np.repeat(a[-1:], missing, 0)]) for a in (images, ids)]
@@ -62,8 +63,20 @@ class Sampler:
         return y, None if states is None else np.asarray(states)[:, :, :count]
 
 
-def program(config: ConfigDict):
-    """The pure function that `Sampler` compiles; static choices come from the config."""
+def levels(config: ConfigDict) -> tuple[solvers.Grid, np.ndarray]:
+    """The grid that a config describes, and the weights of its energies at each level."""
+    s, schedule = config.sample, models.schedule_of(config)
+    start = config_lib.start_index(config)
+    grid = solvers.make_grid(schedule, start, s.steps, s.variance, s.spacing)
+    gain = solvers.gain(solvers.SOLVERS[s.solver](s.eta), grid) if s.follow else None
+    return grid, methods.weights(config.method, config[config.method], grid.index, gain)
+
+
+def program(config: ConfigDict, watch: Callable | None = None):
+    """The pure function that `Sampler` compiles; static choices come from the config.
+
+    `watch(position, y)` is called on the host with every state, see `solvers.reverse`.
+    """
     if config.method in config_lib.GANS:
         return _generator(config)
     settings = config[config.method]
@@ -76,7 +89,7 @@ def program(config: ConfigDict):
     def bind(apply, params):
         return lambda *args, **kwargs: apply(params, *args, **kwargs)
 
-    def run(params, images, ids, grid, lambdas, eta, key, rounds=1, trace=False):
+    def run(params, images, ids, grid, lambdas, eta, key, count=None, rounds=1, trace=False):
         bound = {stage: bind(apply, params[stage]) for stage, apply in networks.items()}
         x0 = _decoded(images)
         return methods.translate(
@@ -90,6 +103,8 @@ def program(config: ConfigDict):
             rounds=rounds,
             clip=clip,
             trace=trace,
+            count=count,
+            watch=watch,
         )
 
     return run

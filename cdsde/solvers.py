@@ -196,7 +196,9 @@ def reverse(
     project_fn: Callable | None = None,
     per_step: Any = None,
     clip: bool = False,
-    trace: bool = False,
+    trace: bool | int = False,
+    count: jax.Array | None = None,
+    watch: Callable | None = None,
 ):
     """Solve the reverse SDE from y down the grid.
 
@@ -211,7 +213,11 @@ def reverse(
       per_step: tree of arrays `[S, ...]` (weights λ_k(i), pre-drawn noise); `extra` is its row.
       clip: clip the predicted clean image to [-1, 1] before the step. The published code does not;
         with few steps it keeps flat areas clean.
-      trace: also return every state, `[S, B, H, W, C]`.
+      trace: also return every state, `[S, B, H, W, C]`, or so many of them, evenly spaced and the
+        last one among them.
+      count: how many of the grid's rows are steps, a traced number; the rest, which only fill it
+        up, cost nothing. None: all.
+      watch: `(position, y)` is called with every state on the host, while the solver goes on.
 
     Returns:
       `(y, states)`; states is None unless `trace`.
@@ -230,12 +236,49 @@ def reverse(
         y, memory = solver.step(y, eps, guidance, at, z, memory)
         if project_fn is not None:
             y = project_fn(y, at, extra)
-        return (y, memory), (y if trace else None)
+        if watch is not None:
+            jax.debug.callback(watch, position, y)
+        return y, memory
+
+    def some(carry, row):
+        if count is None:
+            return body(carry, row)
+        return jax.lax.cond(row[0] < count, body, lambda carry, row: carry, carry, row)
+
+    def all_states(carry, row):
+        carry = some(carry, row)
+        return carry, (carry[0] if trace else None)
+
+    def few_states(carry, row):
+        carry, kept = carry
+        carry = some(carry, row)
+        # Steps between two kept ones write to the place that is cut off at the end.
+        return (carry, kept.at[slots[row[0]]].set(carry[0])), None
 
     grid = Grid(*map(jnp.asarray, grid))
-    rows = (jnp.arange(len(grid.index)), grid, per_step)
-    (y, _), states = jax.lax.scan(body, (y, solver.init(y)), rows)
-    return y, states
+    size = len(grid.index)
+    rows = (jnp.arange(size), grid, per_step)
+    start = (y, solver.init(y))
+    if trace is True or not trace:
+        (y, _), states = jax.lax.scan(all_states, start, rows)
+        return y, states
+    slots = jnp.asarray(frames(size, trace))
+    kept = jnp.zeros((trace + 1, *y.shape), y.dtype)
+    ((y, _), kept), _ = jax.lax.scan(few_states, (start, kept), rows)
+    return y, kept[:-1]
+
+
+def frames(steps: int, number: int) -> np.ndarray:
+    """For each of `steps` steps which of `number` frames it is; `number` itself where none.
+
+    Frames are evenly spaced, the last one is the last step; of fewer steps than frames each step is
+    one, and the first frames stay empty.
+    """
+    slots = np.full(steps, number, np.int32)
+    kept = np.round(np.linspace(0, steps, number + 1)[1:]).astype(int) - 1
+    kept = np.unique(kept[kept >= 0])[-number:]
+    slots[kept] = np.arange(number - len(kept), number)
+    return slots
 
 
 SOLVERS = {"ancestral": lambda eta: ancestral, "ddim": ddim, "dpmpp_2m": dpmpp_2m}

@@ -48,23 +48,33 @@ def load(config: ConfigDict, workdir, stage: str):
     Raises:
       ValueError: there are none, or they do not fit the config; the text says what to do.
     """
+    where = origin(config, workdir, stage)
+    if checkpoint.latest_step(workdir, stage) is not None:
+        params = checkpoint.open_ema(workdir, stage, shapes(config, stage))
+    else:
+        params = _load_named(config, stage, where)
+    params = jax.tree.map(np.asarray, params)
+    where = f"{where} (sha256 {digest(params)[:12]})"
+    logging.info("%s: %s", stage, where)
+    return params, where
+
+
+def origin(config: ConfigDict, workdir, stage: str) -> str:
+    """Where a stage's parameters would be loaded from: a checkpoint, or `config.weights.STAGE`.
+
+    Raises:
+      ValueError: there are none; the text says what to do.
+    """
     step = checkpoint.latest_step(workdir, stage)
     if step is not None:
-        params = checkpoint.open_ema(workdir, stage, shapes(config, stage))
-        origin = f"{checkpoint.stage_folder(workdir, stage)}/{step}"
-    elif config.weights[stage] is None:
+        return f"{checkpoint.stage_folder(workdir, stage)}/{step}"
+    if config.weights[stage] is None:
         raise ValueError(
             f"{config.method} needs a trained {stage} network, and there is none in "
             f"{checkpoint.stage_folder(workdir, stage)}: train it with --mode=train "
             f"--config.train.stage={stage}, or name weights with --config.weights.{stage}=..."
         )
-    else:
-        origin = config.weights[stage]
-        params = _load_named(config, stage, origin)
-    params = jax.tree.map(np.asarray, params)
-    origin = f"{origin} (sha256 {digest(params)[:12]})"
-    logging.info("%s: %s", stage, origin)
-    return params, origin
+    return config.weights[stage]
 
 
 def shapes(config: ConfigDict, stage: str):

@@ -1,0 +1,52 @@
+"""An image on its way through the reverse SDE: a strip to print and a WebP to watch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cdsde.data import contact_sheet, to_uint8, write_png
+
+FOLDER = "trajectories"  # beside the results
+FRAMES = 24  # states kept of a round, evenly spaced over its steps
+STRIP = 8  # of them on the strip
+MILLISECONDS = 80  # a frame of the film; the last one stays longer
+
+
+def missing(folder: Path, name: str) -> bool:
+    """Whether the strip or the film of a result is not there."""
+    return not all((folder / name).with_suffix(s).exists() for s in (".png", ".webp"))
+
+
+def write(folder: Path, name: str, source: np.ndarray, states: np.ndarray) -> None:
+    """Write `folder/NAME.png`, source and some states, and the film `folder/NAME.webp`.
+
+    Args:
+      folder: made if need be.
+      name: of the result, NAME.png.
+      source: uint8 `[S, S, 3]`.
+      states: float32 `[F, S, S, 3]` about [-1, 1], in order; empty ones (fewer steps than frames)
+        are left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [to_uint8(state) for state in states if np.any(state)]
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, STRIP).round().astype(int))
+    titles = ["source", *[""] * (len(chosen) - 1), "result"]
+    strip = contact_sheet([[source, *(pictures[n] for n in chosen)]], titles)
+    write_png(folder / name, strip)
+    side = source.shape[0] * max(1, round(256 / source.shape[0]))
+    film = [
+        Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
+        for picture in (source, *pictures)
+    ]
+    film[0].save(
+        (folder / name).with_suffix(".webp"),
+        save_all=True,
+        append_images=film[1:],
+        duration=[500, *[MILLISECONDS] * (len(film) - 2), 1500],
+        loop=0,
+        lossless=source.shape[0] <= 64,
+        quality=85,
+    )
