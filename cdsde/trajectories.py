@@ -33,7 +33,8 @@ def write(folder: Path, name: str, source: np.ndarray, states: np.ndarray) -> No
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [to_uint8(state) for state in states if np.any(state)]
     chosen = np.unique(np.linspace(0, len(pictures) - 1, STRIP).round().astype(int))
-    titles = ["source", *[""] * (len(chosen) - 1), "result"]
+    # A column without a title would be a gap.
+    titles = ["source", *(f"{n + 1}/{len(pictures)}" for n in chosen[:-1]), "result"]
     strip = contact_sheet([[source, *(pictures[n] for n in chosen)]], titles)
     write_png(folder / name, strip)
     side = source.shape[0] * max(1, round(256 / source.shape[0]))
