@@ -231,7 +231,11 @@ def reverse(
         if clip:
             x0 = jnp.clip(sde.eps_to_x0(y, eps, at.alpha_bar), -1.0, 1.0)
             eps = sde.x0_to_eps(y, x0, at.alpha_bar)
-        guidance = jnp.zeros(()) if guidance_fn is None else guidance_fn(y, i, extra)
+        guidance = jnp.zeros(())
+        if guidance_fn is not None:
+            # One network after the other: side by side they take each other's cache on a CPU.
+            eps, at_y = jax.lax.optimization_barrier((eps, y))
+            guidance = guidance_fn(at_y, i, extra)
         z = noise_fn(position, at.index)
         y, memory = solver.step(y, eps, guidance, at, z, memory)
         if project_fn is not None:

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cdsde.networks import convolution
+
 CHUNK = 1024  # queries at a time: no matrix of all positions by all positions is ever held
 
 
@@ -22,7 +24,15 @@ def conv(
     """A convolution with PyTorch's symmetric padding (`size // 2`), or the given one."""
     by = size // 2
     padding = ((by, by), (by, by)) if padding is None else padding
-    return nn.Conv(features, (size, size), (stride, stride), padding, dtype=dtype, name=name)
+    return nn.Conv(
+        features,
+        (size, size),
+        (stride, stride),
+        padding,
+        dtype=dtype,
+        conv_general_dilated=convolution.general,
+        name=name,
+    )
 
 
 def dense(features: int, name: str | None, bias: bool = True, dtype=jnp.float32) -> nn.Dense:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cdsde.networks import convolution
+
 GROUPS = 32  # of a normalisation, in all three published networks
 ADM_EPS = 1e-5
 DDPM_EPS = 1e-6
@@ -137,6 +139,7 @@ def conv(
         strides=(stride, stride),
         padding=padding if kernel > 1 else "VALID",
         dtype=dtype,
+        conv_general_dilated=convolution.general,
         kernel_init=zeros if zero else _kernel_init,
         bias_init=zeros if zero else _bias_init(kernel * kernel * x.shape[-1]),
         name=name,

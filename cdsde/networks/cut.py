@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cdsde.networks import convolution
+
 EPS = 1e-5
 # Published default: all weights are drawn so, all biases are 0.
 SMALL = nn.initializers.variance_scaling(0.02**2, "fan_avg", "normal")
@@ -61,6 +63,7 @@ def _conv(features: int, size: int, name: str, padding: int = 0, dtype: Any = jn
         (size, size),
         padding=((padding, padding), (padding, padding)),
         kernel_init=SMALL,
+        conv_general_dilated=convolution.general,
         dtype=dtype,
         name=name,
     )
