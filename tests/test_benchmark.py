@@ -137,6 +137,7 @@ def command(compiled_programs):
     return call
 
 
+@pytest.mark.slow
 def test_it_runs_and_goes_on(command, tmp_path):
     out = tmp_path / "benchmark"
     args = [f"--tasks={TASK}", f"--output={out}", f"--workdir={tmp_path / 'work'}", "--parts=main"]

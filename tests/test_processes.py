@@ -78,6 +78,7 @@ def task(pictures, tmp_path_factory):
     return lambda workdir, mode, **more: arguments(changes | more, workdir) + [f"--mode={mode}"]
 
 
+@pytest.mark.slow
 def test_sampling_and_evaluation_over_two_processes(task, tmp_path, compiled_programs):
     for name, count in (("one", 1), ("two", 2)):
         run(task(tmp_path / name, "sample"), count, compiled_programs)

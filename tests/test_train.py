@@ -435,6 +435,7 @@ def test_a_mesh_that_does_not_fit_the_devices(tiny, tmp_path, on_devices):
         loop.train_stage(tiny(mesh__data=3, mesh__fsdp=2), tmp_path, "score")
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_train_the_same_encoder_and_it_learns(tiny, tmp_path, on_devices):
     # Negatives come from the whole batch, whichever device they lie on: devices that looked at
     # their own two images alone would have another loss than the one that sees all sixteen.
@@ -527,6 +528,7 @@ def everything_saved(pictures, workdir):
         return checkpoint.restore(m, *loop._parts(shapes))
 
 
+@pytest.mark.slow
 def test_killed_three_times_ends_as_if_never_killed(pictures, tmp_path):
     cache, cut, whole = jax.config.jax_compilation_cache_dir, tmp_path / "cut", tmp_path / "whole"
     process = start(whole, cache, pictures)

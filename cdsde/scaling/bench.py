@@ -27,7 +27,17 @@ from cdsde.scaling import programs, timing
 
 PARTS = ("forward", "energies", "step", "train", "input", "evaluate")
 STEPS = 4  # of the sampler that is timed; a step is a fourth of it
-HEADER = ("program", "images", "ms", "images/s", "GFLOP/s", "of the peak", "compiled in s", "GiB")
+HEADER = (
+    "program",
+    "images",
+    "GFLOP",
+    "ms",
+    "images/s",
+    "GFLOP/s",
+    "of the peak",
+    "compiled in s",
+    "GiB",
+)
 PUBLISHED = Path(__file__).parents[2] / "launch" / "published_step.py"
 
 
@@ -51,16 +61,20 @@ def made(config, part: str, devices, images: int) -> list[programs.Program]:
 
 def row(program: programs.Program, timed: timing.Timing, peak: float) -> tuple[str, ...]:
     """A row of the table; of a loop, one trip."""
-    seconds = timed.seconds / program.trips
-    rate = timed.flops / program.trips / seconds
+    seconds, flops = timed.seconds / program.trips, timed.flops / program.trips
+    rate = flops / seconds
     name = f"{program.name}, one step" if program.trips > 1 else program.name
-    return (
-        name,
-        str(program.images),
+    told = (
         f"{1e3 * seconds:.0f}",
         f"{program.images / seconds:.2f}",
         f"{rate / 1e9:.0f}",
         f"{100 * rate / peak:.0f}%",
+    )
+    return (
+        name,
+        str(program.images),
+        f"{flops / 1e9:.0f}",
+        *(told if seconds == seconds else [""] * 4),  # nan: it was only compiled
         f"{timed.compiled:.0f}",
         f"{timed.temporaries / 2**30:.2f}",
     )
@@ -123,7 +137,7 @@ def bench(argv=None) -> None:
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the config")
     parser.add_argument("--images", default="1", help="images a call: 1,8")
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=3, help="runs; 0: compile only")
     parser.add_argument("--output", help="FILE.json for the numbers")
     parser.add_argument("--published", help="a checkout of EGSDE, to be timed beside it")
     parser.add_argument("--python", default=sys.executable, help="its interpreter, with PyTorch")
@@ -162,7 +176,7 @@ def _run(args) -> None:
     if "input" in parts:
         for workers in (0, 2):
             rate = input_rate(config.data.image_size, workers)
-            rows.append((f"input, {workers} workers", "16", "", f"{rate:.1f}", "", "", "", ""))
+            rows.append((f"input, {workers} workers", "16", "", "", f"{rate:.1f}", "", "", "", ""))
             print("| " + " | ".join(rows[-1]) + " |", flush=True)
     beside = None
     if args.published:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from typing import NamedTuple
@@ -17,7 +18,7 @@ class Timing(NamedTuple):
     """What a program took here.
 
     Attributes:
-      seconds: median of a call.
+      seconds: median of a call; nan where it was only compiled.
       compiled: seconds of tracing and compiling.
       flops: of one call, by the compiler's count.
       temporaries: bytes beside arguments and results.
@@ -46,20 +47,20 @@ def arguments(program: Program):
 
 
 def measure(program: Program, repeat: int = 3) -> Timing:
-    """Compile, run once to warm up, and `repeat` times more."""
+    """Compile, run once to warm up, and `repeat` times more; with 0 only compile."""
     begin = time.perf_counter()
     compiled = program.lower().compile()
     spent = time.perf_counter() - begin
-    first, *rest = arguments(program)
+    first, *rest = arguments(program) if repeat else (None,)
     times = []
-    for _ in range(repeat + 1):
+    for _ in range(repeat + 1 if repeat else 0):
         begin = time.perf_counter()
         out = jax.block_until_ready(compiled(first, *rest))
         times.append(time.perf_counter() - begin)
         if program.carries:  # its first argument's memory was given away
             first = out[0]
     return Timing(
-        statistics.median(times[1:]),
+        statistics.median(times[1:]) if repeat else math.nan,
         spent,
         compiled.cost_analysis()["flops"] * program.trips,
         compiled.memory_analysis().temp_size_in_bytes,
