@@ -26,6 +26,7 @@ SOLVERS = {
     "DPM-Solver++(2M) ODE": {"sample.solver": "dpmpp_2m", "sample.eta": 0.0},
     "DPM-Solver++(2M) SDE": {"sample.solver": "dpmpp_2m", "sample.eta": 1.0},
 }
+GUIDED_BY = ("ancestral", "DPM-Solver++(2M) SDE")  # of them, with energies
 EVALUATIONS = (6, 12, 25)
 TRAINED = (25, 50, 100, 200, 400)  # steps of the guiding network
 
@@ -98,6 +99,8 @@ def solvers(task: str, methods: Sequence[str], config) -> list[Run]:
         every = {**plain, **SOLVERS["ancestral"], "sample.steps": start}
         runs.append(Run("solvers", task, method, "every level", start, every))
         for name, solver in SOLVERS.items():
+            if method != "sdedit" and name not in GUIDED_BY:
+                continue
             spacing = "index" if name == "ancestral" else "log_snr"
             for steps in (n for n in EVALUATIONS if n < start):
                 changes = {**plain, **solver, "sample.spacing": spacing, "sample.steps": steps}
