@@ -333,6 +333,7 @@ def base() -> ConfigDict:
     d.target_bank = placeholder(str)
     d.image_size = 512  # shorter side, then the centre square
     d.steps = 50  # of the inversion and of the sampling
+    d.inversion_steps = placeholder(int)  # None: as many; plug-and-play's own code: 999
     d.inversion = "next"  # next | current | p2p0: where the inversion's noise is predicted
     d.regularise = True  # keep the inverted noise noise-like (pix2pix-zero, pix2pix_zerocon)
     d.strength = 1.0  # times the direction from source to target

@@ -290,3 +290,19 @@ def test_edit_direction(folder, close):
     close(delta, "edit_direction", "delta_c")
     np.testing.assert_array_equal(delta[0], 0)
     close(encode([said["source_prompt"]])[0] + delta, "edit_direction", "c_hat")
+
+
+def test_a_finer_inversion_passes_the_levels_of_sampling():
+    schedule = ddim.scaled_linear()
+    down = ddim.sampling(schedule, 50)
+    up = ddim.inversion(schedule, 999)
+    at = ddim.shared(up, down)
+    assert at[0] == 0 and len(at) == 51
+    np.testing.assert_array_equal(np.asarray(up.t)[at[1:] - 1], down.t[::-1])
+    # Predicting no noise, both ways come to the same states.
+    x = jnp.ones((1, 2, 2, 4))
+    _, states = ddim.run(x, up, lambda x, t: jnp.zeros_like(x))
+    _, coarse = ddim.run(x, ddim.inversion(schedule, 50), lambda x, t: jnp.zeros_like(x))
+    np.testing.assert_allclose(states[at], coarse, rtol=1e-4)
+    with pytest.raises(ValueError, match="does not pass the levels of 50 sampling steps"):
+        ddim.shared(ddim.inversion(schedule, 30), down)

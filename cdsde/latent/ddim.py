@@ -118,6 +118,25 @@ def inversion(schedule: Schedule, steps: int, kind: str = "next") -> Ladder:
     return Ladder(t, start, a[t])
 
 
+def shared(up: Ladder, down: Ladder) -> np.ndarray:
+    """Where the states of a finer inversion are those of a sampling ladder, `[steps + 1]`.
+
+    Positions among the states of `run(x, up, ...)`: the clean one, then the rungs of `down`, the
+    lowest first.
+
+    Raises:
+      ValueError: a rung of `down` is none of `up`.
+    """
+    wanted, rungs_up = np.asarray(down.t)[::-1], np.asarray(up.t)
+    if not np.isin(wanted, rungs_up).all():
+        raise ValueError(
+            f"an inversion of {len(rungs_up)} steps does not pass the levels of {len(wanted)} "
+            "sampling steps; take a multiple of them that divides the schedule alike, or one less "
+            "than its levels"
+        )
+    return np.concatenate([[0], 1 + np.searchsorted(rungs_up, wanted)])
+
+
 def move(x: jax.Array, eps: jax.Array, start, end) -> jax.Array:
     """Equation (1)."""
     clean = (x - jnp.sqrt(1 - start) * eps) / jnp.sqrt(start)

@@ -127,7 +127,8 @@ def _scale(e: ConfigDict):
 def _of_ladders(unet, schedule, e, said, z, key, image_ids):
     """Inverted, then sampled in another way: `(edited, reconstructed)` latents."""
     down = ddim.sampling(schedule, e.steps)
-    up = ddim.inversion(schedule, e.steps, e.inversion)
+    finer = e.inversion_steps or e.steps
+    up = ddim.inversion(schedule, finer, e.inversion)
     for_noise, for_patches = jax.random.split(key, 3)[:2]
 
     def eps_fn(x, t):
@@ -138,6 +139,9 @@ def _of_ladders(unet, schedule, e, said, z, key, image_ids):
         drawn = noise.draw_shifts(for_noise, (len(up.t), 5, 5), z.shape[-1], z.shape[1])
         adjust = dict(adjust=noise.regularise, per_step=drawn)
     top, states = ddim.run(z, up, eps_fn, **adjust)
+    if finer != e.steps:
+        states = states[ddim.shared(up, down)]
+        top = states[-1]
     if e.method in GUIDED:
         contrast = e.method == "pix2pix_zerocon"
         settings = editors.Zerocon(
