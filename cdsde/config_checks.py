@@ -38,14 +38,8 @@ def validate(config: ConfigDict) -> None:
     one_of("edit.method", config_lib.EDITORS)
     one_of("edit.inversion", ("next", "current", "p2p0"))
     one_of("edit.layers", ("decoder", "encoder"))
-    for key in (
-        "edit.steps",
     counts = ("steps", "inversion_steps", "iterations", "batch_size", "num_patches")
     for key in (f"edit.{name}" for name in counts):
-        "edit.iterations",
-        "edit.batch_size",
-        "edit.num_patches",
-    ):
         at_least(key, 1)
     one_of("data.fit", ("crop", "stretch"))
     one_of("sde.schedule", ("linear", "cosine"))
