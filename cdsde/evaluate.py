@@ -204,7 +204,7 @@ def measure(
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(wanted)} results are missing in {folder} (first: "
-            f"{missing[0]}); make them with the same config first"
+            f"{missing[0]}); run --mode={mode} with the same config first"
         )
     against = {TO_SOURCE: source} | ({TO_PAIR: pairs} if pairs is not None else {})
     result, truth = (
