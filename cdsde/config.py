@@ -402,7 +402,8 @@ def nearest(wanted: str, existing: Iterable[str], most: int = 3) -> str:
             0.99 * difflib.SequenceMatcher(None, last, tail[name]).ratio(),
         )
 
-    return ", ".join(sorted(existing, key=score, reverse=True)[:most])
+    # Of names that are as near, the shorter one.
+    return ", ".join(sorted(existing, key=lambda name: (-score(name), len(name)))[:most])
 
 
 def needed_stages(method: str) -> tuple[str, ...]:

@@ -202,6 +202,7 @@ def measure(
     wanted = list(range(len(source)))[: config.sample.limit] if wanted is None else wanted
     missing = [names[j] for j in wanted if not (folder / names[j]).exists()]
     if missing:
+        mode = "edit" if config.method == "edit" else "sample"
         raise ValueError(
             f"{len(missing)} of {len(wanted)} results are missing in {folder} (first: "
             f"{missing[0]}); run --mode={mode} with the same config first"

@@ -127,6 +127,8 @@ def _decoded(images):
 
 def load_sampler(config: ConfigDict, workdir) -> tuple[Sampler, dict[str, str]]:
     """A sampler with the method's networks, and where each network came from."""
+    if config.method == "edit":
+        raise ValueError("config.method is 'edit', and pictures are edited with --mode=edit")
     loaded = {s: weights.load(config, workdir, s) for s in config_lib.needed_stages(config.method)}
     sampler = Sampler(config, {stage: params for stage, (params, _) in loaded.items()})
     return sampler, {stage: origin for stage, (_, origin) in loaded.items()}

@@ -66,7 +66,7 @@ def test_every_planned_run_is_a_valid_config():
         runs += plan.solvers(task, plan.METHODS, config)
         for r in runs:
             load_config(path, {"method": r.method, "sample.seed": r.seed, **r.changes})
-    assert sorted(plan.METHODS) == sorted(METHODS) and plan.GANS == GANS
+    assert sorted(plan.METHODS) == sorted(set(METHODS) - {"edit"}) and plan.GANS == GANS
 
 
 def test_floors():

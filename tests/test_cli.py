@@ -45,7 +45,7 @@ MISTAKES = {
     "type": (["--config.train.steps=many"],
              "config.train.steps is a whole number, and 'many' is not"),
     "method": (["--config.method=gan"], "config.method is 'gan'; choose one of contrastive_sde,"),
-    "mode": (["--mode=paint"], "value should be one of <train|sample|eval|edit|import|export>"),
+    "mode": (["--mode=paint"], "value should be one of <train|sample|eval|edit|serve|import|export>"),
     "two configs": (["--config=configs/cat2dog.py"],
                     "folder.py, configs/cat2dog.py); give it once"),
     "flag": (["--stepz=3"], "Unknown command line flag 'stepz'"),

@@ -56,7 +56,8 @@ def test_the_promised_tasks_are_there():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_says_how_to_run_it(path):
-    for mode in ("edit",) if path.stem.startswith("edit_") else ("train", "sample"):
+    edits = load_config(path).method == "edit"
+    for mode in ("edit",) if edits else ("train", "sample"):
         assert f"--mode={mode}" in path.read_text()
     for method in config_lib.METHODS:  # each must start from the same file, by one override
         assert load_config(path, {"method": method}).method == method
@@ -73,7 +74,7 @@ def test_every_config_builds_its_networks():
         config = load_config(path)
         for stage in config_lib.STAGES:
             params = jax.eval_shape(models.MODELS[stage](config).init, jax.random.key(0))
-            assert models.count_parameters(params) > 1e6, (path, stage)
+            assert models.count_parameters(params) > 5e5, (path, stage)
 
 
 # --- overrides that work ---
