@@ -48,9 +48,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "ruff>=0.9"],
+        "test": ["ipykernel>=6.0", "nbclient>=0.10", "pytest>=8.0", "ruff>=0.9"],
         "serve": ["gradio>=5.0"],
-        "colab": ["ipykernel>=6.0", "nbclient>=0.10"],
         "torch": ["torch>=2.6"],
         "tpu": ["jax[tpu]>=0.10.0"],
         "cuda": ["jax[cuda13]>=0.10.0"],
