@@ -5,6 +5,7 @@ A run that was cut off goes on where it stopped; results of other settings are r
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -186,7 +187,13 @@ def _record(config: ConfigDict, loaded: model.Model) -> dict:
     plain = json.loads(config.to_json_best_effort())
     for key in ("input", "output", "batch_size", "limit"):
         plain["edit"].pop(key)
-    return {"edit": plain["edit"], "dtype": config.dtype, "weights": loaded.digests}
+    record = {"edit": plain["edit"], "dtype": config.dtype, "weights": loaded.digests}
+    record["captioner"] = config.model.captioner
+    if config.edit.method in model.GUIDED:
+        # The sentences, not the names of their files.
+        said = json.dumps(model.banks(config.edit))
+        record["banks_sha256"] = hashlib.sha256(said.encode()).hexdigest()
+    return record
 
 
 def _sheet(e: ConfigDict, source, folder: Path, names, shown) -> None:

@@ -203,16 +203,24 @@ def said(model: Model, e: ConfigDict, captions: list[str]) -> editors.Texts:
     """
     source = model.encoder(captions)
     if e.method in GUIDED:
-        banks = [
-            texts.read_bank(path) if path else texts.bank(concept, e.templates)
-            for path, concept in ((e.source_bank, e.source), (e.target_bank, e.target))
-        ]
-        target = source + e.strength * texts.direction(model.encoder, *banks)[None]
+        target = source + e.strength * texts.direction(model.encoder, *banks(e))[None]
         negative = source if e.negative is None else model.encoder([e.negative])
     else:
         target = model.encoder([swapped(c, e.source, e.target) for c in captions])
         negative = model.encoder([e.negative or ""])
     return editors.Texts(source, target, np.broadcast_to(negative, source.shape))
+
+
+def banks(e: ConfigDict) -> list[list[str]]:
+    """The sentences about the source and about the target: from files, or from templates.
+
+    Raises:
+      ValueError: a file is missing or empty.
+    """
+    return [
+        texts.read_bank(path) if path else texts.bank(concept, e.templates)
+        for path, concept in ((e.source_bank, e.source), (e.target_bank, e.target))
+    ]
 
 
 def swapped(caption: str, source: str, target: str) -> str:
