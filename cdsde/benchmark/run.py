@@ -222,12 +222,13 @@ def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
         if key not in results["runs"]:
             logging.info("%s: run %d of %d, %s", task.name, number + 1, len(runs), describe(run))
             results["runs"][key], folder = task.make(run, config, params, record)
-        if run.part == "main" and run.seed == 0 and config is not None and folder.exists():
+        if run.part == "main" and run.seed == 0 and config is not None:
             folders[run.method] = folder
         points.append({**point, "run": key})
         results["points"] = kept + points
         report.write_json(path, results)
-    if folders:
+    # Without some method's pictures (made in another work folder) an older sheet tells more.
+    if folders and all(folder.exists() for folder in folders.values()):
         task.sheet(folders, path.parent / "sheets" / f"{task.name}.png")
 
 
