@@ -152,7 +152,9 @@ def test_full_size_names_and_shapes(vectors):
 
 
 def test_published_initialisation():
-    params = CUTGenerator(num_blocks=1).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    params = jax.jit(CUTGenerator(num_blocks=1).init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))[
+        "params"
+    ]
     kernel = params["model_12"]["conv_block_1"]["kernel"]
     assert kernel.std() == pytest.approx(0.02 * np.sqrt(2 / (2 * 256 * 9)), rel=0.02)
     assert not params["model_1"]["bias"].any()

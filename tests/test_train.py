@@ -191,7 +191,7 @@ def one_colour(config) -> stages.Stage:
 
 @pytest.fixture
 def toy(monkeypatch, on_devices):
-    monkeypatch.setitem(stages.STAGES, "score", one_colour)
+    monkeypatch.setattr(stages, "score", one_colour)
     on_devices(1)
 
 
@@ -401,6 +401,7 @@ def test_fine_tuning_begins_from_imported_weights(tiny, tmp_path, on_devices):
 # --- networks: one device or eight ---
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_train_the_same_score_network(tiny, tmp_path, on_devices):
     finals, split = [], []
     for devices, fsdp in ((1, 1), (8, 1), (8, 4)):

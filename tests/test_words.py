@@ -190,6 +190,7 @@ def _of_latent(config):
     return config
 
 
+@pytest.mark.slow
 def test_it_trains_and_is_written_like_any_other_model(trained):
     _, config = trained
     loaded = model.load(config.model.path)
@@ -260,6 +261,7 @@ def test_backgrounds_are_compared_where_the_word_is_not(trained, tmp_path, on_de
         evaluate_edits.evaluate_edits(config, workdir)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_edited_is_said(trained, tmp_path):
     _, config = trained
     config = config.copy_and_resolve_references()
