@@ -50,11 +50,15 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     folder = place(folder)
     if not folder.is_dir():
         raise ValueError(f"config.model.path={folder} is no folder; name a model on disk")
+    # The small files first: what is missing is told before gigabytes are read.
+    schedule = ddim.read_schedule(folder / "scheduler")
+    tokenize = tokenizer.load(folder / "tokenizer")
+    for part in ("unet", "vae", "text_encoder"):
+        files.read_config(folder / part)
     unet, unet_params = files.load_unet(folder / "unet", dtype=dtype, remat=remat)
     vae, vae_params, factor = files.load_vae(folder / "vae", dtype=dtype)
     text, text_params = files.load_text_encoder(folder / "text_encoder")
-    encoder = texts.Encoder(text, text_params, tokenizer.load(folder / "tokenizer"))
-    schedule = ddim.read_schedule(folder / "scheduler")
+    encoder = texts.Encoder(text, text_params, tokenize)
     params = {"unet": unet_params, "vae": vae_params}
     named = {**params, "text_encoder": text_params}
     digests = {name: trees.digest(p) for name, p in named.items()}
