@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compile the 256² programs for TPU v5e slices that are not here, and print what each chip needs.
-#   bash launch/tpu_check.sh                                  8, 64 and 256 chips: hours on 2 cores
+#   bash launch/tpu_check.sh                                  8, 64 and 256 chips: an hour on 2 cores
 #   bash launch/tpu_check.sh --configs=cat2dog --chips=8 --fsdp=1 --programs=classifier,evaluate
 source "$(dirname "$0")/setup.sh"
 
