@@ -54,8 +54,7 @@ def edit(config: ConfigDict, workdir) -> Path:
         if not value:
             raise ValueError(f"config.{key} is not given; --mode=edit needs it")
     source = open_input(config)
-    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
-    loaded = model.load(config.model.path, dtype, config.remat)
+    loaded = model.load(config.model.path, jnp.dtype(config.dtype), config.remat)
     halvings = 2 ** (len(loaded.vae.widths) + len(loaded.unet.widths) - 2)
     if e.image_size % halvings:
         raise ValueError(
@@ -143,20 +142,15 @@ def captions_of(config: ConfigDict, source, todo) -> dict[str, str]:
     ids = [source.ids[j] for j in todo]
     if config.edit.caption:
         return dict.fromkeys(ids, config.edit.caption)
-    if config.model.captioner is None and config.edit.input is None:
-        texts = captions(source)
-        return {source.ids[j]: texts[j] for j in todo}
-    if config.model.captioner is None and todo:
-        folder = Path(config.edit.input)
-        folder = folder if folder.is_dir() else folder.parent
-        if all((folder / name).with_suffix(".txt").is_file() for name in ids):
-            return {source.ids[j]: source.caption(j) for j in todo}
     if config.model.captioner is None:
-        raise ValueError(
-            "config.edit.caption is not given and there is no captioner; say what the image shows "
-            "with --config.edit.caption=TEXT or in NAME.txt beside it, or name a BLIP with "
-            "--config.model.captioner=DIR"
-        )
+        try:
+            return dict(zip(ids, captions(source, todo), strict=True))
+        except ValueError as error:
+            raise ValueError(
+                "config.edit.caption is not given and there is no captioner; say what the image "
+                "shows with --config.edit.caption=TEXT or in NAME.txt beside it, or name a BLIP "
+                "with --config.model.captioner=DIR"
+            ) from error
     folder = Path(config.model.captioner)
     words = folder / "vocab.txt"
     if not words.is_file():

@@ -90,10 +90,14 @@ def pairwise_metrics(config: ConfigDict) -> dict:
         return lambda a, b: np.asarray(extractor(a, b)["distance"], np.float64)
 
     found = {name: of_floats(metric) for name, metric in metrics.METRICS.items()}
-    for name, title in (("lpips_alex", "LPIPS-Alex"), ("lpips_vgg", "LPIPS-VGG")):
-        if config.eval[name] is not None:
-            found[title] = of_network(features.load(name, config.eval[name]))
-    return found
+    return found | {title: of_network(network) for title, network in lpips(config).items()}
+
+
+def lpips(config: ConfigDict) -> dict[str, features.Extractor]:
+    """The networks of LPIPS that the config names weights of, by the metric's title."""
+    titles = {"lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
+    given = {name: config.eval[name] for name in titles if config.eval[name] is not None}
+    return {titles[name]: features.load(name, path) for name, path in given.items()}
 
 
 class Reference(NamedTuple):

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import edit, evaluate, features, mesh, metrics, trees
-from cdsde.data import decode, resize, write_png
+from cdsde.data import decode, eval_batches, resize, write_png
 from cdsde.latent import files, masks, model, tokenizer
 from cdsde.sample import output_names
 
@@ -97,20 +97,17 @@ def _judges(config, workdir, source, wanted, originals, how) -> dict[str, Callab
         found["structure distance"] = lambda made, numbers: distance(
             dino(made)["keys"], dino(real(numbers))["keys"]
         )
-    lpips = {n: e[n] for n in ("lpips_alex", "lpips_vgg") if e[n] is not None}
-    objects = _masks(config, workdir, source, wanted, how) if lpips else None
-    for name, path in lpips.items():
-        network = features.load(name, path)
-        how["weights"][name] = network.hash
-        if objects is None:
-            continue
+    networks = evaluate.lpips(config)
+    how["weights"] |= {title: network.hash for title, network in networks.items()}
+    objects = _masks(config, workdir, source, wanted, how) if networks else None
+    for title, network in networks.items() if objects is not None else ():
 
         def of_background(made, numbers, network=network):
             mask = np.stack([objects[j] for j in numbers])
             both = (metrics.background(x, mask) for x in (made, real(numbers)))
             return network(*both)["distance"]
 
-        found[f"BG-LPIPS-{'Alex' if name == 'lpips_alex' else 'VGG'}"] = of_background
+        found[f"BG-{title}"] = of_background
     return found
 
 
@@ -171,19 +168,24 @@ def _looked_up(config, workdir, source, wanted, names) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     run = jax.jit(model.word_maps(loaded, e))
     params = mesh.put_replicated(loaded.params, devices)
-    originals = evaluate.resized(config, source)
     words = model.bare(e.source)
     mine = [wanted[n] for n in mesh.share(len(wanted))]
-    count = mesh.round_up(e.batch_size, devices)
-    todo = [j for j in mine if not (folder / names[j]).exists()]
-    for at in range(0, len(todo), count):
-        chosen = todo[at : at + count]
-        rows = chosen + chosen[-1:] * (count - len(chosen))
-        texts = [captions[source.ids[j]] for j in rows]
+    by_id = dict(zip(source.ids, names, strict=True))
+    batches = eval_batches(
+        source,
+        image_size=e.image_size,
+        batch_size=mesh.round_up(e.batch_size, devices),
+        filter=edit.FILTER,
+        indices=[j for j in mine if not (folder / names[j]).exists()],
+    )
+    for batch in batches:
+        texts = [captions[name] for name in batch["name"]]
         where = [masks.word_positions(loaded.encoder.tokenize, text, words) for text in texts]
-        batch = (np.stack([originals(j) for j in rows]), loaded.encoder(texts), np.stack(where))
-        found = mesh.local_rows(run(params, *mesh.put_batch(batch, devices)))
-        for j, mask in zip(chosen, masks.enlarged(found, e.image_size), strict=False):
-            write_png(folder / names[j], np.repeat(np.uint8(255) * mask[..., None], 3, -1))
+        rows = (batch["image"], loaded.encoder(texts), np.stack(where))
+        found = mesh.local_rows(run(params, *mesh.put_batch(rows, devices)))
+        found = masks.enlarged(found, e.image_size)
+        for name, mask, real in zip(batch["name"], found, batch["mask"], strict=True):
+            if real:
+                write_png(folder / by_id[name], np.repeat(np.uint8(255) * mask[..., None], 3, -1))
     mesh.barrier("masks")
     return folder

@@ -40,14 +40,14 @@ def import_weights(config: ConfigDict, workdir) -> None:
       ValueError: no file is named, a file is not what the config describes (all keys that differ
         are listed, and the config value that is likely wrong), or a checkpoint is in the way.
     """
-    files = {
+    named = {
         stage: path
         for stage, path in config.weights.items()
         if path is not None and not path.startswith(weights.SHIPPED)
     }
-    if not files:
+    if not named:
         raise ValueError("nothing to import: name files with --config.weights.score=PATH and so on")
-    for stage, path in files.items():
+    for stage, path in named.items():
         _check_published(config, stage)
         _, params = torch_weights.load_torch(path, kind_of(config, stage), **_fields(config, stage))
         plain = json.loads(config.to_json_best_effort())
@@ -104,7 +104,7 @@ def export_model(config: ConfigDict, workdir) -> Path:
 
 def card(config: ConfigDict, workdir, stage: str) -> dict:
     """How a trained network was made: its training config, last log row, hardware and versions."""
-    trained = checkpoint.saved_config(workdir, stage)
+    made_with = checkpoint.saved_config(workdir, stage)
     log = Path(workdir) / "logs" / stage / "metrics.csv"
     if not log.exists():
         raise ValueError(
@@ -116,9 +116,9 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
     return {
         "stage": stage,
         "step": checkpoint.latest_step(workdir, stage),
-        "seed": trained["train"]["seed"],
-        "data": trained["data"],
-        "training": trained["train"][stage],
+        "seed": made_with["train"]["seed"],
+        "data": made_with["data"],
+        "training": made_with["train"][stage],
         "last_log_row": {k: float(v) for k, v in last.items()},
         "hours": float(last["step"]) / float(last["steps_per_second"]) / 3600,
         **report.provenance(),

@@ -20,6 +20,9 @@ from cdsde import config as config_lib
 from cdsde import config_checks, metrics, sampler, solvers, weights
 from cdsde.data import decode, image_id, resize, to_uint8
 
+# What the weight of a method's own energy is called in its group of the config.
+OWN_WEIGHT = {"contrastive_sde": "weight", "egsde": "domain_weight"}
+
 
 class State(NamedTuple):
     """What there is to see.
@@ -77,7 +80,7 @@ class Translator:
             config.sample.start = int(start)
         if sliders and steps is not None:
             config.sample.steps = min(int(steps), config_lib.start_index(config))
-        name = {"contrastive_sde": "weight", "egsde": "domain_weight"}.get(method)
+        name = OWN_WEIGHT.get(method)
         if name and weight is not None:
             config[method][name] = float(weight)
         if name and content is not None:

@@ -62,10 +62,6 @@ def depth_to_space(x, size: int):
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * size, w * size, c // size**2)
 
 
-def _dtype(config: ConfigDict):
-    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
-
-
 def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
     """Constructor fields that U-Net and encoder half share."""
     grid = config.data.image_size // net.patch_size
@@ -82,7 +78,7 @@ def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
         new_attention_order=net.new_attention_order,
         group_channels=net.group_channels,
         dropout=net.dropout,
-        dtype=_dtype(config),
+        dtype=jnp.dtype(config.dtype),
         remat=config.remat,
     )
 
@@ -102,7 +98,7 @@ def score_module(config: ConfigDict):
         resamp_with_conv=net.conv_resample,
         dropout=net.dropout,
         out_channels=3 * patch**2,
-        dtype=_dtype(config),
+        dtype=jnp.dtype(config.dtype),
         remat=config.remat,
     )
 
@@ -163,7 +159,7 @@ def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:
 
 def gan_modules(config: ConfigDict, method: str):
     """The linen modules of CUT or FastCUT: generator, discriminator, patch sampler."""
-    net, dtype = config[method], _dtype(config)
+    net, dtype = config[method], jnp.dtype(config.dtype)
     return (
         CUTGenerator(net.channels, net.num_blocks, dtype=dtype),
         PatchDiscriminator(net.discriminator_channels, net.discriminator_layers, dtype=dtype),

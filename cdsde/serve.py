@@ -35,26 +35,27 @@ class Page:
     """
 
     def __init__(self, config: ConfigDict, workdir):
-        configs = [config, *(api.load_config(path) for path in config.serve.tasks)]
-        self.translators = {c.task: live.Translator(c, workdir) for c in reversed(configs)}
-        self.translators = dict(reversed(self.translators.items()))
-        self.task = config.task
-        empty = [t for t, translator in self.translators.items() if not translator.methods()]
-        for task in empty:
-            logging.warning("%s has no trained network and is left out", task)
-            self.translators.pop(task)
+        others = (api.load_config(path) for path in config.serve.tasks)
+        configs = {config.task: config} | {c.task: c for c in others if c.task != config.task}
+        self.translators = {}
+        for task, own in configs.items():
+            translator = live.Translator(own, workdir)
+            if translator.methods():
+                self.translators[task] = translator
+            else:
+                logging.warning("%s has no trained network and is left out", task)
         if not self.translators:
             raise ValueError(
                 f"{config.task} has no trained networks: train them with --mode=train, or name "
                 "weights with --config.weights.score=... and so on"
             )
-        self.task = self.task if self.task in self.translators else next(iter(self.translators))
+        self.task = next(iter(self.translators))  # the command line's, if it has networks
 
     def numbers(self, task: str, method: str) -> dict:
         """The task's own values of the sliders: {"start", "weight", "content", "steps"}."""
         config = self.translators[task].settings(method)
         group = config[method]
-        name = {"contrastive_sde": "weight", "egsde": "domain_weight"}.get(method)
+        name = live.OWN_WEIGHT.get(method)
         sde = method in config_lib.SDES
         start = config_lib.start_index(config) if sde else None
         steps = (config.sample.steps or start) if sde else None
@@ -146,13 +147,10 @@ def build(page: Page):
         return picture, None, shown(page.translators[task].source(picture))
 
     def run(task, method, upload, example, *numbers):
-        picture = upload if upload is not None else example
         try:
-            translator = page.translators[task]
+            picture = example if upload is None else _read(upload)
             for state in page.translate(task, method, picture, *numbers):
-                if state.step == 1 or state.metrics:
-                    at = _read(upload) if upload is not None else example
-                    source = shown(translator.source(at))
+                source = shown(page.translators[task].source(picture))
                 rows = "".join(f"| {k} | {v:.4g} |\n" for k, v in state.metrics.items())
                 table = f"| to the source | |\n|---|---|\n{rows}" if rows else ""
                 done = f"step {state.step} of {state.steps}"

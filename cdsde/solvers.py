@@ -249,27 +249,22 @@ def reverse(
             return body(carry, row)
         return jax.lax.cond(row[0] < count, body, lambda carry, row: carry, carry, row)
 
-    def all_states(carry, row):
-        carry = some(carry, row)
-        return carry, (carry[0] if trace else None)
-
-    def few_states(carry, row):
+    def keeping(carry, row):
         carry, kept = carry
         carry = some(carry, row)
-        # Steps between two kept ones write to the place that is cut off at the end.
-        return (carry, kept.at[slots[row[0]]].set(carry[0])), None
+        if number:
+            # Steps between two kept ones write to the place that is cut off at the end.
+            kept = kept.at[slots[row[0]]].set(carry[0])
+        return (carry, kept), None
 
     grid = Grid(*map(jnp.asarray, grid))
     size = len(grid.index)
+    number = size if trace is True else min(int(trace), size)
+    slots = jnp.asarray(frames(size, number))
+    kept = jnp.zeros((number + 1, *y.shape), y.dtype) if number else None
     rows = (jnp.arange(size), grid, per_step)
-    start = (y, solver.init(y))
-    if trace is True or not trace:
-        (y, _), states = jax.lax.scan(all_states, start, rows)
-        return y, states
-    slots = jnp.asarray(frames(size, trace))
-    kept = jnp.zeros((trace + 1, *y.shape), y.dtype)
-    ((y, _), kept), _ = jax.lax.scan(few_states, (start, kept), rows)
-    return y, kept[:-1]
+    ((y, _), kept), _ = jax.lax.scan(keeping, ((y, solver.init(y)), kept), rows)
+    return y, kept[:-1] if number else None
 
 
 def frames(steps: int, number: int) -> np.ndarray:

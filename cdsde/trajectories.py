@@ -27,11 +27,10 @@ def write(folder: Path, name: str, source: np.ndarray, states: np.ndarray) -> No
       folder: made if need be.
       name: of the result, NAME.png.
       source: uint8 `[S, S, 3]`.
-      states: float32 `[F, S, S, 3]` about [-1, 1], in order; empty ones (fewer steps than frames)
-        are left out.
+      states: float32 `[F, S, S, 3]` about [-1, 1], in order.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [to_uint8(state) for state in states if np.any(state)]
+    pictures = [to_uint8(state) for state in states]
     chosen = np.unique(np.linspace(0, len(pictures) - 1, STRIP).round().astype(int))
     # A column without a title would be a gap.
     titles = ["source", *(f"{n + 1}/{len(pictures)}" for n in chosen[:-1]), "result"]

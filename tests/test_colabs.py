@@ -45,3 +45,5 @@ def test_it_runs(name, tmp_path, compiled_programs):
         notebook, timeout=600, resources={"metadata": {"path": str(FOLDER.parent)}}
     )
     client.execute()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

@@ -35,9 +35,10 @@ TINY = {
     "model.path": None,
     "edit.image_size": 16,
     "edit.steps": 3,
-    "edit.source": "smiling",
-    "edit.target": "crying",
+    "edit.source": "face",
+    "edit.target": "heart",
     "edit.limit": 3,
+    "edit.regularise": False,  # it divides by the variance of noise that this network barely tells
     "edit.num_patches": 8,
 }
 
@@ -211,7 +212,7 @@ def test_edits_of_a_data_set_and_their_evaluation(trained, tmp_path, golden, on_
     folder = edit.edit(config, workdir)
     source = edit.open_input(config)
     chosen = edit.wanted(config, source)
-    assert len(chosen) == 3 and all("smiling" in captions(source)[j] for j in chosen)
+    assert len(chosen) == 3 and all("face" in captions(source)[j] for j in chosen)
     assert len(list(folder.glob("1*.png"))) == 3
 
     clip = tmp_path / "clip"

@@ -45,15 +45,15 @@ class Source(Protocol):
         """The image at `index`, with its id."""
 
 
-def captions(source: Source) -> list[str]:
-    """What each image shows, in words, in the source's order.
+def captions(source: Source, indices: Iterable[int] | None = None) -> list[str]:
+    """What images show, in words: all of them, or those at `indices`.
 
     Raises:
       ValueError: a source without captions, or an image without one.
     """
     if not hasattr(source, "caption"):
         raise ValueError(f"{source!r} has no captions: use the emoji, or a folder of images.")
-    return [source.caption(index) for index in range(len(source))]
+    return [source.caption(j) for j in (range(len(source)) if indices is None else indices)]
 
 
 def image_id(name: str) -> int:

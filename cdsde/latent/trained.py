@@ -15,10 +15,6 @@ from cdsde.latent.unet import UNet
 from cdsde.latent.vae import AutoencoderKL
 
 
-def _dtype(config: ConfigDict):
-    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
-
-
 def autoencoder(config: ConfigDict) -> AutoencoderKL:
     """The autoencoder of `config.autoencoder`."""
     net = config.autoencoder
@@ -27,7 +23,7 @@ def autoencoder(config: ConfigDict) -> AutoencoderKL:
         blocks=net.blocks,
         latent_channels=net.channels,
         groups=net.groups,
-        dtype=_dtype(config),
+        dtype=jnp.dtype(config.dtype),
     )
 
 
@@ -41,7 +37,7 @@ def unet(config: ConfigDict) -> UNet:
         heads=(net.heads,) * len(net.widths),
         groups=net.groups,
         out_channels=config.autoencoder.channels,
-        dtype=_dtype(config),
+        dtype=jnp.dtype(config.dtype),
         remat=config.remat,
     )
 
@@ -58,7 +54,7 @@ def text_encoder(config: ConfigDict) -> CLIPTextModel:
             heads=net.text_heads,
             mlp=4 * net.text_width,
             end=net.vocabulary - 1,
-            dtype=_dtype(config),
+            dtype=jnp.dtype(config.dtype),
         )
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -74,7 +75,7 @@ def row(program: programs.Program, timed: timing.Timing, peak: float) -> tuple[s
         name,
         str(program.images),
         f"{flops / 1e9:.0f}",
-        *(told if seconds == seconds else [""] * 4),  # nan: it was only compiled
+        *([""] * 4 if math.isnan(seconds) else told),  # it was only compiled
         f"{timed.compiled:.0f}",
         f"{timed.temporaries / 2**30:.2f}",
     )
@@ -158,8 +159,7 @@ def _run(args) -> None:
     given = {"method": "egsde", **flag_errors.assignments(args.set)}
     config = api.load_config(f"configs/{args.config}.py", given)
     devices = mesh.make_mesh(jax.local_devices())
-    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
-    peak = timing.peak(dtype) * devices.size
+    peak = timing.peak(jnp.dtype(config.dtype)) * devices.size
     kind = jax.devices()[0].device_kind
     print(f"{args.config}, {config.dtype}, {devices.size} × {kind}; matrix product {peak / 1e9:.0f}"
           " GFLOP/s\n")  # fmt: skip

@@ -20,6 +20,7 @@ from cdsde import config as config_lib
 from cdsde import losses, sde, weights
 from cdsde.data import captions, open_domain, resize
 from cdsde.latent import ddim, tokenizer, trained
+from cdsde.train.levels import draw_levels, uniform
 
 SCALED_BY = 256  # images from which s is measured
 
@@ -80,18 +81,16 @@ def latent_loss(config: ConfigDict, workdir, images):
     encode = functools.partial(vae.apply, vae_params, method="encode")
 
     def loss(params, batch, key):
-        keys = jax.random.split(key, 5)
+        keys = jax.random.split(key, 4)
         factor = jax.lax.stop_gradient(params["factor"])
         z = factor * encode(images(batch, keys[0])).mean
         b = len(z)
         dropped = jax.random.bernoulli(keys[1], training.drop_text, (b, 1))
         ids = jnp.where(dropped, nothing, batch["label"])
         context = text.apply(params["text_encoder"], ids).hidden
-        # One level a stratum, which has less variance.
-        u = (jnp.arange(b) + jax.random.uniform(keys[2], (b,))) / b
-        t = jnp.int32(len(alpha_bar) * jax.random.permutation(keys[3], u))
+        t = draw_levels(keys[2], uniform(len(alpha_bar)), b)
         a = sde.gather(alpha_bar, t)
-        e = jax.random.normal(keys[4], z.shape)
+        e = jax.random.normal(keys[3], z.shape)
         predicted = unet.apply(params["unet"], sde.perturb(z, e, a), t, context)
         return losses.eps_matching(predicted, e, a, training.snr_clip or None), {}
 
@@ -101,12 +100,10 @@ def latent_loss(config: ConfigDict, workdir, images):
 def _factor(config: ConfigDict, encode) -> float:
     """1 / deviation of the latents of some training images."""
     d, found = config.data, []
-    for name in config_lib.domains(config):
+    names = config_lib.domains(config)
+    for name in names:
         source = open_domain(d.root, name, "train", data_dir=d.data_dir)
-        at = np.linspace(0, len(source) - 1, SCALED_BY // len(config_lib.domains(config))).astype(
-            int
-        )
-        for j in at:
+        for j in np.linspace(0, len(source) - 1, SCALED_BY // len(names)).astype(int):
             found.append(resize(source[j]["image"], d.image_size, filter=d.filter, fit=d.fit))
     x = np.stack(found).astype(np.float32) / 127.5 - 1
     z = jax.lax.map(lambda part: encode(part).mean, x[:, None])

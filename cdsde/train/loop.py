@@ -124,8 +124,7 @@ def train_stage(config: ConfigDict, workdir, name: str):
         if first < c.steps:
             with preemption.Watch() as watch:
                 data = batches(first)
-                rest = (data, step_fn, stage.reads, devices, watch)
-                current = _run(config, name, workdir, saved, current, *rest)
+                current = _run(config, name, workdir, saved, current, data, step_fn, devices, watch)
     return current
 
 
@@ -162,7 +161,7 @@ def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
     return step, jax.jit(begin, out_shardings=at)
 
 
-def _run(config, name, workdir, saved, current, data, step_fn, reads, devices, watch):
+def _run(config, name, workdir, saved, current, data, step_fn, devices, watch):
     """The loop proper, from `current.step` to the last step."""
     c = config_lib.stage_training(config, name)
     first = int(current.step)
@@ -174,7 +173,7 @@ def _run(config, name, workdir, saved, current, data, step_fn, reads, devices, w
     try:
         for n in range(first + 1, c.steps + 1):
             batch = next(data)
-            batch = mesh.put_batch({k: batch[k] for k in reads}, devices)
+            batch = mesh.put_batch({k: v for k, v in batch.items() if k != "id"}, devices)
             current, metrics = step_fn(current, batch)
             if n == first + 1:
                 jax.block_until_ready(metrics)

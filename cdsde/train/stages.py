@@ -27,6 +27,7 @@ from cdsde import augment, energies, losses, models, sde
 from cdsde import config as config_lib
 from cdsde.latent import trained
 from cdsde.train import cut, latent, state
+from cdsde.train.levels import draw_levels, uniform
 
 
 class Stage(NamedTuple):
@@ -37,8 +38,7 @@ class Stage(NamedTuple):
       init: `key -> params`.
       loss: `(params, batch, key) -> (scalar, {name: scalar})`; batch has `image` uint8
         `[B, H, W, 3]` and `domain` int32 `[B]`.
-      reads: what of a batch is put on the devices; "label" is the caption's token ids.
-      labels: `() ->` those ids, `[N, L]` a domain, where they are read.
+      labels: `() ->` the captions' token ids, `[N, L]` a domain, where the batch needs `label`.
       images: of an example: the domains alternate, so 2 of two domains are a pair.
       make_step: `(tx, gather) -> step(state, batch)`, in place of a loss.
       optimiser: what is made of the configured one.
@@ -49,7 +49,6 @@ class Stage(NamedTuple):
     domains: tuple[str, ...]
     init: Callable
     loss: Callable | None = None
-    reads: tuple[str, ...] = ("image", "domain")
     labels: Callable | None = None
     images: int = 1
     make_step: Callable | None = None
@@ -58,25 +57,11 @@ class Stage(NamedTuple):
     with_averaged: Callable = lambda params, part: part
 
 
-def _images(batch, training: ConfigDict, key):
+def _images(batch, key, training: ConfigDict):
     """uint8 → augmented float32 in [-1, 1]."""
     x = batch["image"].astype(jnp.float32) / 127.5 - 1
     a = training.augment
     return augment.affine(key, x, a.shift, a.scale, a.rotate)
-
-
-def draw_levels(key, shares: np.ndarray, count: int):
-    """`count` indices, i with probability `shares[i]`; one a stratum, which has less variance."""
-    draw, shuffle = jax.random.split(key)
-    u = (jnp.arange(count) + jax.random.uniform(draw, (count,))) / count
-    # Shuffled, so that a stratum is not tied to a domain (the domains alternate in a batch).
-    u = jax.random.permutation(shuffle, u)
-    up_to = np.cumsum(shares).astype(np.float32)
-    return jnp.minimum(jnp.searchsorted(up_to, u, side="right"), len(shares) - 1)
-
-
-def _uniform(count: int) -> np.ndarray:
-    return np.full(count, 1 / count)
 
 
 def level_shares(schedule: sde.Schedule, training: ConfigDict) -> np.ndarray:
@@ -88,7 +73,7 @@ def level_shares(schedule: sde.Schedule, training: ConfigDict) -> np.ndarray:
     """
     count = schedule.num_steps
     if training.levels == "index":
-        return _uniform(count)
+        return uniform(count)
     log_snr = schedule.log_snr
     edges = np.concatenate([[np.inf], (log_snr[1:] + log_snr[:-1]) / 2, [-np.inf]])
     below = norm.cdf((edges - training.log_snr_mean) / training.log_snr_std)
@@ -105,7 +90,7 @@ def score(config: ConfigDict) -> Stage:
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 4)
-        x0 = _images(batch, training, keys[0])
+        x0 = _images(batch, keys[0], training)
         i = draw_levels(keys[1], shares, x0.shape[0])
         e = jax.random.normal(keys[2], x0.shape)
         alpha_bar = sde.gather(schedule.alpha_bar, i)
@@ -129,12 +114,12 @@ def encoder(config: ConfigDict) -> Stage:
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 6)
-        x0 = _images(batch, training, keys[0])
+        x0 = _images(batch, keys[0], training)
         b = x0.shape[0]
         if training.shared_time == "batch":
             i = jnp.broadcast_to(jax.random.randint(keys[1], (), 0, training.max_index), (b,))
         else:
-            i = draw_levels(keys[1], _uniform(training.max_index), b)
+            i = draw_levels(keys[1], uniform(training.max_index), b)
         alpha_bar = sde.gather(schedule.alpha_bar, i)
         first = sde.perturb(x0, jax.random.normal(keys[2], x0.shape), alpha_bar)
         view = augment.colour(keys[5], energies.lowpass(x0, training.factor), training.colour)
@@ -159,8 +144,8 @@ def classifier(config: ConfigDict) -> Stage:
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 4)
-        x0 = _images(batch, training, keys[0])
-        i = draw_levels(keys[1], _uniform(training.max_index), x0.shape[0])
+        x0 = _images(batch, keys[0], training)
+        i = draw_levels(keys[1], uniform(training.max_index), x0.shape[0])
         x = sde.perturb(x0, jax.random.normal(keys[2], x0.shape), sde.gather(schedule.alpha_bar, i))
         rngs = {"dropout": keys[3]} if dropout else None
         logits, _ = model.apply(params, x, i, train=True, rngs=rngs)
@@ -201,7 +186,7 @@ def _gan(config: ConfigDict, method: str) -> Stage:
         return params
 
     def images(batch, key):
-        pairs = _images(batch, training, key)
+        pairs = _images(batch, key, training)
         pairs = pairs.reshape(-1, 2, *pairs.shape[1:])
         return pairs[:, 0], pairs[:, 1]
 
@@ -223,7 +208,7 @@ def _gan(config: ConfigDict, method: str) -> Stage:
 def autoencoder(config: ConfigDict) -> Stage:
     """The autoencoder of a small latent diffusion model."""
     training = config_lib.stage_training(config, "autoencoder")
-    images = functools.partial(_of_training, training)
+    images = functools.partial(_images, training=training)
     init = functools.partial(trained.init_autoencoder, config)
     return Stage(config_lib.domains(config), init, latent.autoencoder_loss(config, images))
 
@@ -231,19 +216,14 @@ def autoencoder(config: ConfigDict) -> Stage:
 def text_to_latent(config: ConfigDict, workdir) -> Stage:
     """U-Net and text encoder in the latents of the autoencoder that `workdir` has."""
     training = config_lib.stage_training(config, "latent")
-    images = functools.partial(_of_training, training)
+    images = functools.partial(_images, training=training)
     loss, factor = latent.latent_loss(config, workdir, images)
     return Stage(
         config_lib.domains(config),
         functools.partial(trained.init_latent, config, factor=factor),
         loss,
-        reads=("image", "label"),
         labels=functools.partial(latent.labels, config),
     )
-
-
-def _of_training(training: ConfigDict, batch, key):
-    return _images(batch, training, key)
 
 
 def make(config: ConfigDict, name: str, workdir=None) -> Stage:
