@@ -117,8 +117,8 @@ def wanted(config: ConfigDict, source) -> list[int]:
     every = range(len(source))
     if config.edit.input is None:
         texts = captions(source)
-        word = model.bare(config.edit.source).lower()
-        every = [j for j in every if word in texts[j].lower()]
+        word = model.bare(config.edit.source)
+        every = [j for j in every if model.place_of(word, texts[j]) is not None]
         if not every:
             raise ValueError(
                 f"no caption of {source!r} holds '{config.edit.source}'; choose another "

@@ -53,7 +53,8 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     config.sample.split = config.eval.split
     source = sample_lib.open_input(config)
     pairs = sample_lib.open_truth(config)
-    pairwise = pairwise_metrics(config)
+    networks = lpips(config)
+    pairwise = pairwise_metrics(networks)
     per_image, results = {}, {}
     for method in methods:
         config.method = method
@@ -67,7 +68,7 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
         config.method = method
         results[method] |= distances.get(method, {})
         if jax.process_index() == 0:
-            record = {**how, "floors": floors}
+            record = {**how, "floors": floors, "lpips": {k: n.hash for k, n in networks.items()}}
             folder = sample_lib.output_folder(config, workdir)
             write(config, workdir, method, per_image[method], results[method], record, folder)
     if jax.process_index() > 0:
@@ -80,8 +81,8 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     return results
 
 
-def pairwise_metrics(config: ConfigDict) -> dict:
-    """`{name: (made, truth) -> [B]}` on uint8 `[B, H, W, 3]`; LPIPS where it has weights."""
+def pairwise_metrics(networks: dict[str, features.Extractor]) -> dict:
+    """`{name: (made, truth) -> [B]}` on uint8 `[B, H, W, 3]`, those of `lpips` among them."""
 
     def of_floats(metric):
         return lambda a, b: metric(a / 255, b / 255)
@@ -90,7 +91,7 @@ def pairwise_metrics(config: ConfigDict) -> dict:
         return lambda a, b: np.asarray(extractor(a, b)["distance"], np.float64)
 
     found = {name: of_floats(metric) for name, metric in metrics.METRICS.items()}
-    return found | {title: of_network(network) for title, network in lpips(config).items()}
+    return found | {title: of_network(network) for title, network in networks.items()}
 
 
 def lpips(config: ConfigDict) -> dict[str, features.Extractor]:

@@ -44,8 +44,9 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
     wanted = edit.wanted(config, source)
     originals = evaluate.resized(config, source)
     how: dict = {"weights": {}}
-    judges = _judges(config, workdir, source, wanted, originals, how)
-    pairwise = evaluate.pairwise_metrics(config)
+    networks = evaluate.lpips(config)
+    judges = _judges(config, workdir, source, wanted, originals, networks, how)
+    pairwise = evaluate.pairwise_metrics(networks)
     results = {}
     for method in methods:
         config.edit.method = method
@@ -81,7 +82,7 @@ def _of_each(judge: Callable, read: Callable, wanted: list[int]) -> np.ndarray:
     return mesh.gather_rows(np.concatenate(values), mine)
 
 
-def _judges(config, workdir, source, wanted, originals, how) -> dict[str, Callable]:
+def _judges(config, workdir, source, wanted, originals, networks, how) -> dict[str, Callable]:
     """`{metric: judge}` of what `config.eval` names weights for; `how` is told what they are."""
     e, found = config.eval, {}
 
@@ -97,7 +98,6 @@ def _judges(config, workdir, source, wanted, originals, how) -> dict[str, Callab
         found["structure distance"] = lambda made, numbers: distance(
             dino(made)["keys"], dino(real(numbers))["keys"]
         )
-    networks = evaluate.lpips(config)
     how["weights"] |= {title: network.hash for title, network in networks.items()}
     objects = _masks(config, workdir, source, wanted, how) if networks else None
     for title, network in networks.items() if objects is not None else ():

@@ -4,8 +4,8 @@
     python -m cdsde.main --config=configs/twemoji2fluent_cut.py --mode=eval
     python -m cdsde.main --config=configs/twemoji2fluent_cut.py --mode=train    # your own
 
-FastCUT: --config.method=fastcut. 3,000 and 1,500 steps of eight pairs, 27 and 9 minutes on 2 idle
-CPU cores.
+FastCUT: --config.method=fastcut. 3,000 and 1,500 steps of eight pairs: about an hour and ten
+minutes on 2 CPU cores that had other work besides.
 """
 
 from cdsde import config, presets

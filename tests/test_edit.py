@@ -102,6 +102,7 @@ def test_what_is_missing_is_named(task, tmp_path, golden):
 
 
 def test_words_are_swapped():
+    assert model.swapped("woman or man", "man", "child") == "woman or child"
     assert model.swapped("A cat on grass", "a cat", "a dog") == "a dog on grass"
     assert model.swapped("the black cat sleeps", "a cat", "a dog") == "the black dog sleeps"
 

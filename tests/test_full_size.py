@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdsde import energies, exchange, flag_errors, methods, models, solvers, torch_weights
+from cdsde import energies, exchange, flag_errors, mesh, methods, models, solvers, torch_weights
+from cdsde.scaling import programs
 
 GOLDEN = Path(__file__).parent / "golden" / "egsde"
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -105,3 +106,15 @@ def test_guided_step_of_cat2dog_at_full_size():
     assert error(domain[part], golden["full_adm_grad_dse"]) < 5e-5
     assert error(content[part], golden["full_adm_grad_die"]) < 5e-5
     assert error(sample[part], golden["full_adm_sample"]) < 5e-6
+
+
+@pytest.mark.slow
+def test_guided_step_of_an_edit_with_stable_diffusion_fits():
+    config = load("edit_cat2dog")
+    assert config.edit.image_size == 512
+    config.edit.steps = 1
+    program = programs.edit_steps(config, mesh.make_mesh(jax.devices()[:1]), 1)
+    unet = program.arguments[0]
+    assert models.count_parameters(unet) == 859_520_964
+    memory = program.lower().compile().memory_analysis()
+    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < 16 * 2**30

@@ -201,7 +201,7 @@ def test_efficientnet_separates_the_styles_as_published(
 def test_a_name_for_every_extractor():
     assert set(realism.MEASURES) <= set(features.NAMES)
     config = load_config("configs/twemoji2fluent.py")
-    assert evaluate.pairwise_metrics(config).keys() == metrics.METRICS.keys()
+    assert evaluate.pairwise_metrics(evaluate.lpips(config)).keys() == metrics.METRICS.keys()
     with pytest.raises(ValueError, match=r"weights\.pth"):
         config.eval.lpips_alex = "weights.pth"
-        evaluate.pairwise_metrics(config)
+        evaluate.pairwise_metrics(evaluate.lpips(config))

@@ -42,7 +42,7 @@ class Task:
         self.source = sample_lib.open_input(self.config)
         self.pairs = sample_lib.open_truth(self.config)
         self.reference = evaluate.open_reference(self.config, self.workdir)
-        self.pairwise = evaluate.pairwise_metrics(self.config)
+        self.pairwise = evaluate.pairwise_metrics(evaluate.lpips(self.config))
         self._sampler: tuple[str, Sampler] | None = None
 
     def configure(self, changes: dict) -> ConfigDict:

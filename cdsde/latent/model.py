@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +87,7 @@ def program(model: Model, e: ConfigDict, size: int):
         def decode(z):
             return model.vae.apply(params["vae"], z / model.factor, method="decode")
 
-        unet, z = _noise(model, params), _encode(model, params, images)
+        unet, z = noise_of(model, params), _encode(model, params, images)
         made, back = edit(unet, schedule, e, said, z, key, image_ids)
         return decode(made), decode(back)
 
@@ -102,12 +103,12 @@ def word_maps(model: Model, e: ConfigDict):
 
     def run(params, images, text, words):
         z = _encode(model, params, images)
-        return masks.of_words(_noise(model, params), z, up, text, words)
+        return masks.of_words(noise_of(model, params), z, up, text, words)
 
     return run
 
 
-def _noise(model: Model, params):
+def noise_of(model: Model, params):
     """The U-Net as a function that tells noise, whatever it predicts."""
 
     def unet(x, t, context, *args, **kwargs):
@@ -147,18 +148,7 @@ def _of_ladders(unet, schedule, e, said, z, key, image_ids):
         states = states[ddim.shared(up, down)]
         top = states[-1]
     if e.method in GUIDED:
-        contrast = e.method == "pix2pix_zerocon"
-        settings = editors.Zerocon(
-            step=e.step,
-            map_weight=e.map_weight,
-            feature_weight=e.feature_weight if contrast else 0.0,
-            scale=_scale(e),
-            temperature=e.temperature,
-            pair=not contrast,
-        )
-        patches = _patches(unet, z, said, e, for_patches, e.steps) if contrast else {}
-        made, _, told = editors.zerocon(unet, top, down, said, settings, patches)
-        return made, told["source"]
+        return guided(unet, down, e, said, top, for_patches)
     back, _ = ddim.run(top, down, eps_fn)
     if e.method == "pnp":
         shares = e.convolution, e.attention
@@ -166,6 +156,25 @@ def _of_ladders(unet, schedule, e, said, z, key, image_ids):
     else:
         made, _ = editors.word_swap(unet, top, down, said, _scale(e))
     return made, back
+
+
+def guided(unet, down: ddim.Ladder, e: ConfigDict, said: editors.Texts, top: jax.Array, key):
+    """The denoising of pix2pix-zero and pix2pix-zeroCon: `(edited, reconstructed)` latents.
+
+    top is `[B, h, w, 4]`, the inverted latents; the key draws the patches.
+    """
+    contrast = e.method == "pix2pix_zerocon"
+    settings = editors.Zerocon(
+        step=e.step,
+        map_weight=e.map_weight,
+        feature_weight=e.feature_weight if contrast else 0.0,
+        scale=_scale(e),
+        temperature=e.temperature,
+        pair=not contrast,
+    )
+    patches = _patches(unet, top, said, e, key, e.steps) if contrast else {}
+    made, _, told = editors.zerocon(unet, top, down, said, settings, patches)
+    return made, told["source"]
 
 
 def _of_scores(unet, schedule, e, said, z, key, image_ids):
@@ -234,13 +243,18 @@ def swapped(caption: str, source: str, target: str) -> str:
       ValueError: the caption does not have it.
     """
     for old, new in ((source, target), (bare(source), bare(target))):
-        if old.lower() in caption.lower():
-            at = caption.lower().index(old.lower())
+        if (at := place_of(old, caption)) is not None:
             return caption[:at] + new + caption[at + len(old) :]
     raise ValueError(
         f"the caption '{caption}' does not hold '{source}', which is to become '{target}'; give "
         "another --config.edit.caption or --config.edit.source"
     )
+
+
+def place_of(words: str, caption: str) -> int | None:
+    """Where a caption first has these words, whole ("man" is not in "woman"); in any case."""
+    found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", caption, re.IGNORECASE)
+    return found and found.start()
 
 
 def bare(concept: str) -> str:

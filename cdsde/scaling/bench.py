@@ -26,7 +26,8 @@ from PIL import Image
 from cdsde import api, data, flag_errors, mesh, report
 from cdsde.scaling import programs, timing
 
-PARTS = ("forward", "energies", "step", "train", "input", "evaluate")
+OF_EDITS = ("edit",)  # parts of a config whose method is "edit"
+PARTS = ("forward", "energies", "step", "train", "input", "evaluate")  # of the others
 STEPS = 4  # of the sampler that is timed; a step is a fourth of it
 HEADER = (
     "program",
@@ -52,6 +53,10 @@ def made(config, part: str, devices, images: int) -> list[programs.Program]:
         config = config.copy_and_resolve_references()
         config.sample.steps = STEPS
         return [programs.translation(config, devices, images)]
+    if part == "edit":
+        config = config.copy_and_resolve_references()
+        config.edit.steps = 1
+        return [programs.edit_steps(config, devices, images)]
     if part == "train":
         stages = ("score", "encoder", "classifier")
         return [programs.train_step(config, stage, devices, images) for stage in stages]
@@ -137,7 +142,7 @@ def bench(argv=None) -> None:
     parser.add_argument("--config", default="cat2dog", help="a file of configs/")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the config")
     parser.add_argument("--images", default="1", help="images a call: 1,8")
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--parts", help=f"some of {','.join(PARTS)}; of edits by words: edit")
     parser.add_argument("--repeat", type=int, default=3, help="runs; 0: compile only")
     parser.add_argument("--output", help="FILE.json for the numbers")
     parser.add_argument("--published", help="a checkout of EGSDE, to be timed beside it")
@@ -152,12 +157,17 @@ def bench(argv=None) -> None:
 
 
 def _run(args) -> None:
-    parts = args.parts.split(",")
-    for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"--parts names '{part}'; choose from {', '.join(PARTS)}")
-    given = {"method": "egsde", **flag_errors.assignments(args.set)}
+    given = flag_errors.assignments(args.set)
     config = api.load_config(f"configs/{args.config}.py", given)
+    known = OF_EDITS if config.method == "edit" else PARTS
+    if config.method != "edit" and "method" not in given:
+        config.method = "egsde"
+    parts = args.parts.split(",") if args.parts else known
+    for part in parts:
+        if part not in known:
+            raise ValueError(
+                f"--parts names '{part}'; of {args.config} choose from {', '.join(known)}"
+            )
     devices = mesh.make_mesh(jax.local_devices())
     peak = timing.peak(jnp.dtype(config.dtype)) * devices.size
     kind = jax.devices()[0].device_kind

@@ -16,6 +16,9 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde import energies, features, mesh, methods, models, sampler, solvers
 from cdsde.features import extractor
+from cdsde.latent import ddim, editors, files, model
+from cdsde.latent.unet import UNet
+from cdsde.latent.vae import AutoencoderKL
 from cdsde.train import loop, stages
 
 
@@ -130,6 +133,60 @@ def translation(config: ConfigDict, devices, batch: int) -> Program:
     )
     function = jax.jit(sampler.program(config))
     return Program(f"sample {config.method}", function, arguments, batch, len(grid.index))
+
+
+TOKENS, TEXT_WIDTH = 77, 768  # of the text encoder of SD-1.x
+
+
+def _latent_diffusion(config: ConfigDict, devices, batch: int):
+    """SD-1.x without its weights: the model, its shapes, and those of latents, texts, key."""
+    dtype, e = jnp.dtype(config.dtype), config.edit
+    unet, vae = UNet(dtype=dtype, remat=config.remat), AutoencoderKL(dtype=dtype)
+    side = e.image_size // 8
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    text = jax.ShapeDtypeStruct((1, TOKENS, TEXT_WIDTH), jnp.float32)
+    z, one = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, side, side, 4), (1,)))
+    picture = jax.ShapeDtypeStruct((1, e.image_size, e.image_size, 3), jnp.float32)
+    shapes = {
+        "unet": jax.eval_shape(unet.init, key, z, one, text),
+        "vae": jax.eval_shape(vae.init, key, picture),
+    }
+    schedule = ddim.scaled_linear()
+    sd = model.Model(unet, vae, shapes, files.SCALING_FACTOR, schedule, None, {})
+    latents = _rows((batch, side, side, 4), jnp.float32, devices)
+    text = _rows((batch, TOKENS, TEXT_WIDTH), jnp.float32, devices)
+    return sd, latents, editors.Texts(text, text, text), _everywhere(key, devices)
+
+
+def edit_steps(config: ConfigDict, devices, batch: int) -> Program:
+    """The denoising steps of a guided edit by words, with SD-1.x's U-Net at `edit.image_size`."""
+    e = config.edit
+    sd, latents, said, key = _latent_diffusion(config, devices, batch)
+    down = ddim.sampling(sd.schedule, e.steps)
+
+    def steps(params, top, said, key):
+        return model.guided(model.noise_of(sd, {"unet": params}), down, e, said, top, key)
+
+    arguments = (_everywhere(sd.params["unet"], devices), latents, said, key)
+    return Program(f"edit {e.method}", jax.jit(steps), arguments, batch, e.steps)
+
+
+def edit(config: ConfigDict, devices, batch: int) -> Program:
+    """A whole edit with SD-1.x: encoding, inversion, guided denoising, decoding.
+
+    A compiler's cost of it has one trip of each of its loops.
+    """
+    e = config.edit
+    sd, _, said, key = _latent_diffusion(config, devices, batch)
+    arguments = (
+        _everywhere(sd.params, devices),
+        _rows((batch, e.image_size, e.image_size, 3), jnp.uint8, devices),
+        said,
+        key,
+        _rows((batch,), jnp.uint32, devices),
+    )
+    function = jax.jit(model.program(sd, e, e.image_size))
+    return Program(f"edit {e.method}, one trip of each loop", function, arguments, batch)
 
 
 def evaluation(name: str, devices, batch: int, size: int) -> Program:

@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 from cdsde.scaling import chips
 
-PROGRAMS = ("score", "encoder", "classifier", "sample", "evaluate")
+TRAINING = ("score", "encoder", "classifier")
+PROGRAMS = (*TRAINING, "sample", "evaluate")
+OF_EDITS = ("edit", "edit_steps")  # of a config whose method is "edit"
 
 
 class Cost(NamedTuple):
@@ -110,9 +112,13 @@ HEADER = [
 
 
 def build(name: str, config, devices, batch: int):
-    """The `programs.Program` of one of `PROGRAMS`."""
+    """The `programs.Program` of one of `PROGRAMS` or `OF_EDITS`."""
     from cdsde.scaling import programs
 
+    if name in OF_EDITS:
+        return {"edit": programs.edit, "edit_steps": programs.edit_steps}[name](
+            config, devices, batch
+        )
     if name == "sample":
         return programs.translation(config, devices, batch)
     if name == "evaluate":
@@ -126,16 +132,19 @@ def check(argv=None) -> None:
     parser.add_argument("--configs", default="cat2dog,male2female", help="files of configs/")
     parser.add_argument("--chips", default="8,64,256", help="sizes of v5e slices")
     parser.add_argument("--fsdp", default="1,8", help="sizes of the fsdp axis, for training")
-    parser.add_argument("--programs", default=",".join(PROGRAMS))
+    parser.add_argument(
+        "--programs", help=f"{','.join(PROGRAMS)}; of edits by words {','.join(OF_EDITS)}"
+    )
     parser.add_argument("--images", type=int, default=8, help="images a chip")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the configs")
     # At O0 a program takes a minute on 2 CPU cores, at O1 more than ten; what it fuses less it
     # counts as traffic, so that memory and time are bounds from above.
     parser.add_argument("--effort", default="O0", help="of the compiler: O0 to O3")
     args = parser.parse_args(argv)
-    for name in args.programs.split(","):
-        if name not in PROGRAMS:
-            sys.exit(f"error: --programs names '{name}'; choose from {', '.join(PROGRAMS)}")
+    for name in args.programs.split(",") if args.programs else ():
+        if name not in PROGRAMS + OF_EDITS:
+            known = ", ".join(PROGRAMS + OF_EDITS)
+            sys.exit(f"error: --programs names '{name}'; choose from {known}")
     chip = chips.V5E
     for count in map(int, args.chips.split(",")):
         if count not in chip.shapes:
@@ -159,13 +168,14 @@ def check(argv=None) -> None:
     too_large = []
     print("| " + " | ".join(["config", *HEADER]) + " |\n|" + "---|" * (len(HEADER) + 1))
     for config_name in args.configs.split(","):
+        edits = api.load_config(f"configs/{config_name}.py").method == "edit"
+        names = args.programs.split(",") if args.programs else OF_EDITS if edits else PROGRAMS
         for count in map(int, args.chips.split(",")):
             topology = topologies.get_topology_desc(
                 platform="tpu", topology_name=f"{chip.name}:{chip.shapes[count]}"
             )
-            for name in args.programs.split(","):
-                trains = name not in ("sample", "evaluate")
-                for fsdp in map(int, args.fsdp.split(",") if trains else "1"):
+            for name in names:
+                for fsdp in map(int, args.fsdp.split(",") if name in TRAINING else "1"):
                     given = flag_errors.assignments(args.set)
                     config = api.load_config(
                         f"configs/{config_name}.py", {"mesh.fsdp": fsdp, **given}

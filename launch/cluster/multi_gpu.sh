@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train on all GPUs of one machine: one process drives them all, nothing else is to be set up.
-#   bash launch/cluster/multi_gpu.sh --config=configs/cat2dog.py --config.data.root=DIR
+#   bash launch/cluster/multi_gpu.sh --config=configs/cat2dog.py --config.dtype=bfloat16 --config.data.root=DIR
 #   CUDA_VISIBLE_DEVICES=0,1 bash launch/cluster/multi_gpu.sh ...     only two of them
 # config.train.STAGE.batch_size is over all GPUs together, and must be a multiple of their number.
 source "$(dirname "$0")/../setup.sh"

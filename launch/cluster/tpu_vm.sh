@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A Cloud TPU slice: create, install, run on all workers, resume after pre-emption, delete.
 #   export NAME=cdsde ZONE=us-west4-a TYPE=v5litepod-8 BUCKET=my-bucket
-#   bash launch/cluster/tpu_vm.sh keep --config=configs/cat2dog.py --config.data.root=/data/afhq
+#   bash launch/cluster/tpu_vm.sh keep --config=configs/cat2dog.py --config.dtype=bfloat16 --config.data.root=/data/afhq
 #   bash launch/cluster/tpu_vm.sh create | install | run ARGS... | status | delete     one step at a time
 # `keep` does all of it, and again after each pre-emption of a spot slice, until training has ended.
 # Checkpoints lie in gs://$BUCKET/$NAME, mounted as the work folder, so that a new slice finds them.

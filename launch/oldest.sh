@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Tests with every requirement at its lower bound in setup.py; arguments go to pytest.
+#   bash launch/oldest.sh                 command line, training, published runs, data, weights
+#   bash launch/oldest.sh tests           all of the fast ones
+# Needs Python 3.11 or 3.12, which those versions were made for; its environment is .venv/oldest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ ! -x .venv/oldest/bin/python ]; then
+  for python in "${PYTHON:-}" python3.11 python3.12 python3; do
+    [ -n "$python" ] && command -v "$python" >/dev/null || continue
+    "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && break
+    python=""
+  done
+  [ -n "$python" ] || { echo "error: no Python 3.11 or 3.12 found; install one or set PYTHON=..." >&2; exit 1; }
+  "$python" -m venv .venv/oldest
+fi
+# A line of install_requires is one requirement: name>=version becomes name==version.
+sed -nE 's/^ +"([A-Za-z0-9_.-]+)(\[[a-z]+\])?>=([0-9.]+)",$/\1==\3/p' setup.py > .venv/oldest/bounds.txt
+.venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" \
+  --constraint .venv/oldest/bounds.txt
+
+export JAX_COMPILATION_CACHE_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/cdsde/jax-oldest"
+if [ $# = 0 ]; then
+  set -- tests/test_cli.py tests/test_train.py tests/test_golden_runs.py tests/test_data_sources.py \
+    tests/test_torch_weights.py tests/test_words.py
+fi
+exec .venv/oldest/bin/python -m pytest "$@"
