@@ -34,6 +34,7 @@ from cdsde.sample import SHEET, claim, open_split, output_names
 
 FILTER = "lanczos"  # by which images are brought to `edit.image_size`
 RECONSTRUCTION = "reconstructions"  # folder beside the results
+RECONSTRUCTED = "reconstruction"  # title of its column on sheets
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -199,5 +200,5 @@ def _sheet(e: ConfigDict, source, folder: Path, names, shown) -> None:
         ]
         for j in shown
     ]
-    titles = ["source", "reconstruction", e.method]
+    titles = ["source", RECONSTRUCTED, e.method]
     write_png(folder / SHEET, contact_sheet(rows, titles, blocks=1 if len(rows) < 5 else 2))

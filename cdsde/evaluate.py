@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +76,13 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     print(render(results, floors), flush=True)
     if len(methods) > 1 and config.sample.sheet:
         path = Path(workdir) / "eval" / "sheet.png"
-        write_png(path, comparison(config, workdir, methods, source, pairs))
+        shown = range(len(source))[: config.sample.limit][: config.sample.sheet]
+        columns = {"source": resized(config, source)}
+        for method in methods:
+            made = sample_lib.output_folder(_of_method(config, method), workdir)
+            columns[method] = written(config, source, made)
+        columns |= {TO_PAIR: resized(config, pairs)} if pairs is not None else {}
+        write_png(path, comparison(shown, columns))
         logging.info("results side by side in %s", path)
     return results
 
@@ -272,22 +278,10 @@ def _cell(value: dict) -> str:
     return f"{value['value']:.4g}{interval}"
 
 
-def comparison(config: ConfigDict, workdir, methods, source, pairs) -> np.ndarray:
-    """Source | each method | true target of the first images, uint8."""
-    size = config.data.image_size
-    names = sample_lib.output_names(source.ids)
-    rows = []
-    folders = [sample_lib.output_folder(_of_method(config, m), workdir) for m in methods]
-    for j in range(len(source))[: config.sample.limit][: config.sample.sheet]:
-        row = [resize(source[j]["image"], size, filter=config.data.filter, fit=config.data.fit)]
-        row += [_read(folder / names[j], size) for folder in folders]
-        if pairs is not None:
-            row.append(
-                resize(pairs[j]["image"], size, filter=config.data.filter, fit=config.data.fit)
-            )
-        rows.append(row)
-    titles = ["source", *methods] + ([TO_PAIR] if pairs is not None else [])
-    return contact_sheet(rows, titles, blocks=2 if len(rows) > 4 else 1)
+def comparison(numbers: Iterable[int], columns: dict[str, Callable]) -> np.ndarray:
+    """A sheet, uint8: a row an image, a titled column each `number -> uint8 [H, W, 3]`."""
+    rows = [[read(j) for read in columns.values()] for j in numbers]
+    return contact_sheet(rows, list(columns), blocks=2 if len(rows) > 4 else 1)
 
 
 def _check_record(config: ConfigDict, folder: Path) -> None:

@@ -14,22 +14,25 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import edit, evaluate, features, mesh, metrics, trees
-from cdsde.data import decode, eval_batches, resize, write_png
+from cdsde.data import captions, decode, eval_batches, resize, write_png
 from cdsde.latent import files, masks, model, tokenizer
-from cdsde.sample import output_names
+from cdsde.sample import open_split, output_names
 
 BATCH = 8
+FEWEST = 8  # images of a word, for their mean
 TITLE = "the edit"
 
 
 def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
     """Evaluate the edits by `config.edit.method`, or by each editor of `config.eval.methods`.
 
-    Writes WORKDIR/eval/METHOD/{metrics.json, metrics.csv, per_image.csv}; prints the table.
+    Writes WORKDIR/eval/METHOD/{metrics.json, metrics.csv, per_image.csv} and, for several methods,
+    WORKDIR/eval/sheet.png with their edits side by side. Prints the table.
 
     Returns:
       `{method: {"CLIP score": {"value", "low", "high", "images"}, ...}}`.
@@ -47,12 +50,14 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
     networks = evaluate.lpips(config)
     judges = _judges(config, workdir, source, wanted, originals, networks, how)
     pairwise = evaluate.pairwise_metrics(networks)
-    results = {}
+    results, columns = {}, {"source": originals}
     for method in methods:
         config.edit.method = method
         folder = edit.output_folder(config, workdir)
         per_image = evaluate.measure(config, source, None, folder, pairwise, wanted)
         read = evaluate.written(config, source, folder)
+        back = evaluate.written(config, source, folder / edit.RECONSTRUCTION)
+        columns |= {edit.RECONSTRUCTED: columns.get(edit.RECONSTRUCTED, back), method: read}
         for name, judge in judges.items():
             per_image[name] = _of_each(judge, read, wanted)
         results[method] = evaluate.summarise(per_image, config.eval.bootstrap, config.eval.seed)
@@ -60,6 +65,10 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
             evaluate.write(config, workdir, method, per_image, results[method], how, folder)
     if jax.process_index() == 0:
         print(evaluate.render(results, title=TITLE), flush=True)
+    if jax.process_index() == 0 and len(methods) > 1 and config.sample.sheet:
+        path = Path(workdir) / "eval" / "sheet.png"
+        write_png(path, evaluate.comparison(wanted[: config.sample.sheet], columns))
+        logging.info("edits side by side in %s", path)
     return results
 
 
@@ -98,6 +107,8 @@ def _judges(config, workdir, source, wanted, originals, networks, how) -> dict[s
         found["structure distance"] = lambda made, numbers: distance(
             dino(made)["keys"], dino(real(numbers))["keys"]
         )
+    if (judge := _direction(config, real, how)) is not None:
+        found["EffNetLite0 direction"] = judge
     how["weights"] |= {title: network.hash for title, network in networks.items()}
     objects = _masks(config, workdir, source, wanted, how) if networks else None
     for title, network in networks.items() if objects is not None else ():
@@ -109,6 +120,38 @@ def _judges(config, workdir, source, wanted, originals, networks, how) -> dict[s
 
         found[f"BG-{title}"] = of_background
     return found
+
+
+def _direction(config, real: Callable, how: dict) -> Callable | None:
+    """Whether an edit goes where the images of the one word lie from those of the other.
+
+    By the train split's captions; None where there are none, or too few images for a mean.
+    """
+    if config.edit.input is not None:
+        return None
+    train = open_split(config, config_lib.sources(config)[0], "train")
+    texts, read = captions(train), evaluate.resized(config, train)
+    extractor = features.load("efficientnet_lite0")
+
+    def seen(pictures):
+        return np.asarray(extractor(pictures)["pooled"], np.float64)
+
+    means = []
+    for concept in (config.edit.source, config.edit.target):
+        words = model.bare(concept)
+        has = [j for j, text in enumerate(texts) if model.place_of(words, text) is not None]
+        if len(has) < FEWEST:
+            logging.info("%d train images say '%s': no direction is measured", len(has), words)
+            return None
+        means.append(_of_each(lambda pictures, _: seen(pictures), read, has).mean(0))
+        how.setdefault("direction", {})[words] = len(has)
+    how["weights"]["efficientnet_lite0"] = extractor.hash
+    direction = means[1] - means[0]
+
+    def judge(made, numbers):
+        return metrics.directional_similarity(seen(made), seen(real(numbers)), direction)
+
+    return judge
 
 
 def _clip(folder: str, text: str, how: dict) -> Callable:
@@ -161,8 +204,8 @@ def _looked_up(config, workdir, source, wanted, names) -> Path:
     """The folder of masks by cross-attention, made where they are missing."""
     loaded = model.load(config.model.path)
     e, devices = config.edit, mesh.make_mesh(jax.local_devices())
-    captions = edit.captions_of(config, source, wanted)
-    said = [list(captions.values()), e.source, e.image_size, e.steps, loaded.digests]
+    spoken = edit.captions_of(config, source, wanted)
+    said = [list(spoken.values()), e.source, e.image_size, e.steps, loaded.digests]
     name = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
     folder = Path(workdir) / "eval" / f"masks-{name}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +222,7 @@ def _looked_up(config, workdir, source, wanted, names) -> Path:
         indices=[j for j in mine if not (folder / names[j]).exists()],
     )
     for batch in batches:
-        texts = [captions[name] for name in batch["name"]]
+        texts = [spoken[name] for name in batch["name"]]
         where = [masks.word_positions(loaded.encoder.tokenize, text, words) for text in texts]
         rows = (batch["image"], loaded.encoder(texts), np.stack(where))
         found = mesh.local_rows(run(params, *mesh.put_batch(rows, devices)))

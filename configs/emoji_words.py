@@ -21,6 +21,8 @@ def get_config():
     # Not flipped: names say left and right.
     c.data.update(source="twemoji", target="twemoji", image_size=64, flip=False)
     c.train.update(checkpoint_every=500)
+    c.train.autoencoder.steps = 1_200
+    c.train.latent.update(steps=3_000, learning_rate=8e-4, ema=0.998)
     c.train.latent.augment.shift = 0.03
     c.model.path = "shipped:emoji-words"
     c.edit.update(

@@ -52,6 +52,9 @@ def test_metrics_of_edits(golden):
     assert metrics.structure_distance(a, a)[0] == 0
     x, y = np.eye(3, 4), np.array([[2.0, 0, 0, 0], [3, 4, 0, 0], [0, 0, -1, 0]])
     np.testing.assert_allclose(metrics.clip_score(x, y), [1, 0.8, -1], rtol=1e-6)
+    alike = metrics.directional_similarity(np.eye(3, 4), np.zeros((3, 4)), np.array([3.0, 4, 0, 0]))
+    np.testing.assert_allclose(alike, [0.6, 0.8, 0], rtol=1e-6)
+    assert metrics.directional_similarity(x, x, x[0]).tolist() == [0, 0, 0]
     picture = np.full((1, 4, 4, 3), 7, np.uint8)
     mask = np.zeros((1, 4, 4), bool)
     mask[0, :2] = True
@@ -225,6 +228,7 @@ def test_edits_of_a_data_set_and_their_evaluation(trained, tmp_path, golden, on_
     row = results["pix2pix_zerocon"]
     assert -1 <= row["CLIP score"]["value"] <= 1 and row["CLIP score"]["images"] == 3
     assert row["SSIM to source"]["images"] == 3
+    assert -1 <= row["EffNetLite0 direction"]["value"] <= 1
     kept = json.loads((workdir / "eval" / "pix2pix_zerocon" / "metrics.json").read_text())
     assert kept["realism"]["text"] == "a cat" and len(kept["realism"]["weights"]["clip"]) == 64
     # The same numbers whichever the devices.

@@ -82,6 +82,10 @@ def curves(
             ax.errorbar(x, y, error, ls=style, marker="o", ms=4, capsize=2, lw=1.2, color=colour,
                         label=label)  # fmt: skip
         ax.set_xscale("log")
+        # A tick where something was measured, in plain numbers: powers of ten are few and far.
+        ax.set_xticks(sorted({p["x"] for p in found}), minor=False)
+        ax.set_xticks([], minor=True)
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel(axis)
         if metric == metrics[-1]:
             ax.legend(fontsize=7, frameon=False)

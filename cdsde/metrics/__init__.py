@@ -13,6 +13,7 @@ from cdsde.metrics.distances import (
 from cdsde.metrics.editing import (
     background,
     clip_score,
+    directional_similarity,
     self_similarity,
     structure_distance,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "background",
     "bootstrap_interval",
     "clip_score",
+    "directional_similarity",
     "frechet_distance",
     "jackknife_interval",
     "kernel_distance",

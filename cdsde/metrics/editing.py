@@ -20,6 +20,21 @@ def clip_score(images: jax.Array, texts: jax.Array) -> jax.Array:
     return jnp.sum(images * texts, axis=-1) / lengths
 
 
+def directional_similarity(made, real, direction) -> jax.Array:
+    """Cosine of each picture's change of features with a direction: `[B]`, in [-1, 1].
+
+    As CLIP's directional similarity (Gal et al. 2022), whichever network the features are of. An
+    unchanged picture scores 0.
+
+    Args:
+      made, real: features after and before, `[B, D]`.
+      direction: `[D]`, such as from the mean of one word's pictures to that of another's.
+    """
+    change = jnp.asarray(made) - jnp.asarray(real)
+    lengths = jnp.linalg.norm(change, axis=-1) * jnp.linalg.norm(direction)
+    return change @ jnp.asarray(direction) / jnp.maximum(lengths, 1e-12)
+
+
 def self_similarity(keys: jax.Array) -> jax.Array:
     """Cosines between the tokens of a picture: keys `[B, T, C]` → `[B, T, T]`."""
     keys = jnp.asarray(keys)
