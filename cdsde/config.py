@@ -328,7 +328,9 @@ def base() -> ConfigDict:
     d.target = ""  # into what: "a dog"
     # Of the image; None: the data's own, NAME.txt beside NAME.png, or the captioner's.
     d.caption = placeholder(str)
-    d.templates = ()  # sentences with {} for source and target; (): built-in ones of photos
+    # Sentences with {} for source and target; (): the data's captions that hold `source`, or, for
+    # images of `input`, built-in ones of photos.
+    d.templates = ()
     d.source_bank = placeholder(str)  # a sentence a line; None: templates around `source`
     d.target_bank = placeholder(str)
     d.image_size = 512  # shorter side, then the centre square

@@ -64,6 +64,8 @@ def edit(config: ConfigDict, workdir) -> Path:
     folder = output_folder(config, workdir)
     names = output_names(source.ids)
     chosen = wanted(config, source)
+    config = with_sentences(config)
+    e = config.edit
     mine = chosen[jax.process_index() :: jax.process_count()]
     todo = [j for j in mine if not (folder / names[j]).exists()]
     captions = captions_of(config, source, todo)
@@ -128,6 +130,33 @@ def wanted(config: ConfigDict, source) -> list[int]:
     return list(every[: config.edit.limit])
 
 
+def with_sentences(config: ConfigDict) -> ConfigDict:
+    """The config with `edit.templates`: of a data set, its own train captions around the word.
+
+    Sentences like those that a small model was trained on; a direction between others is noise.
+
+    Raises:
+      ValueError: no caption holds the word, and no sentences are given.
+    """
+    config, e = config.copy_and_resolve_references(), config.edit
+    guided = e.method in model.GUIDED and not (e.source_bank and e.target_bank)
+    if e.input is not None or e.templates or not guided or not e.source:
+        return config
+    train = open_split(config, config_lib.sources(config)[0], "train")
+    held = [(text, model.place_of(e.source, text)) for text in captions(train)]
+    found = sorted(
+        {text[:at] + "{}" + text[at + len(e.source) :] for text, at in held if at is not None}
+    )
+    if not found:
+        raise ValueError(
+            f"no train caption holds '{e.source}', so that there are no sentences for a direction; "
+            "choose another --config.edit.source, or give --config.edit.source_bank and "
+            "target_bank, files of a sentence a line"
+        )
+    config.edit.templates = tuple(found)
+    return config
+
+
 def output_folder(config: ConfigDict, workdir) -> Path:
     """`config.edit.output`, or WORKDIR/edits/METHOD."""
     e = config.edit
@@ -180,7 +209,7 @@ def for_clip(image: np.ndarray, size: int) -> np.ndarray:
 def _record(config: ConfigDict, loaded: model.Model) -> dict:
     """What decides the pixels."""
     plain = json.loads(config.to_json_best_effort())
-    for key in ("input", "output", "batch_size", "limit"):
+    for key in ("input", "output", "batch_size", "limit", "templates"):
         plain["edit"].pop(key)
     record = {"edit": plain["edit"], "dtype": config.dtype, "weights": loaded.digests}
     record["captioner"] = config.model.captioner

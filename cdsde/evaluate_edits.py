@@ -42,7 +42,7 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
         should be.
     """
     methods = config_lib.eval_methods(config)
-    config = _as_translation(config)
+    config = as_translation(config)
     source = edit.open_input(config)
     wanted = edit.wanted(config, source)
     originals = evaluate.resized(config, source)
@@ -72,7 +72,7 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
     return results
 
 
-def _as_translation(config: ConfigDict) -> ConfigDict:
+def as_translation(config: ConfigDict) -> ConfigDict:
     """The config with an edit's reading of images in place of a translation's."""
     config = config.copy_and_resolve_references()
     config.data.update(image_size=config.edit.image_size, filter=edit.FILTER, fit="crop")

@@ -25,10 +25,5 @@ def get_config():
     c.train.latent.update(steps=3_000, learning_rate=8e-4, ema=0.998)
     c.train.latent.augment.shift = 0.03
     c.model.path = "shipped:emoji-words"
-    c.edit.update(
-        image_size=64,
-        batch_size=8,
-        num_patches=64,
-        templates=("twemoji {}", "twemoji {} face", "twemoji face with {} eyes"),
-    )
+    c.edit.update(image_size=64, batch_size=8, num_patches=64)
     return c

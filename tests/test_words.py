@@ -10,7 +10,16 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from cdsde import edit, evaluate_edits, exchange, features, load_config, metrics, torch_weights
+from cdsde import (
+    edit,
+    evaluate,
+    evaluate_edits,
+    exchange,
+    features,
+    load_config,
+    metrics,
+    torch_weights,
+)
 from cdsde.data import captions, open_domain
 from cdsde.latent import files, masks, model, tokenizer
 from cdsde.train.loop import train
@@ -276,3 +285,28 @@ def test_what_cannot_be_edited_is_said(trained, tmp_path):
     config.eval.methods = "sdedit"
     with pytest.raises(ValueError, match="names 'sdedit'; choose from ddim, pix2pix_zero"):
         load_config("configs/emoji_words.py", {"eval.methods": "sdedit"})
+
+
+@pytest.mark.slow
+def test_the_shipped_model_holds_a_picture_and_changes_what_is_asked(tmp_path):
+    given = {"edit.method": "ddim", "edit.source": "dark", "edit.target": "light", "edit.limit": 4}
+    config = load_config("configs/emoji_words.py", {**given, "edit.steps": 20})
+    folder = edit.edit(config, tmp_path)
+    source = edit.open_input(config)
+    read = evaluate.resized(evaluate_edits.as_translation(config), source)
+    for j in edit.wanted(config, source):
+        name = f"{source.ids[j]}.png"
+        back = np.asarray(Image.open(folder / edit.RECONSTRUCTION / name), np.float64)
+        made = np.asarray(Image.open(folder / name), np.float64)
+        assert metrics.psnr(back[None] / 255, read(j)[None] / 255)[0] > 17
+        assert made.mean() > read(j).mean() + 2, "lighter"
+
+
+def test_sentences_are_the_captions_around_the_word():
+    config = load_config("configs/emoji_words.py", {"edit.source": "cat", "edit.target": "dog"})
+    (source, target) = model.banks(edit.with_sentences(config).edit)
+    assert len(source) == len(target) > 5
+    assert all(a.replace("cat", "dog") == b for a, b in zip(source, target, strict=True))
+    config.edit.source = "submarine"
+    with pytest.raises(ValueError, match="no train caption holds 'submarine'"):
+        edit.with_sentences(config)
