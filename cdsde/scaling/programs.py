@@ -151,6 +151,8 @@ def _latent_diffusion(config: ConfigDict, devices, batch: int):
         "unet": jax.eval_shape(unet.init, key, z, one, text),
         "vae": jax.eval_shape(vae.init, key, picture),
     }
+    # Without what the networks keep of a pass (attention maps, features).
+    shapes = {name: {"params": found["params"]} for name, found in shapes.items()}
     schedule = ddim.scaled_linear()
     sd = model.Model(unet, vae, shapes, files.SCALING_FACTOR, schedule, None, {})
     latents = _rows((batch, side, side, 4), jnp.float32, devices)
