@@ -63,9 +63,10 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
         results[method] = evaluate.summarise(per_image, config.eval.bootstrap, config.eval.seed)
         if jax.process_index() == 0:
             evaluate.write(config, workdir, method, per_image, results[method], how, folder)
-    if jax.process_index() == 0:
-        print(evaluate.render(results, title=TITLE), flush=True)
-    if jax.process_index() == 0 and len(methods) > 1 and config.sample.sheet:
+    if jax.process_index() > 0:
+        return results
+    print(evaluate.render(results, title=TITLE), flush=True)
+    if len(methods) > 1 and config.sample.sheet:
         path = Path(workdir) / "eval" / "sheet.png"
         write_png(path, evaluate.comparison(wanted[: config.sample.sheet], columns))
         logging.info("edits side by side in %s", path)
