@@ -107,7 +107,7 @@ def test_bench_from_the_command_line(tmp_path, capsys, pictures):
     assert [row[0] for row in record["rows"]] == ["score forward", "sample sdedit, one step"]
     assert "images/s" in capsys.readouterr().out
     for more, message in (
-        (["--parts=walk"], "--parts names 'walk'; choose from forward"),
+        (["--parts=walk"], "--parts names 'walk'; of folder choose from forward"),
         (["--set=nothing"], "--set=nothing is not KEY=VALUE"),
         (["--published=/nowhere"], "the published step did not run in"),
     ):
