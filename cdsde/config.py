@@ -83,6 +83,7 @@ def _gan(**changes) -> ConfigDict:
     c.num_blocks = 9
     c.discriminator_channels = 64
     c.discriminator_layers = 3
+    c.group_channels = 1  # normalised together in both networks; published: 1, instance norm
     c.patch_features = 256  # width of the vectors that are compared
     c.layers = (0, 4, 8, 12, 16)  # of the generator, whose features are compared
     c.num_patches = 256  # positions drawn in each

@@ -98,6 +98,14 @@ def validate(config: ConfigDict) -> None:
         one_of(f"{method}.gan", ("lsgan", "vanilla", "nonsaturating", "wgangp"))
         for key in ("num_blocks", "num_patches", "discriminator_layers"):
             at_least(f"{method}.{key}", 1)
+        widths = config[method].channels, config[method].discriminator_channels
+        group = config[method].group_channels
+        at_least(f"{method}.group_channels", 1)
+        if any(width % group for width in widths):
+            raise ValueError(
+                f"config.{method}.group_channels is {group}; it must divide the networks' channels, "
+                f"{widths[0]} and {widths[1]}"
+            )
         last = 11 + config[method].num_blocks
         if not config[method].layers or max(config[method].layers) > last:
             raise ValueError(

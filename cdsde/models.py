@@ -159,10 +159,11 @@ def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:
 
 def gan_modules(config: ConfigDict, method: str):
     """The linen modules of CUT or FastCUT: generator, discriminator, patch sampler."""
-    net, dtype = config[method], jnp.dtype(config.dtype)
+    net = config[method]
+    shared = dict(group_channels=net.group_channels, dtype=jnp.dtype(config.dtype))
     return (
-        CUTGenerator(net.channels, net.num_blocks, dtype=dtype),
-        PatchDiscriminator(net.discriminator_channels, net.discriminator_layers, dtype=dtype),
+        CUTGenerator(net.channels, net.num_blocks, **shared),
+        PatchDiscriminator(net.discriminator_channels, net.discriminator_layers, **shared),
         PatchSampler(net.patch_features),
     )
 

@@ -160,6 +160,21 @@ def test_published_initialisation():
     assert not params["model_1"]["bias"].any()
 
 
+def test_wider_groups_keep_lightness():
+    """To instance norm a grey and a black square on white are the same drawing."""
+    shade = jnp.array([0.3, -1.0])[:, None, None, None]
+    squares = jnp.ones((2, 16, 16, 3)).at[:, 4:12, 4:12].set(shade)
+
+    def difference(module):
+        params = jax.jit(module.init)(jax.random.key(0), squares)
+        params = jax.tree.map(lambda x: 50 * x, params)  # far above the norm's epsilon, as trained
+        (features,) = module.apply(params, squares, (8,), encode_only=True)
+        return jnp.abs(features[0] - features[1]).max() / features.std()
+
+    assert difference(CUTGenerator(8, 1)) < 0.01
+    assert difference(CUTGenerator(8, 1, group_channels=8)) > 0.3
+
+
 def test_sides_that_cannot_be_halved_twice():
     with pytest.raises(ValueError, match="sides must be multiples of 4, not 62x64"):
         CUTGenerator(8, 6).init(jax.random.key(0), jnp.zeros((1, 62, 64, 3)))

@@ -1,13 +1,14 @@
 """CUT's three networks (Park et al. 2020): generator, PatchGAN discriminator, patch sampler.
 
 Images and feature maps are `[B, H, W, C]`, images in [-1, 1]; parameters float32; normalisation is
-per image and channel, in float32 whatever the compute dtype. Modules are named after the entries of
+per image, in float32 whatever the compute dtype. Modules are named after the entries of
 the published sequences (`model_12/conv_block_1` <-> `model.12.conv_block.1`); the fixed blur
 kernels are no parameters here.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +23,17 @@ EPS = 1e-5
 SMALL = nn.initializers.variance_scaling(0.02**2, "fan_avg", "normal")
 
 
-def instance_norm(x: jax.Array) -> jax.Array:
-    """`[B, H, W, C]`: mean 0 and variance 1 over each image's and channel's positions."""
-    y = x.astype(jnp.float32)
-    y = y - y.mean(axis=(1, 2), keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 2), keepdims=True) + EPS)
-    return y.astype(x.dtype)
+def normalise(x: jax.Array, group: int = 1) -> jax.Array:
+    """`[B, H, W, C]`: mean 0 and variance 1 over each image's positions and `group` channels.
+
+    Groups of one channel are instance norm, as published. In a flat drawing it keeps of an object
+    on white only by which sign each channel departs from white, hence a hue and no lightness: a
+    yellow hand may come out black. Wider groups keep how far channels depart against each other.
+    """
+    y = x.astype(jnp.float32).reshape(*x.shape[:3], -1, group)
+    y = y - y.mean(axis=(1, 2, 4), keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 2, 4), keepdims=True) + EPS)
+    return y.reshape(x.shape).astype(x.dtype)
 
 
 def pad(x: jax.Array, by: int, mode: str) -> jax.Array:
@@ -72,6 +78,7 @@ def _conv(features: int, size: int, name: str, padding: int = 0, dtype: Any = jn
 class ResnetBlock(nn.Module):
     """x + norm(conv(relu(norm(conv(x))))), borders reflected; nothing after the sum."""
 
+    group_channels: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -79,8 +86,9 @@ class ResnetBlock(nn.Module):
         """`[B, H, W, C]` → the same."""
         features = x.shape[-1]
         h = _conv(features, 3, "conv_block_1", dtype=self.dtype)(pad(x, 1, "reflect"))
-        h = pad(nn.relu(instance_norm(h)), 1, "reflect")
-        return x + instance_norm(_conv(features, 3, "conv_block_5", dtype=self.dtype)(h))
+        h = pad(nn.relu(normalise(h, self.group_channels)), 1, "reflect")
+        h = _conv(features, 3, "conv_block_5", dtype=self.dtype)(h)
+        return x + normalise(h, self.group_channels)
 
 
 class CUTGenerator(nn.Module):
@@ -90,12 +98,14 @@ class CUTGenerator(nn.Module):
       channels: ngf.
       num_blocks: residual blocks, 9 or 6.
       out_channels: of the image.
+      group_channels: normalised together; published: 1.
       dtype: of convolutions.
     """
 
     channels: int = 64
     num_blocks: int = 9
     out_channels: int = 3
+    group_channels: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -133,18 +143,19 @@ class CUTGenerator(nn.Module):
     def _entries(self):
         """The sequence; modules are made as it is walked."""
         c, n, dtype = self.channels, self.num_blocks, self.dtype
+        norm = functools.partial(normalise, group=self.group_channels)
         yield lambda x: pad(x, 3, "reflect")
         yield _conv(c, 7, "model_1", dtype=dtype)
-        yield from (instance_norm, nn.relu)
+        yield from (norm, nn.relu)
         for index, width in ((4, 2 * c), (8, 4 * c)):
             yield _conv(width, 3, f"model_{index}", 1, dtype)
-            yield from (instance_norm, nn.relu, blur_down)
+            yield from (norm, nn.relu, blur_down)
         for block in range(n):
-            yield ResnetBlock(dtype, name=f"model_{12 + block}")
+            yield ResnetBlock(self.group_channels, dtype, name=f"model_{12 + block}")
         for index, width in ((13 + n, 2 * c), (17 + n, c)):
             yield blur_up
             yield _conv(width, 3, f"model_{index}", 1, dtype)
-            yield from (instance_norm, nn.relu)
+            yield from (norm, nn.relu)
         yield lambda x: pad(x, 3, "reflect")
         yield _conv(self.out_channels, 7, f"model_{21 + n}", dtype=dtype)
         yield nn.tanh
@@ -156,11 +167,13 @@ class PatchDiscriminator(nn.Module):
     Attributes:
       channels: ndf.
       num_layers: convolutions with normalisation.
+      group_channels: normalised together; published: 1.
       dtype: of convolutions.
     """
 
     channels: int = 64
     num_layers: int = 3
+    group_channels: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -171,7 +184,7 @@ class PatchDiscriminator(nn.Module):
         for layer in range(1, self.num_layers + 1):
             width = self.channels * min(2**layer, 8)
             x = _conv(width, 4, f"model_{4 * layer - 1}", 1, self.dtype)(x)
-            x = nn.leaky_relu(instance_norm(x), 0.2)
+            x = nn.leaky_relu(normalise(x, self.group_channels), 0.2)
             if layer < self.num_layers:
                 x = blur_down(x)
         x = _conv(1, 4, f"model_{4 * self.num_layers + 2}", 1, self.dtype)(x)
