@@ -73,7 +73,7 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     """A task on the embedded emoji at 32², with its shipped checkpoints.
 
     Score networks know their target only, so tasks with one target share one; one encoder and one
-    classifier know all three styles and serve every direction.
+    classifier know all three styles and serve every direction. A GAN knows one direction.
     """
     c.task = f"{source}2{target}"
     c.data.update(root="emoji", source=source, target=target, image_size=32)
@@ -98,6 +98,8 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.weights.score = f"shipped:score-{target}-32"
     c.weights.encoder = "shipped:encoder-emoji-32"
     c.weights.classifier = "shipped:classifier-emoji-32"
+    c.weights.cut = f"shipped:cut-{c.task}-32"
+    c.weights.fastcut = f"shipped:fastcut-{c.task}-32"
     names = ("twemoji2fluent", "noto2fluent", "fluent2twemoji")
     c.serve.tasks = tuple(f"configs/{name}.py" for name in names)
 

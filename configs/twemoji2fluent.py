@@ -13,5 +13,4 @@ from cdsde import config, presets
 def get_config():
     c = config.base()
     presets.emoji(c, source="twemoji", target="fluent", score_steps=10_000)
-    c.weights.cut, c.weights.fastcut = "shipped:cut-emoji-32", "shipped:fastcut-emoji-32"
     return c

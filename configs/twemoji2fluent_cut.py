@@ -4,8 +4,9 @@
     python -m cdsde.main --config=configs/twemoji2fluent_cut.py --mode=eval
     python -m cdsde.main --config=configs/twemoji2fluent_cut.py --mode=train    # your own
 
-FastCUT: --config.method=fastcut. 3,000 and 1,500 steps of eight pairs: about an hour and ten
-minutes on 2 CPU cores that had other work besides.
+FastCUT: --config.method=fastcut; the other way and from Noto: configs/fluent2twemoji.py and
+configs/noto2fluent.py with --config.method=cut. 2,400 and 1,200 steps of eight pairs: forty and ten
+minutes on 2 CPU cores that had as much work besides.
 """
 
 from cdsde import config, presets
@@ -15,5 +16,4 @@ def get_config():
     c = config.base()
     presets.emoji(c, source="twemoji", target="fluent", score_steps=10_000)
     c.task, c.method = "twemoji2fluent_cut", "cut"
-    c.weights.cut, c.weights.fastcut = "shipped:cut-emoji-32", "shipped:fastcut-emoji-32"
     return c

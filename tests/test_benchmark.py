@@ -172,6 +172,23 @@ def test_results_of_two_tasks_are_never_taken_for_each_other(tmp_path, monkeypat
         assert len(keys) == 2
 
 
+@pytest.mark.slow
+def test_tasks_of_the_same_domains_share_what_guides_them(tmp_path, monkeypatch, on_devices):
+    monkeypatch.setattr(evaluate, "open_reference", lambda *_: evaluate.Reference((), {}))
+    monkeypatch.chdir(ROOT)
+    on_devices(1)
+    sizes = {"encoder.channels": 32, "encoder.channel_mult": (1,), "train.encoder.batch_size": 4}
+    tasks = [run.Task(name, tmp_path, sizes) for name in (TASK, "noto2fluent")]
+    first = tasks[0].trained("encoder", 1)
+    more = tasks[0].trained("encoder", 2)  # goes on from the first
+    written = more.stat().st_mtime_ns
+    assert tasks[1].trained("encoder", 2) == more and more.stat().st_mtime_ns == written
+    assert first.read_bytes() != more.read_bytes()
+    config = tasks[0].config
+    config.train.encoder.learning_rate *= 2
+    assert run.training_hash(config, "encoder") != run.training_hash(tasks[1].config, "encoder")
+
+
 def test_results_that_cannot_be_read_are_named_and_left(command, tmp_path):
     (tmp_path / "results.json").write_text('{"tasks": ')
     done = command(f"--output={tmp_path}")

@@ -139,24 +139,24 @@ class Task:
 
         Encoder and classifier have one architecture, optimiser, constant rate and number of network
         evaluations a step: two views of an image for the one, twice the images for the other.
+        Tasks of the same domains share them.
         """
-        path = self.workdir / "convergence" / f"{stage}-{steps}.safetensors"
+        batch = self.config.train.encoder.batch_size
+        config = self.configure(
+            {
+                "train.stage": stage,
+                "train.steps": steps,
+                "train.batch_size": batch if stage == "encoder" else 2 * batch,
+                f"train.{stage}.schedule": "constant",
+                "train.checkpoint_every": steps,
+            }
+        )
+        folder = self.workdir.parent / "convergence" / f"{stage}-{training_hash(config, stage)}"
+        path = folder / f"{steps}.safetensors"
         if not path.exists():
-            batch = self.config.train.encoder.batch_size
-            config = self.configure(
-                {
-                    "train.stage": stage,
-                    "train.steps": steps,
-                    "train.batch_size": batch if stage == "encoder" else 2 * batch,
-                    f"train.{stage}.schedule": "constant",
-                    "train.checkpoint_every": steps,
-                }
-            )
-            folder = self.workdir / "convergence" / stage
             loop.train_stage(config, folder, stage)
             shapes = weights.shapes(config, stage)
             params = checkpoint.open_ema(folder, stage, shapes)
-            path.parent.mkdir(parents=True, exist_ok=True)
             weights.save(path, config, stage, params, {"step": steps})
         return path
 
@@ -241,6 +241,16 @@ def describe(run: plan.Run) -> str:
 def _hash(origin: str) -> str:
     """The hash in an origin such as "shipped:NAME (sha256 HASH)": a file may lie elsewhere."""
     return origin.rsplit("sha256 ", 1)[-1].rstrip(")")
+
+
+def training_hash(config: ConfigDict, stage: str) -> str:
+    """A hash of what a guiding network's training depends on, whichever domains are translated."""
+    of = json.loads(config.to_json_best_effort())
+    data = {k: v for k, v in of["data"].items() if k not in ("source", "target")}
+    data["domains"] = config_lib.domains(config)
+    train = {k: v for k, v in of["train"].items() if k not in ("steps", "checkpoint_every")}
+    parts = [data, train, *(of[k] for k in (stage, "sde", "dtype", "remat"))]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _short(value):
