@@ -103,8 +103,8 @@ def validate(config: ConfigDict) -> None:
         at_least(f"{method}.group_channels", 1)
         if any(width % group for width in widths):
             raise ValueError(
-                f"config.{method}.group_channels is {group}; it must divide the networks' channels, "
-                f"{widths[0]} and {widths[1]}"
+                f"config.{method}.group_channels is {group}; it must divide the channels, "
+                f"{widths[0]} and {widths[1]} (discriminator)"
             )
         last = 11 + config[method].num_blocks
         if not config[method].layers or max(config[method].layers) > last:
