@@ -127,8 +127,9 @@ def build(page: Page):
         n = page.numbers(task, method)
 
         def update(key, **more):
-            there = n[key] is not None
-            return gr.update(visible=there, **({"value": n[key]} if there else {}), **more)
+            if n[key] is None:  # hidden with the value it has, which must stay within its range
+                return gr.update(visible=False)
+            return gr.update(visible=True, value=n[key], **more)
 
         return (
             update("start", maximum=n["levels"]),

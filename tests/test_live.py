@@ -22,7 +22,8 @@ def task(tmp_path_factory):
     given = TINY | {"data.root": "emoji", "data.source": "twemoji", "data.target": "fluent"}
     given |= {"sample.steps": 4, "sample.clip": True, "sample.limit": 2, "sample.sheet": 0}
     config = load_config(FOLDER, given)
-    for stage in config_lib.GUIDED:
+    config.cut.update(channels=8, num_blocks=1, layers=(0,))
+    for stage in (*config_lib.GUIDED, "cut"):
         path = folder / f"{stage}.safetensors"
         weights.save(path, config, stage, random_params(config, stage), {})
         config.weights[stage] = str(path)
@@ -77,7 +78,7 @@ def test_strip_and_film_of_each_image(task, tmp_path):
 def test_what_the_page_shows_is_what_sampling_makes(task, monkeypatch):
     _, config = task
     translator = Translator(config, "nowhere")
-    assert translator.methods() == ["contrastive_sde", "egsde", "sdedit", "ilvr"]
+    assert translator.methods() == ["contrastive_sde", "egsde", "sdedit", "ilvr", "cut"]
     source = translator.source(np.full((40, 30, 3), 90, np.uint8))
     ids = np.array([image_id("picture")], np.uint32)
     compiled = []
@@ -111,7 +112,7 @@ def test_what_the_page_refuses(task, tmp_path):
         ask(np.zeros((20, 20, 3), np.uint8), start=900, steps=200)
     assert shown(np.zeros((16, 16, 3), np.uint8)).shape == (320, 320, 3)
     config = config.copy_and_resolve_references()
-    config.weights.score = None
+    config.weights.score = config.weights.cut = None
     with pytest.raises(ValueError, match="has no trained networks: train them with --mode=train"):
         Page(config, tmp_path)
 
@@ -140,6 +141,11 @@ def test_the_page_in_a_browser(task, tmp_path):
             tab.get_by_role("button", name="Translate").click()
             tab.wait_for_selector("text=step 4 of 4", timeout=120_000)
             assert tab.get_by_text("SSIM").is_visible()
+            for method, done in (("cut", "step 1 of 1"), ("sdedit", "step 4 of 4")):
+                tab.get_by_text(method, exact=True).click()  # methods with fewer sliders
+                tab.wait_for_timeout(1500)
+                tab.get_by_role("button", name="Translate").click()
+                tab.wait_for_selector(f"text={done}", timeout=120_000)
             bad = tmp_path / "bad.png"
             bad.write_text("none")
             tab.set_input_files("input[type=file]", str(bad))
