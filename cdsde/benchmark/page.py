@@ -9,14 +9,14 @@ from pathlib import Path
 from cdsde.benchmark import plots, summary
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem;
        color: #1b1b1b; background: #fff; }
 h1 { margin-bottom: .2rem } h2 { margin-top: 3rem; border-bottom: 1px solid #ddd }
 p.about { color: #555; max-width: 52rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums;
         margin: 1rem 0 }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee;
+th, td { padding: .25rem .45rem; text-align: right; border-bottom: 1px solid #eee;
          white-space: nowrap }
 th { white-space: normal; vertical-align: bottom; font-weight: 600 }
 th:first-child, td:first-child { text-align: left }
