@@ -178,7 +178,7 @@ def test_tasks_of_the_same_domains_share_what_guides_them(tmp_path, monkeypatch,
     monkeypatch.chdir(ROOT)
     on_devices(1)
     sizes = {"encoder.channels": 32, "encoder.channel_mult": (1,), "train.encoder.batch_size": 4}
-    tasks = [run.Task(name, tmp_path, sizes) for name in (TASK, "noto2fluent")]
+    tasks = [run.Task(name, tmp_path, sizes) for name in (TASK, "fluent2twemoji")]
     first = tasks[0].trained("encoder", 1)
     more = tasks[0].trained("encoder", 2)  # goes on from the first
     written = more.stat().st_mtime_ns
