@@ -96,11 +96,10 @@ def validate(config: ConfigDict) -> None:
         at_least(f"{stage}.group_channels", 1)
     for method in config_lib.GANS:
         one_of(f"{method}.gan", ("lsgan", "vanilla", "nonsaturating", "wgangp"))
-        for key in ("num_blocks", "num_patches", "discriminator_layers"):
+        for key in ("num_blocks", "num_patches", "discriminator_layers", "group_channels"):
             at_least(f"{method}.{key}", 1)
         widths = config[method].channels, config[method].discriminator_channels
         group = config[method].group_channels
-        at_least(f"{method}.group_channels", 1)
         if any(width % group for width in widths):
             raise ValueError(
                 f"config.{method}.group_channels is {group}; it must divide the channels, "

@@ -158,7 +158,7 @@ def small_gan(c: ConfigDict) -> None:
             group_channels=8,  # instance norm loses the lightness of flat drawings
         )
     # An epoch here is a hundred steps of eight pairs; as published, FastCUT has half as many.
-    # At the published rate of 2e-4 as few steps leave the colours of other objects.
+    # The rate is four times the published one, for so few steps.
     some = dict(batch_size=8, epoch=100, learning_rate=8e-4, ema=0.99)
     c.train.cut.update(steps=2_400, decay=12, **some)
     c.train.fastcut.update(steps=1_200, decay=3, **some)

@@ -248,10 +248,8 @@ def training_hash(config: ConfigDict, stage: str) -> str:
     of = json.loads(config.to_json_best_effort())
     data = {k: v for k, v in of["data"].items() if k not in ("source", "target")}
     data["domains"] = config_lib.domains(config)
-    # Of the other stages' training it does not depend.
-    plain = {k: v for k, v in of["train"].items() if not isinstance(v, dict)}
-    train = {k: v for k, v in plain.items() if k not in ("steps", "checkpoint_every")}
-    train[stage] = of["train"][stage]
+    skipped = {"steps", "checkpoint_every", *config_lib.STAGES} - {stage}
+    train = {k: v for k, v in of["train"].items() if k not in skipped}
     parts = [data, train, *(of[k] for k in (stage, "sde", "dtype", "remat"))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

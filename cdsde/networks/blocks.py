@@ -166,10 +166,6 @@ class GroupNorm(nn.Module):
     There are fewer groups where they would have less than `group_channels` channels. One channel a
     group takes each channel's mean away, the colour of the whole picture with it; Karras et al.
     2022 (EDM) never go below 4.
-
-    Statistics in float32 by two passes (deviations from the mean, not E[x^2] - E[x]^2, which loses
-    the digits that parity needs). Sums run over pixels first, channel by channel: on CPU this keeps
-    the contiguous axis whole and is several times faster than reducing a 5-d view.
     """
 
     eps: float
@@ -202,16 +198,34 @@ class GroupNorm(nn.Module):
             )
         gain = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None, :]
         offset = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None, :]
-        x = x.astype(jnp.float32).reshape(shape[0], -1, channels)
-        x = x - _group_mean(x.mean(axis=1), groups)[:, None, :]
-        variance = _group_mean(jnp.square(x).mean(axis=1), groups)
-        gain = gain * jax.lax.rsqrt(variance + self.eps)
+        x, inverse = group_deviations(x.reshape(shape[0], -1, channels), groups, self.eps)
+        gain = gain * inverse
         if modulation is not None:
             scale, shift = (m.astype(jnp.float32) for m in modulation)
             gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
         x = x * gain[:, None, :] + offset[:, None, :]
         x = nn.silu(x) if self.silu else x
         return x.reshape(shape).astype(self.dtype)
+
+
+def group_deviations(x: jax.Array, groups: int, eps: float) -> tuple[jax.Array, jax.Array]:
+    """What group normalisation multiplies: `x - mean` and `1 / sqrt(variance + eps)`.
+
+    Statistics in float32 by two passes (deviations from the mean, not E[x^2] - E[x]^2, which loses
+    the digits that parity needs). Sums run over pixels first, channel by channel: on CPU this keeps
+    the contiguous axis whole and is several times faster than reducing a view of the groups.
+
+    Args:
+      x: `[B, P, C]`, P positions.
+      groups: of neighbouring channels, a divisor of C.
+      eps: added to the variance.
+
+    Returns:
+      `[B, P, C]` and `[B, C]`, float32.
+    """
+    x = x.astype(jnp.float32)
+    x = x - _group_mean(x.mean(axis=1), groups)[:, None, :]
+    return x, jax.lax.rsqrt(_group_mean(jnp.square(x).mean(axis=1), groups) + eps)
 
 
 def _group_mean(x: jax.Array, groups: int) -> jax.Array:

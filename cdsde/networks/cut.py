@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cdsde.networks import convolution
+from cdsde.networks import blocks, convolution
 
 EPS = 1e-5
 # Published default: all weights are drawn so, all biases are 0.
@@ -30,10 +30,10 @@ def normalise(x: jax.Array, group: int = 1) -> jax.Array:
     on white only by which sign each channel departs from white, hence a hue and no lightness: a
     yellow hand may come out black. Wider groups keep how far channels depart against each other.
     """
-    y = x.astype(jnp.float32).reshape(*x.shape[:3], -1, group)
-    y = y - y.mean(axis=(1, 2, 4), keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 2, 4), keepdims=True) + EPS)
-    return y.reshape(x.shape).astype(x.dtype)
+    channels = x.shape[-1]
+    positions = x.reshape(x.shape[0], -1, channels)
+    y, inverse = blocks.group_deviations(positions, channels // group, EPS)
+    return (y * inverse[:, None, :]).reshape(x.shape).astype(x.dtype)
 
 
 def pad(x: jax.Array, by: int, mode: str) -> jax.Array:
