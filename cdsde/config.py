@@ -37,7 +37,9 @@ def _training(steps: int, batch_size: int, learning_rate: float, **changes) -> C
     c.fine_tune = False  # begin from imported weights or config.weights.STAGE, not at random
     c.steps = steps  # optimiser steps
     c.batch_size = batch_size  # images a step, over all devices and processes
+    c.optimizer = "adam"  # adam | muon: kernels' steps are made orthogonal, vectors have Adam's
     c.learning_rate = learning_rate  # peak, after the warm-up
+    c.muon_rate = 0.02  # muon: the peak for kernels
     # constant | cosine (to 0 at `steps`) | linear (GANs: epoch by epoch, over the last `decay`)
     c.schedule = "constant"
     c.warmup = 500  # steps of linear warm-up
@@ -295,6 +297,9 @@ def base() -> ConfigDict:
             temperature=0.07,  # τ of nce
             band=0,  # it guides only what a low-pass of this factor keeps; 0: all frequencies
             cutoff=0,  # the contrastive energy is off below this index
+            # Contrast of domains: between mean features of so many training images of each; 0: none
+            domain_images=0,
+            domain_weight=0.0,  # λ_d
         )
     )
 

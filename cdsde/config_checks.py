@@ -60,6 +60,14 @@ def validate(config: ConfigDict) -> None:
             "config.contrastive_sde.space=features or an encoder with config.encoder.pool=none"
         )
     one_of("contrastive_sde.reference", ("perturbed", "lowpass"))
+    at_least("contrastive_sde.domain_images", 0)
+    contrast = config.contrastive_sde
+    if contrast.domain_weight and not contrast.domain_images:
+        raise ValueError(
+            f"config.contrastive_sde.domain_weight is {contrast.domain_weight} and "
+            "domain_images 0, so that there is nothing to contrast; set domain_images, such as "
+            "128, or the weight 0"
+        )
     one_of("ilvr.level", ("previous", "same"))
     one_of("export.stage", config_lib.STAGES)
     one_of("export.format", ("published", "cdsde"))
@@ -78,6 +86,7 @@ def validate(config: ConfigDict) -> None:
     for stage in config_lib.STAGES:
         linear = ("linear",) if stage in config_lib.GANS else ()
         one_of(f"train.{stage}.schedule", ("constant", "cosine", *linear))
+        one_of(f"train.{stage}.optimizer", ("adam", "muon"))
         for key in ("steps", "batch_size", "accumulate"):
             at_least(f"train.{stage}.{key}", 1)
     if config.mesh.data != -1:

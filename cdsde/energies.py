@@ -8,16 +8,20 @@ same index i (a scalar); every energy is per image: images of a batch do not inf
     contrastive                 -sim(E(y), E(x_t)) with the contrastive encoder E                (3)
     patch contrast              mean over positions p of                                        (4)
                                 -log exp(cos(E_p(y), E_p(x_t))/τ) / Σ_q exp(cos(E_p(y), E_q(x_t))/τ)
+    contrast of domains         mean over positions p of u(F_p(y)) · (s̄ - t̄), u(v) = v/‖v‖       (5)
 
-F are a time-dependent domain classifier's features, φ the low-pass filter. Sources: Zhao et al.
-2022 (EGSDE, equations 8-11), ILVR's resizer for φ, arXiv 2510.03821 for (3), and for (4) Park et
-al. 2020 (CUT, equation 4).
+F are a time-dependent network's features: in (1) a domain classifier's, in (5) the contrastive
+encoder's, with s̄ and t̄ the means of u(F_p) over source and target images perturbed to level i.
+φ is the low-pass filter. Sources: Zhao et al. 2022 (EGSDE, equations 8-11), ILVR's resizer for φ,
+arXiv 2510.03821 for (3), for (4) Park et al. 2020 (CUT, equation 4). (5) is this project's: for
+large τ InfoNCE, -τ log Σ_k exp(u·t_k/τ) / Σ_k exp(u·s_k/τ), becomes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +161,37 @@ def patch_contrast(encode: Callable, temperature: float = 0.07) -> Energy:
         a, b = encode(y, i), jax.lax.stop_gradient(encode(x_t, i))
         a, b = (unit(z.reshape(z.shape[0], -1, z.shape[-1])) for z in (a, b))
         return jnp.mean(patch_nce(a, b, temperature), axis=-1)
+
+    return energy
+
+
+class Prototypes(NamedTuple):
+    """Mean directions of a network's features in two domains.
+
+    Attributes:
+      index: `[L]` float, the levels at which the domains' images were perturbed.
+      target: `[L, D]`, of what to be like.
+      source: `[L, D]`, of what to be unlike.
+    """
+
+    index: jax.Array
+    target: jax.Array
+    source: jax.Array
+
+
+def domain_contrast(features: Callable, prototypes: Prototypes) -> Energy:
+    """Equation (5): more like the target than like the source, on the mean over positions.
+
+    Args:
+      features: `(x, i) -> [B, h, w, D]`.
+      prototypes: at the level nearest to i; D wide.
+    """
+
+    index, target, source = map(jnp.asarray, prototypes)
+
+    def energy(y, x_t, i):
+        level = jnp.argmin(jnp.abs(index - i))
+        return jnp.mean(unit(features(y, i)) @ (source - target)[level], axis=(1, 2))
 
     return energy
 

@@ -142,9 +142,7 @@ class Translator:
     def _program(self, method: str):
         if method not in self._programs:
             config = self.settings(method)
-            stages = config_lib.needed_stages(method)
-            loaded = {s: weights.load(config, self._workdir, s)[0] for s in stages}
-            params = jax.tree.map(jnp.asarray, loaded)
+            params = jax.tree.map(jnp.asarray, sampler.load_params(config, self._workdir)[0])
             watch = None if method in config_lib.GANS else self._see
             run = jax.jit(sampler.program(config, watch), static_argnames=("rounds", "trace"))
             self._programs[method] = params, run

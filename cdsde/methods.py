@@ -10,7 +10,7 @@ with the round's one draw e.
     sdedit           no energy
     ilvr             from pure noise; after each step y ← y + φ(x_p) - φ(y), x_p freshly perturbed
     egsde            λ_s domain energy + λ_i content energy
-    contrastive_sde  λ contrastive energy + λ_i content energy
+    contrastive_sde  λ contrastive energy + λ_i content energy + λ_d contrast of domains
 
 With few steps a large λ overshoots: the low-pass energy is quadratic, and a step that moves the
 state by κ for a gradient of 1 (`solvers.gain`) swings once 2 λ κ > 1 and diverges above 2. Where
@@ -21,8 +21,9 @@ asked for, its weight is
 with which the step does what following the gradient for a time κ does; λ' → λ with many steps.
 
 A method is `(settings, networks) -> Method`; `settings` is its group of the config, `networks`
-maps a stage's name to its network with parameters bound. Its weights are handed in separately
-(`WEIGHTS`), as traced numbers: changing them does not compile again.
+maps a stage's name to its network with parameters bound, and "prototypes" to
+`energies.Prototypes`. Its weights are handed in separately (`weights`), as traced numbers: changing
+them does not compile again.
 """
 
 from __future__ import annotations
@@ -149,7 +150,10 @@ def egsde(settings, networks: Mapping[str, Callable]) -> Method:
 
 
 def contrastive_sde(settings, networks: Mapping[str, Callable]) -> Method:
-    """Contrastive-SDE (arXiv 2510.03821): near to the source in the domain-invariant space."""
+    """Contrastive-SDE (arXiv 2510.03821): near to the source in the domain-invariant space.
+
+    With prototypes also away from the source's look, in the features that the encoder's head reads.
+    """
     encoder = networks["encoder"]
 
     def encode(x, i):
@@ -165,12 +169,14 @@ def contrastive_sde(settings, networks: Mapping[str, Callable]) -> Method:
         contrast = energies.contrastive(encode)
     if settings.band:
         contrast = energies.in_band(contrast, settings.band)
-    return Method(
-        (
-            Term(contrast, view),
-            Term(energies.content(settings.factor, "neg_l2")),
-        )
-    )
+    terms = [Term(contrast, view), Term(energies.content(settings.factor, "neg_l2"))]
+    if "prototypes" in networks:
+
+        def features(x, i):
+            return encoder(x, i, space="features")
+
+        terms.append(Term(energies.domain_contrast(features, networks["prototypes"])))
+    return Method(tuple(terms))
 
 
 METHODS = {"contrastive_sde": contrastive_sde, "egsde": egsde, "sdedit": sdedit, "ilvr": ilvr}
@@ -193,6 +199,8 @@ def weights(name: str, settings, index: np.ndarray, gain: np.ndarray | None = No
     elif name == "contrastive_sde":
         on = np.where(index >= settings.cutoff, ones, 0)
         columns = [settings.weight * on, _followed(settings.content_weight, gain) * ones]
+        if settings.domain_images:
+            columns.append(settings.domain_weight * ones)
     else:
         columns = []
     return np.stack(columns, axis=1) if columns else np.zeros((len(index), 0), np.float32)

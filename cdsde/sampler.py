@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde import mesh, methods, models, solvers, weights
+from cdsde import mesh, methods, models, prototypes, solvers, weights
 from cdsde.data import to_uint8
 
 
@@ -18,7 +18,8 @@ class Sampler:
 
     Args:
       config: the task; its method, SDE and sampling keys.
-      params: `{stage: parameter tree}` for the stages that the method needs.
+      params: `{stage: parameter tree}` for the stages that the method needs, and its "prototypes"
+        where it has them: `load_params`.
       devices: the mesh over which batches are split (default: this process's devices).
 
     Weights, levels and seed are arguments of the compiled program; `update` changes them without
@@ -91,6 +92,8 @@ def program(config: ConfigDict, watch: Callable | None = None):
 
     def run(params, images, ids, grid, lambdas, eta, key, count=None, rounds=1, trace=False):
         bound = {stage: bind(apply, params[stage]) for stage, apply in networks.items()}
+        if prototypes.wanted(config):
+            bound["prototypes"] = params["prototypes"]
         x0 = _decoded(images)
         return methods.translate(
             x0,
@@ -129,6 +132,14 @@ def load_sampler(config: ConfigDict, workdir) -> tuple[Sampler, dict[str, str]]:
     """A sampler with the method's networks, and where each network came from."""
     if config.method == "edit":
         raise ValueError("config.method is 'edit', and pictures are edited with --mode=edit")
+    params, origins = load_params(config, workdir)
+    return Sampler(config, params), origins
+
+
+def load_params(config: ConfigDict, workdir) -> tuple[dict, dict[str, str]]:
+    """`{stage: parameters}` of the method's networks, its prototypes, and where each came from."""
     loaded = {s: weights.load(config, workdir, s) for s in config_lib.needed_stages(config.method)}
-    sampler = Sampler(config, {stage: params for stage, (params, _) in loaded.items()})
-    return sampler, {stage: origin for stage, (_, origin) in loaded.items()}
+    if prototypes.wanted(config):
+        loaded["prototypes"] = prototypes.make(config, loaded["encoder"][0])
+    params = {name: value for name, (value, _) in loaded.items()}
+    return params, {name: origin for name, (_, origin) in loaded.items()}

@@ -245,6 +245,7 @@ CHOICES = [
     ("egsde.content_similarity", "l2", "cosine, neg_l2"),
     ("contrastive_sde.space", "pixels", "embedding, hidden, features"),
     ("contrastive_sde.reference", "clean", "perturbed, lowpass"),
+    ("train.score.optimizer", "sgd", "adam, muon"),
     ("ilvr.level", "next", "previous, same"),
     ("eval.methods", "sdedit,munit", "contrastive_sde, egsde, sdedit, ilvr"),
 ]

@@ -49,7 +49,8 @@ def distance(a, b) -> float:
 def settings(**changes):
     """`config.train.score` with plain gradient descent's absence of surprises: no warm-up."""
     c = load_config(FOLDER).train.score
-    c.update({"warmup": 0, "schedule": "constant", "learning_rate": 0.1, "steps": 100} | changes)
+    plain = {"optimizer": "adam", "warmup": 0, "schedule": "constant"}
+    c.update({**plain, "learning_rate": 0.1, "steps": 100, **changes})
     return c
 
 
@@ -163,6 +164,29 @@ def test_weight_decay_takes_kernels_and_leaves_biases():
     np.testing.assert_array_equal(end.params["kernel"], start.params["kernel"])
 
 
+def test_muon_makes_kernels_steps_orthogonal_and_leaves_vectors_to_adam():
+    def start(key):
+        keys = jax.random.split(key)
+        return {"kernel": jax.random.normal(keys[0], (3, 3, 4, 8)), "bias": jnp.ones(8)}
+
+    def slope(params, batch, key):
+        r = np.random.default_rng(0)
+        kernel = jnp.asarray(r.normal(size=(3, 3, 4, 8)), jnp.float32)
+        return jnp.sum(kernel * params["kernel"]) + 5.0 * params["bias"].sum(), {}
+
+    c = settings(optimizer="muon", muon_rate=0.5, learning_rate=0.01)
+    tx = state.optimiser(c)
+    before = state.init_state(start, tx, 0)
+    after, _ = jax.jit(state.make_step(slope, tx, c))(before, points())
+    moved = np.asarray(after.params["kernel"] - before.params["kernel"]).reshape(36, 8)
+    values = np.linalg.svd(moved, compute_uv=False)
+    # Newton and Schulz's five iterations bring the singular values near to 1, not to it.
+    assert np.all((0.3 < values) & (values < 0.65))
+    adam = np.asarray(after.params["bias"] - before.params["bias"])
+    # Whatever the slope, 5 here; Nesterov's momentum looks half a step ahead.
+    assert np.all((-0.016 < adam) & (adam < -0.009))
+
+
 def test_a_seed_makes_the_start():
     tx = state.optimiser(settings())
     one, same, other = (state.init_state(line_start, tx, seed) for seed in (1, 1, 2))
@@ -255,6 +279,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_what_was_good(toy, tiny, tmp
         train__steps=8,
         train__checkpoint_every=100,
         train__score__learning_rate=1e30,
+        train__score__muon_rate=1e30,
     )
     with pytest.raises(loop.NonFiniteLoss) as error:
         loop.train(wild, tmp_path)

@@ -16,10 +16,12 @@ from cdsde.config import GANS
 
 METHODS = ("sdedit", "ilvr", "egsde", "contrastive_sde", *GANS)
 GUIDES = {"contrastive_sde": "encoder", "egsde": "classifier"}
+DOMAIN_NAMES = {"contrastive_sde": "λ_d", "egsde": "λ_s"}
 # Levels of the fronts as shares of T, and ILVR's factors as shares of the side: right for any task.
 STARTS = (0.1, 0.175, 0.25, 0.325, 0.4)
 CONTENT_WEIGHTS = (0.0, 2.0, 20.0, 80.0)
 WEIGHTS = (0.0, 250.0, 500.0, 1000.0, 2000.0)  # λ of the contrastive energy
+DOMAIN_WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # times the configured λ_d or λ_s
 SOLVERS = {
     "ancestral": {"sample.solver": "ancestral"},
     "DDIM": {"sample.solver": "ddim", "sample.eta": 0.0},
@@ -63,7 +65,9 @@ def main(task: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Run]:
 
 
 def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
-    """One knob a series: M; λ_i of the low-pass and λ of the contrastive energy; N for ILVR."""
+    """One knob a series: M; λ_i of the low-pass, λ of the contrastive energy, λ_d or λ_s of what
+    contrasts the domains; N for ILVR.
+    """
     size, total = config.data.image_size, config.sde.num_steps
     runs = []
 
@@ -84,6 +88,9 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
         if method in GUIDES:
             for weight in CONTENT_WEIGHTS:
                 add(method, "λ_i", weight, {f"{method}.content_weight": weight})
+            name, own = DOMAIN_NAMES[method], config[method].domain_weight
+            for weight in (own * factor for factor in DOMAIN_WEIGHTS if own):
+                add(method, name, weight, {f"{method}.domain_weight": weight})
         if method == "contrastive_sde":
             for weight in WEIGHTS:
                 add(method, "λ", weight, {f"{method}.weight": weight})
@@ -121,11 +128,18 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
         c = f"{name}__"
         content = {f"{c}content_weight": own.content_weight or config.egsde.content_weight}
         add(name, "as configured")
-        if own.content_weight:
-            add(name, "contrastive energy alone", **{f"{c}content_weight": 0.0})
-        else:
-            add(name, "with the low-pass energy", **content)
-        add(name, "low-pass energy alone", **{f"{c}weight": 0.0, **content})
+        parts = {
+            "contrastive energy": {f"{c}weight": own.weight},
+            "low-pass energy": content,
+            "contrast of domains": {f"{c}domain_weight": own.domain_weight},
+        }
+        none = {key: 0.0 for part in parts.values() for key in part}
+        for part, values in parts.items():
+            if all(values.values()):
+                add(name, f"{part} alone", **{**none, **values})
+        for part, values in parts.items():
+            if all(values.values()):
+                add(name, f"without the {part}", **{key: 0.0 for key in values})
         for space in ("embedding", "hidden", "features"):
             if space != own.space:
                 add(name, f"in space '{space}'", **{f"{c}space": space})
@@ -146,9 +160,6 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
         add("egsde", "as configured")
         add("egsde", "domain energy alone", egsde__content_weight=0.0)
         add("egsde", "low-pass energy alone", egsde__domain_weight=0.0)
-        for factor in (0.1, 10.0):
-            weight = factor * config.egsde.domain_weight
-            add("egsde", f"λ_s = {weight:g}", egsde__domain_weight=weight)
     return runs
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cdsde import api, checkpoint, evaluate, report, weights
+from cdsde import api, checkpoint, evaluate, prototypes, report, weights
 from cdsde import config as config_lib
 from cdsde import sample as sample_lib
 from cdsde.benchmark import floors, plan
 from cdsde.data import contact_sheet, write_png
-from cdsde.sampler import Sampler
+from cdsde.sampler import Sampler, load_params
 from cdsde.train import loop
 
 SHEET_IMAGES = 16
@@ -44,6 +44,7 @@ class Task:
         self.reference = evaluate.open_reference(self.config, self.workdir)
         self.pairwise = evaluate.pairwise_metrics(evaluate.lpips(self.config))
         self._sampler: tuple[str, Sampler] | None = None
+        self._loaded: dict[str, tuple[dict, dict]] = {}
 
     def configure(self, changes: dict) -> ConfigDict:
         """The task's config with a run's changes; results and sources of the evaluated split."""
@@ -73,13 +74,19 @@ class Task:
             record = {"floor": run.method, "input": repr(self.source), "weights": {}}
             return None, {}, record
         config = self.configure({"method": run.method, "sample.seed": run.seed, **run.changes})
-        loaded = {
-            s: weights.load(config, self.workdir / "none", s)
-            for s in config_lib.needed_stages(run.method)
-        }
-        origins = {stage: origin for stage, (_, origin) in loaded.items()}
-        params = {stage: params for stage, (params, _) in loaded.items()}
+        params, origins = self._load(config)
         return config, params, sample_lib.settings_record(config, origins, self.source)
+
+    def _load(self, config: ConfigDict) -> tuple[dict, dict[str, str]]:
+        """A method's networks and where they came from, read once."""
+        of = json.loads(config.to_json_best_effort())
+        stages = config_lib.needed_stages(config.method)
+        reads = [of["weights"][stage] for stage in stages] + [of[stage] for stage in stages]
+        reads += [of["data"], prototypes.wanted(config) and of[config.method]["domain_images"]]
+        key = json.dumps(reads, sort_keys=True)
+        if key not in self._loaded:
+            self._loaded[key] = load_params(config, self.workdir / "none")
+        return self._loaded[key]
 
     def key(self, record: dict) -> str:
         """The name of a result: a hash of its settings, weights, images and extractors."""

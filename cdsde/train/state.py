@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
 
 
@@ -58,20 +59,49 @@ def steps_before_decay(c: ConfigDict) -> int:
 
 
 def optimiser(c: ConfigDict) -> optax.GradientTransformation:
-    """Clipping, then Adam, or AdamW where there is weight decay (matrices and kernels only)."""
+    """Clipping, then what `c.optimizer` names.
+
+    "adam", or AdamW where there is weight decay (matrices and kernels only); "muon" (Jordan 2024):
+    the momentum of every matrix and kernel is made orthogonal before it is applied, at a rate of
+    its own, `muon_rate`; vectors (biases, gains) have Adam's, with Nesterov's momentum.
+    """
     parts = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
-    parts.append(
-        optax.adamw(
-            learning_rate(c),
-            b1=c.beta1,
-            b2=c.beta2,
-            weight_decay=c.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    if c.optimizer == "muon":
+        share = c.muon_rate / c.learning_rate
+        rate = learning_rate(c)
+        parts.append(
+            optax.contrib.muon(
+                lambda step: share * rate(step),
+                weight_decay=c.weight_decay,
+                adam_b1=c.beta1,
+                adam_b2=c.beta2,
+                adam_learning_rate=rate,
+                muon_weight_dimension_numbers=_matrices,
+            )
         )
-        if c.weight_decay
-        else optax.adam(learning_rate(c), b1=c.beta1, b2=c.beta2)
-    )
+    elif c.weight_decay:
+        parts.append(
+            optax.adamw(
+                learning_rate(c),
+                b1=c.beta1,
+                b2=c.beta2,
+                weight_decay=c.weight_decay,
+                mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+            )
+        )
+    else:
+        parts.append(optax.adam(learning_rate(c), b1=c.beta1, b2=c.beta2))
     return optax.chain(*parts)
+
+
+def _matrices(params):
+    """How Muon sees each parameter: everything but the last axis, the outputs, is one axis."""
+
+    def numbers(p):
+        inputs = tuple(range(p.ndim - 1))
+        return optax.contrib.MuonDimensionNumbers(inputs, p.ndim - 1) if inputs else None
+
+    return jax.tree.map(numbers, params)
 
 
 def each_part(tx: optax.GradientTransformation) -> optax.GradientTransformation:

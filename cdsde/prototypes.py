@@ -1,0 +1,100 @@
+"""What the contrast of domains (energies equation 5) is drawn between: the contrastive encoder's
+mean features of some training images of the target and of the sources, at levels over the whole
+range of noise.
+
+They are computed when a sampler is loaded, from the train split of `config.data`; which images
+these are, and their noise, is the same every time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde import energies, models, sde, solvers
+from cdsde.data import open_domain, resize
+
+LEVELS = 24  # evenly spaced in log-SNR; the energy looks at the nearest one
+BATCH = 32
+
+
+def wanted(config: ConfigDict) -> bool:
+    """Whether the config's method contrasts domains."""
+    return config.method == "contrastive_sde" and config.contrastive_sde.domain_images > 0
+
+
+def make(config: ConfigDict, params) -> tuple[energies.Prototypes, str]:
+    """The prototypes of `config.data`'s domains, and a line that says what they are made of.
+
+    Args:
+      config: the task; `contrastive_sde.domain_images` of each domain are looked at.
+      params: of the encoder.
+
+    Raises:
+      ValueError: the train split of a domain is not there.
+    """
+    domains = (config.data.target, *config_lib.sources(config))
+    images = [_images(config, domain) for domain in domains]
+    target, sources = images[0], np.concatenate(images[1:])
+    schedule = models.schedule_of(config)
+    index = solvers.indices(schedule.num_steps, LEVELS, schedule.log_snr)
+    means = [_means(config, params, part, index) for part in (target, sources)]
+    digest = hashlib.sha256(target.tobytes() + sources.tobytes()).hexdigest()[:12]
+    counts = ", ".join(f"{len(i)} of {d}" for i, d in zip(images, domains, strict=True))
+    where = f"train, {counts} (sha256 {digest})"
+    return energies.Prototypes(index.astype(np.float32), *means), where
+
+
+def shapes(config: ConfigDict) -> energies.Prototypes:
+    """The prototypes' shapes, without reading an image."""
+    side, model = config.data.image_size, models.encoder_model(config)
+
+    def features(key):
+        x = jnp.zeros((1, side, side, 3))
+        return model.apply(model.init(key), x, jnp.zeros(1), space="features")
+
+    width = jax.eval_shape(features, jax.random.key(0)).shape[-1]
+    of = energies.Prototypes((LEVELS,), (LEVELS, width), (LEVELS, width))
+    return energies.Prototypes(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in of))
+
+
+def _images(config: ConfigDict, domain: str) -> np.ndarray:
+    """The same few training images of a domain every time, uint8 `[N, S, S, 3]`."""
+    d = config.data
+    source = open_domain(d.root, domain, "train", data_dir=d.data_dir)
+    drawn = np.random.default_rng(0).permutation(len(source))
+    drawn = np.sort(drawn[: config.contrastive_sde.domain_images])
+    read = (source[int(j)]["image"] for j in drawn)
+    return np.stack([resize(image, d.image_size, filter=d.filter, fit=d.fit) for image in read])
+
+
+def _means(config: ConfigDict, params, images: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Mean over images and positions of the features' directions, float32 `[L, D]`."""
+    apply = models.encoder_model(config).apply
+    table = jnp.asarray(models.schedule_of(config).alpha_bar)
+
+    @jax.jit
+    def total(params, rows, mask, number, i):
+        x0 = rows.astype(jnp.float32) / 127.5 - 1
+        key = jax.random.fold_in(jax.random.key(number), i)
+        x = sde.perturb(x0, jax.random.normal(key, x0.shape), table[i])
+        z = energies.unit(apply(params, x, i.astype(jnp.float32), space="features"))
+        return jnp.einsum("bhwd,b->d", z, mask) / (z.shape[1] * z.shape[2])
+
+    padding = -len(images) % BATCH
+    rows = np.concatenate([images, np.repeat(images[-1:], padding, 0)])
+    mask = np.arange(len(rows)) < len(images)
+
+    def mean(i):
+        parts = (
+            total(params, rows[at : at + BATCH], mask[at : at + BATCH], at, jnp.int32(i))
+            for at in range(0, len(rows), BATCH)
+        )
+        return sum(np.asarray(part, np.float64) for part in parts) / len(images)
+
+    return np.stack([mean(i) for i in index]).astype(np.float32)

@@ -1,0 +1,78 @@
+"""The contrast of domains: its prototypes, and that they tell looks apart that they never saw."""
+
+import jax
+import numpy as np
+import pytest
+
+from cdsde import energies, load_config, models, prototypes, sampler, sde, weights
+from cdsde.data import open_domain, resize
+
+CONFIG = "configs/twemoji2fluent.py"
+LEVEL = 100
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    config = load_config(CONFIG, {"contrastive_sde.domain_images": 40})
+    params, _ = weights.load(config, "nowhere", "encoder")
+    return config, params, *prototypes.make(config, params)
+
+
+def test_they_are_the_same_every_time_and_say_what_they_are_made_of(shipped):
+    config, params, made, where = shipped
+    again, _ = prototypes.make(config, params)
+    for a, b in zip(made, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert where.startswith("train, 40 of fluent, 40 of twemoji (sha256 ")
+    shapes = prototypes.shapes(config)
+    assert [(a.shape, a.dtype) for a in made] == [(s.shape, s.dtype) for s in shapes]
+    # Means of directions, of features that differ.
+    for vectors in made[1:]:
+        assert np.all(np.linalg.norm(vectors, axis=1) < 1)
+    assert np.all(np.diff(made.index) < 0) and made.index[-1] == 0
+
+
+def test_padding_of_the_last_batch_does_not_count(shipped, monkeypatch):
+    config, params, made, _ = shipped
+    index = made.index.astype(int)[:1]
+    images = prototypes._images(config, "fluent")
+    expected = prototypes._means(config, params, images[:32], index)
+    # The 33rd image repeated 31 times to a whole batch: its weight is one of 33.
+    more = prototypes._means(config, params, images[:33], index)
+    last = 33 * more - 32 * expected
+    assert np.linalg.norm(last) < 1.0001 and np.linalg.norm(more - expected) < 2.1 / 33
+
+
+def test_held_out_images_of_the_target_have_the_lower_energy(shipped):
+    config, params, made, _ = shipped
+    apply = models.encoder_model(config).apply
+    energy = energies.domain_contrast(lambda x, i: apply(params, x, i, space="features"), made)
+    alpha_bar = models.schedule_of(config).alpha_bar[LEVEL]
+
+    def of(domain):
+        source = open_domain("emoji", domain, "val")
+        x0 = np.stack([resize(source[j]["image"], 32) for j in range(len(source))]) / 127.5 - 1
+        e = jax.random.normal(jax.random.key(0), x0.shape)
+        return np.asarray(jax.jit(energy)(sde.perturb(x0, e, alpha_bar), None, float(LEVEL)))
+
+    fluent, twemoji = of("fluent"), of("twemoji")
+    # The same concepts by two makers, none of which the prototypes have seen: on average three
+    # standard errors apart.
+    apart = twemoji - fluent
+    assert apart.mean() > 3 * apart.std() / np.sqrt(len(apart))
+
+
+def test_a_sampler_has_them_only_where_the_config_says_so(shipped):
+    config = shipped[0].copy_and_resolve_references()
+    params, origins = sampler.load_params(config, "nowhere")
+    assert set(params) == {"score", "encoder", "prototypes"} == set(origins)
+    assert len(sampler.levels(config)[1][0]) == 3
+    config.contrastive_sde.update(domain_images=0, domain_weight=0.0)
+    assert set(sampler.load_params(config, "nowhere")[0]) == {"score", "encoder"}
+    assert len(sampler.levels(config)[1][0]) == 2
+
+
+def test_a_weight_without_images_is_told():
+    with pytest.raises(ValueError, match="domain_weight is 5.0 and domain_images 0"):
+        changes = {"contrastive_sde.domain_images": 0, "contrastive_sde.domain_weight": 5.0}
+        load_config(CONFIG, changes)
