@@ -41,6 +41,7 @@ def benchmark(argv=None) -> None:
     flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers ask
     logs.show_own()
     # Imported late, so that --help and a mistyped flag answer at once.
+    from cdsde import preemption
     from cdsde.benchmark import run, summary
 
     path = Path(args.output) / "results.json"
@@ -58,6 +59,9 @@ def benchmark(argv=None) -> None:
                 _write(results, path.parent)
     except (ValueError, OSError, flag_errors.UserError) as error:
         sys.exit(f"error: {error}")
+    except preemption.Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(preemption.EXIT_CODE)
     print(summary.report(results))
     print(f"report: {(path.parent / 'report.html').resolve()}")
 
