@@ -172,6 +172,20 @@ def test_results_of_two_tasks_are_never_taken_for_each_other(tmp_path, monkeypat
         assert len(keys) == 2
 
 
+def test_results_of_other_weights_or_of_an_older_method_are_not_current(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "open_reference", lambda *_: evaluate.Reference((), {}))
+    monkeypatch.chdir(ROOT)
+    task = run.Task(TASK, tmp_path, {})
+    wanted = plan.Run("main", TASK, "sdedit", "sdedit", None, {})
+    record = task.settings(wanted)[2]
+    assert task.is_current(record)
+    assert task.is_current(task.settings(wanted._replace(method=floors.IDENTITY))[2])
+    other = {**record, "weights": {"score": "another (sha256 0123)"}}
+    assert not task.is_current(other)
+    older = {**record, "sdedit": {}}
+    assert not task.is_current(older)
+
+
 @pytest.mark.slow
 def test_tasks_of_the_same_domains_share_what_guides_them(tmp_path, monkeypatch, on_devices):
     monkeypatch.setattr(evaluate, "open_reference", lambda *_: evaluate.Reference((), {}))

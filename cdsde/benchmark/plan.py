@@ -19,9 +19,9 @@ GUIDES = {"contrastive_sde": "encoder", "egsde": "classifier"}
 DOMAIN_NAMES = {"contrastive_sde": "λ_d", "egsde": "λ_s"}
 # Levels of the fronts as shares of T, and ILVR's factors as shares of the side: right for any task.
 STARTS = (0.1, 0.175, 0.25, 0.325, 0.4)
-CONTENT_WEIGHTS = (0.0, 2.0, 20.0, 80.0)
-WEIGHTS = (0.0, 250.0, 500.0, 1000.0, 2000.0)  # λ of the contrastive energy
-DOMAIN_WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # times the configured λ_d or λ_s
+CONTENT_WEIGHTS = (0.0, 2.0, 5.0, 20.0)
+WEIGHTS = (0.0, 500.0, 2000.0)  # λ of the contrastive energy
+DOMAIN_WEIGHTS = (0.0, 0.5, 2.0)  # times the configured λ_d or λ_s
 SOLVERS = {
     "ancestral": {"sample.solver": "ancestral"},
     "DDIM": {"sample.solver": "ddim", "sample.eta": 0.0},

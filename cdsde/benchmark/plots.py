@@ -38,7 +38,7 @@ def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | 
             x = [summary.value(p, "L2 to source") for p in mine]
             y, error = _values(mine, metric)
             colour = COLOURS.get(method)
-            line = {"λ_i": ":", "λ": "--"}.get(series, "-")
+            line = {"λ_i": ":", "λ": "--", "λ_d": "-.", "λ_s": "-."}.get(series, "-")
             style = dict(marker="o", ms=4, capsize=2, lw=1.3, ls=line)
             label = f"{summary.title(method)}, {series}"
             ax.errorbar(x, y, error, color=colour, label=label, **style)

@@ -95,6 +95,16 @@ class Task:
         whole = json.dumps([self.describe(), record], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
+    def is_current(self, record: dict) -> bool:
+        """Whether a kept result is of the score network and of a method as they are today."""
+        method, score = record.get("method"), record["weights"].get("score")
+        if method in config_lib.SDES and set(record[method]) != set(self.config[method]):
+            return False
+        if score is None:
+            return True
+        config = self.configure({"method": "sdedit"})
+        return _hash(score) == _hash(self._load(config)[1]["score"])
+
     def make(self, run: plan.Run, config, params, record) -> tuple[dict, Path]:
         """Translate the split and measure it: `(result, folder of the pictures)`."""
         folder = self.workdir / "samples" / self.key(record)
@@ -219,8 +229,14 @@ def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
     results["tasks"][task.name] = task.describe()
     kept = [p for p in results["points"] if p["task"] != task.name]
     asked = {run.part for run in runs}
-    # Points of parts that were not asked for stay.
-    points = [p for p in results["points"] if p["task"] == task.name and p["part"] not in asked]
+    # Points of parts that were not asked for stay, unless the task has other weights by now.
+    points = [
+        p
+        for p in results["points"]
+        if p["task"] == task.name
+        and p["part"] not in asked
+        and task.is_current(results["runs"][p["run"]]["settings"])
+    ]
     folders = {}
     for number, run in enumerate(runs):
         config, params, record = task.settings(run)
