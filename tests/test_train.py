@@ -409,7 +409,8 @@ def test_rows_of_a_table_are_never_lost_when_columns_change(tmp_path):
 @pytest.mark.slow
 def test_fine_tuning_begins_from_imported_weights(tiny, tmp_path, on_devices):
     on_devices(1)
-    changes = {"train__score__learning_rate": 1e-9, "train__checkpoint_every": 100}
+    still = {"train__score__learning_rate": 1e-9, "train__score__muon_rate": 1e-9}
+    changes = {**still, "train__checkpoint_every": 100}
     given = models.score_model(tiny()).init(jax.random.key(7))
     checkpoint.save_imported(tmp_path, "score", given, {})
     with pytest.raises(ValueError, match="imported weights; .*train.score.fine_tune=True"):
