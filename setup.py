@@ -37,7 +37,7 @@ setup(
         "ml-collections>=1.1",
         "ml-dtypes>=0.5",
         "numpy>=2.0",
-        "optax>=0.2.7",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
         "Pillow>=11.3",
         "safetensors>=0.5",
