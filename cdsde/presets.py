@@ -89,8 +89,8 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.train.checkpoint_every = 500
     # Settled on val (launch/tune.sh), where SDEdit, EGSDE and Contrastive-SDE are about as far from
     # the source as one another, so that their realism can be compared. EGSDE's low-pass energy, a
-    # sum over 64 times fewer pixels than at 256², wants a larger weight here, and the domain energy,
-    # a mean, a smaller one.
+    # sum over 64 times fewer pixels than at 256², wants a larger weight here, and the domain
+    # energy, a mean, a smaller one.
     c.ilvr.factor = 4
     c.sdedit.start = 200
     c.egsde.update(start=250, factor=2, content_weight=5.0, domain_weight=150.0)
