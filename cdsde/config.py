@@ -259,10 +259,6 @@ def base() -> ConfigDict:
     s.eta = 0.0  # ddim, dpmpp_2m: 0 deterministic (the ODE), 1 the SDE
     s.clip = False  # clip the predicted x0 to [-1, 1] at each step (helps with few steps)
     s.follow = False  # low-pass energy: follow its gradient in a step, not one Euler step of it
-    # w of autoguidance: away from what a score network trained less would do, at twice the network
-    # evaluations; 0: none
-    s.autoguidance = 0.0
-    s.worse = placeholder(str)  # that network, named like config.weights.score
     s.seed = 0
     s.batch_size = 16
     s.limit = placeholder(int)  # only the first so many images

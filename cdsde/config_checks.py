@@ -60,13 +60,6 @@ def validate(config: ConfigDict) -> None:
             "config.contrastive_sde.space=features or an encoder with config.encoder.pool=none"
         )
     one_of("contrastive_sde.reference", ("perturbed", "lowpass"))
-    at_least("sample.autoguidance", 0)
-    s = config.sample
-    if s.autoguidance and s.worse is None:
-        raise ValueError(
-            f"config.sample.autoguidance is {s.autoguidance} and config.sample.worse is not set; "
-            "name a score network of the same architecture that was trained less"
-        )
     at_least("contrastive_sde.domain_images", 0)
     contrast = config.contrastive_sde
     if contrast.domain_weight and not contrast.domain_images:

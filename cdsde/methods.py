@@ -179,26 +179,6 @@ def contrastive_sde(settings, networks: Mapping[str, Callable]) -> Method:
     return Method(tuple(terms))
 
 
-def autoguided(good: Callable, worse: Callable, weight: float) -> Callable:
-    """The noise that `good` predicts, led away from what `worse` does: ε + w (ε - ε_worse).
-
-    Karras et al. 2024 (arXiv 2406.02507; their w is 1 + w): what a network that was trained less
-    gets wrong, the better one gets wrong by less, in the same direction.
-
-    Args:
-      good, worse: `(y, i) -> eps` of score networks of the same domain.
-      weight: w; 0 leaves `good` as it is.
-    """
-
-    def eps_fn(y, i):
-        eps = good(y, i)
-        # One network after the other: side by side they take each other's cache on a CPU.
-        eps, y = jax.lax.optimization_barrier((eps, y))
-        return eps + weight * (eps - worse(y, i))
-
-    return eps_fn
-
-
 METHODS = {"contrastive_sde": contrastive_sde, "egsde": egsde, "sdedit": sdedit, "ilvr": ilvr}
 
 

@@ -89,10 +89,6 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     plain = json.loads(config.to_json_best_effort())
     for key in ("input", "output", "batch_size", "limit", "sheet", "trajectory"):
         plain["sample"].pop(key)
-    # Of the worse network the weights are in `origins`.
-    plain["sample"].pop("worse")
-    if not plain["sample"]["autoguidance"]:
-        plain["sample"].pop("autoguidance")
     record = {k: plain[k] for k in ("method", "dtype", "sde", "sample", config.method)}
     record["data"] = {k: plain["data"][k] for k in ("image_size", "filter")}
     if config.data.fit != "crop":

@@ -19,7 +19,7 @@ class Sampler:
     Args:
       config: the task; its method, SDE and sampling keys.
       params: what `load_params` gives: `{stage: parameter tree}` for the stages that the method
-        needs, and where the config asks for them "prototypes" and a "worse" score network.
+        needs, and its "prototypes" where the config asks for them.
       devices: the mesh over which batches are split (default: this process's devices).
 
     Weights, levels and seed are arguments of the compiled program; `update` changes them without
@@ -42,7 +42,7 @@ class Sampler:
         grid, lambdas = levels(config)
         arguments = (grid, lambdas, np.float32(s.eta), jax.random.key(s.seed))
         self._arguments = mesh.put_replicated(arguments, self.devices)
-        self.evaluations = len(grid.index) * s.rounds * (2 if s.autoguidance else 1)
+        self.evaluations = len(grid.index) * s.rounds
 
     def __call__(self, images: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """uint8 `[B, H, W, 3]` and uint32 `[B]` → uint8 `[B, H, W, 3]`; any B."""
@@ -94,15 +94,11 @@ def program(config: ConfigDict, watch: Callable | None = None):
         bound = {stage: bind(apply, params[stage]) for stage, apply in networks.items()}
         if prototypes.wanted(config):
             bound["prototypes"] = params["prototypes"]
-        eps_fn = bound["score"]
-        if config.sample.autoguidance:
-            worse = bind(networks["score"], params["worse"])
-            eps_fn = methods.autoguided(eps_fn, worse, config.sample.autoguidance)
         x0 = _decoded(images)
         return methods.translate(
             x0,
             make(settings, bound),
-            eps_fn=eps_fn,
+            eps_fn=bound["score"],
             grid=grid,
             noise=methods.noise_of_images(key, ids, x0.shape[1:]),
             weights=lambdas,
@@ -145,7 +141,5 @@ def load_params(config: ConfigDict, workdir) -> tuple[dict, dict[str, str]]:
     loaded = {s: weights.load(config, workdir, s) for s in config_lib.needed_stages(config.method)}
     if prototypes.wanted(config):
         loaded["prototypes"] = prototypes.make(config, loaded["encoder"][0])
-    if config.sample.autoguidance and "score" in loaded:
-        loaded["worse"] = weights.load_named(config, "score", config.sample.worse)
     params = {name: value for name, (value, _) in loaded.items()}
     return params, {name: origin for name, (_, origin) in loaded.items()}

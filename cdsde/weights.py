@@ -49,12 +49,10 @@ def load(config: ConfigDict, workdir, stage: str):
       ValueError: there are none, or they do not fit the config; the text says what to do.
     """
     where = origin(config, workdir, stage)
-    if checkpoint.latest_step(workdir, stage) is None:
-        return load_named(config, stage, where)
-    return _described(stage, where, checkpoint.open_ema(workdir, stage, shapes(config, stage)))
-
-
-def _described(stage: str, where: str, params):
+    if checkpoint.latest_step(workdir, stage) is not None:
+        params = checkpoint.open_ema(workdir, stage, shapes(config, stage))
+    else:
+        params = _load_named(config, stage, where)
     params = jax.tree.map(np.asarray, params)
     where = f"{where} (sha256 {digest(params)[:12]})"
     logging.info("%s: %s", stage, where)
@@ -86,8 +84,7 @@ def shapes(config: ConfigDict, stage: str):
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), tree)
 
 
-def load_named(config: ConfigDict, stage: str, name: str):
-    """`load` of a file or a name of the package, whatever the work folder has."""
+def _load_named(config: ConfigDict, stage: str, name: str):
     if name.startswith(SHIPPED):
         path = folder() / f"{name.removeprefix(SHIPPED)}.safetensors"
         if not path.exists():
@@ -108,7 +105,7 @@ def load_named(config: ConfigDict, stage: str, name: str):
     saved = json.loads(card.read_text())["architecture"]
     _check_architecture(saved, architecture(config, stage), stage, name)
     flat = safetensors.numpy.load_file(path)
-    return _described(stage, name, unflatten({k: v.astype(np.float32) for k, v in flat.items()}))
+    return unflatten({k: np.asarray(v, np.float32) for k, v in flat.items()})
 
 
 def shipped_names() -> list[str]:

@@ -183,7 +183,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, meant):
 
 
 def test_a_group_is_not_a_key():
-    expected = "config.sample is a group of keys; set one of sample.autoguidance"
+    expected = "config.sample is a group of keys; set one of sample.batch_size"
     with pytest.raises(flag_errors.UserError, match=expected) as error:
         from_command_line("sample=3")
     assert one_sentence(str(error.value))

@@ -5,15 +5,13 @@ from functools import cache
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import FOLDER, files, one_sentence, random_params, read_json
 from PIL import Image
 
-from cdsde import api, checkpoint, load_config, load_sampler, mesh, methods, sample, weights
+from cdsde import api, checkpoint, load_config, load_sampler, mesh, sample, weights
 from cdsde import config as config_lib
-from cdsde import sampler as sampler_lib
 from cdsde.data import FilesSource, decode, image_id, resize
 from cdsde.sampler import Sampler
 
@@ -446,27 +444,6 @@ def test_a_sampler_goes_over_this_process_s_devices(task, on_devices):
     assert sampler.devices.size == 8
     for leaf in jax.tree.leaves(sampler.params):
         assert leaf.sharding == mesh.replicated(sampler.devices)
-
-
-def test_autoguidance_leads_away_from_the_worse_network(task, trained, tmp_path):
-    """Away from itself it goes nowhere; away from another network it goes on past the better."""
-    images = np.full((1, 16, 16, 3), 200, np.uint8)
-    ids = np.array([3], np.uint32)
-    good, worse = (random_params(task(), "score", seed=seed) for seed in (1, 2))
-    plain = Sampler(task(), {"score": good})
-    guided = task(sample__autoguidance=1.5, sample__worse=trained(task(), "score", seed=2))
-    loaded, origins = sampler_lib.load_params(guided, tmp_path)
-    assert set(loaded) == {"score", "worse"} == set(origins)
-    assert origins["score"] != origins["worse"]
-    itself = Sampler(guided, {"score": good, "worse": good})
-    np.testing.assert_array_equal(itself(images, ids), plain(images, ids))
-    other = Sampler(guided, {"score": good, "worse": worse})
-    assert (other(images, ids) != plain(images, ids)).any()
-    assert other.evaluations == 2 * plain.evaluations
-    eps_fn = methods.autoguided(lambda y, i: y + i, lambda y, i: y - i, 0.5)
-    assert float(eps_fn(jnp.float32(2), jnp.float32(3))) == 2 + 3 + 0.5 * 6
-    with pytest.raises(ValueError, match="autoguidance is 1.0 and config.sample.worse is not set"):
-        task(sample__autoguidance=1.0)
 
 
 # --- mistakes, one sentence each ---

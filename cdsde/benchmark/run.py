@@ -82,8 +82,7 @@ class Task:
         of = json.loads(config.to_json_best_effort())
         stages = config_lib.needed_stages(config.method)
         reads = [of["weights"][stage] for stage in stages] + [of[stage] for stage in stages]
-        reads += [of["data"], bool(config.sample.autoguidance) and config.sample.worse]
-        reads += [prototypes.wanted(config) and of[config.method]["domain_images"]]
+        reads += [of["data"], prototypes.wanted(config) and of[config.method]["domain_images"]]
         key = json.dumps(reads, sort_keys=True)
         if key not in self._loaded:
             self._loaded[key] = load_params(config, self.workdir / "none")

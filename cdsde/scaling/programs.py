@@ -123,8 +123,6 @@ def translation(config: ConfigDict, devices, batch: int) -> Program:
     lambdas = methods.weights(config.method, config[config.method], grid.index)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = {s: _params(config, s, devices) for s in config_lib.needed_stages(config.method)}
-    if config.sample.autoguidance:
-        params["worse"] = params["score"]
     if prototypes.wanted(config):
         params["prototypes"] = _everywhere(prototypes.shapes(config), devices)
     grid = jax.tree.map(np.asarray, grid)
