@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import energies, models, sde, solvers
-from cdsde.data import open_domain, resize
+from cdsde.data import open_domain, resize, to_float
 
 LEVELS = 24  # evenly spaced in log-SNR; the energy looks at the nearest one
 BATCH = 32
@@ -79,15 +79,14 @@ def _means(config: ConfigDict, params, images: np.ndarray, index: np.ndarray) ->
     table = jnp.asarray(models.schedule_of(config).alpha_bar)
 
     @jax.jit
-    def total(params, rows, mask, number, i):
-        x0 = rows.astype(jnp.float32) / 127.5 - 1
+    def total(params, x0, mask, number, i):
         key = jax.random.fold_in(jax.random.key(number), i)
         x = sde.perturb(x0, jax.random.normal(key, x0.shape), table[i])
         z = energies.unit(apply(params, x, i.astype(jnp.float32), space="features"))
         return jnp.einsum("bhwd,b->d", z, mask) / (z.shape[1] * z.shape[2])
 
     padding = -len(images) % BATCH
-    rows = np.concatenate([images, np.repeat(images[-1:], padding, 0)])
+    rows = to_float(np.concatenate([images, np.repeat(images[-1:], padding, 0)]))
     mask = np.arange(len(rows)) < len(images)
 
     def mean(i):

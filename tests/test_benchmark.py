@@ -176,14 +176,19 @@ def test_results_of_other_weights_or_of_an_older_method_are_not_current(tmp_path
     monkeypatch.setattr(evaluate, "open_reference", lambda *_: evaluate.Reference((), {}))
     monkeypatch.chdir(ROOT)
     task = run.Task(TASK, tmp_path, {})
-    wanted = plan.Run("main", TASK, "sdedit", "sdedit", None, {})
-    record = task.settings(wanted)[2]
-    assert task.is_current(record)
-    assert task.is_current(task.settings(wanted._replace(method=floors.IDENTITY))[2])
+    wanted = plan.Run("fronts", TASK, "sdedit", "M", 100, {"sample.start": 100}, seed=2)
+    point, record = wanted._asdict(), task.settings(wanted)[2]
+    assert task.is_current(point, json.loads(json.dumps(record)))
+    floor = wanted._replace(method=floors.IDENTITY, changes={})
+    assert task.is_current(floor._asdict(), task.settings(floor)[2])
     other = {**record, "weights": {"score": "another (sha256 0123)"}}
-    assert not task.is_current(other)
+    assert not task.is_current(point, other)
     older = {**record, "sdedit": {}}
-    assert not task.is_current(older)
+    assert not task.is_current(point, older)
+    # The same network and keys, but the task's config was another when the run was made.
+    assert not task.is_current({**point, "changes": {}}, record)
+    # A network of the run's own need not be the task's.
+    assert task.is_current({**point, "changes": {**wanted.changes, "weights.score": "x"}}, other)
 
 
 @pytest.mark.slow

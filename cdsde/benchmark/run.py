@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cdsde import api, checkpoint, evaluate, prototypes, report, weights
+from cdsde import api, checkpoint, evaluate, report, weights
 from cdsde import config as config_lib
 from cdsde import sample as sample_lib
 from cdsde.benchmark import floors, plan
@@ -80,9 +80,8 @@ class Task:
     def _load(self, config: ConfigDict) -> tuple[dict, dict[str, str]]:
         """A method's networks and where they came from, read once."""
         of = json.loads(config.to_json_best_effort())
-        stages = config_lib.needed_stages(config.method)
-        reads = [of["weights"][stage] for stage in stages] + [of[stage] for stage in stages]
-        reads += [of["data"], prototypes.wanted(config) and of[config.method]["domain_images"]]
+        reads = {k: of[k] for k in ("method", "data", "sde", "weights", *config_lib.GUIDED)}
+        reads["domain_images"] = of["contrastive_sde"]["domain_images"]
         key = json.dumps(reads, sort_keys=True)
         if key not in self._loaded:
             self._loaded[key] = load_params(config, self.workdir / "none")
@@ -94,15 +93,20 @@ class Task:
         whole = json.dumps([self.describe(), record], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
-    def is_current(self, record: dict) -> bool:
-        """Whether a kept result is of the score network and of a method as they are today."""
-        method, score = record.get("method"), record["weights"].get("score")
-        if method in config_lib.SDES and set(record[method]) != set(self.config[method]):
-            return False
-        if score is None:
+    def is_current(self, point: dict, record: dict) -> bool:
+        """Whether a kept point is what its run would make with today's config and weights."""
+        if "floor" in record:
             return True
-        config = self.configure({"method": "sdedit"})
-        return _hash(score) == _hash(self._load(config)[1]["score"])
+        changes = point.get("changes", {})
+        config = self.configure(
+            {"method": point["method"], "sample.seed": point["seed"], **changes}
+        )
+        if sample_lib.settings_record(config, record["weights"], self.source) != record:
+            return False
+        today = self._load(self.configure({"method": point["method"]}))[1]
+        # Networks that the run itself brings are not the task's.
+        own = [name for name in record["weights"] if f"weights.{name}" not in changes]
+        return all(_hash(record["weights"][n]) == _hash(today.get(n, "")) for n in own)
 
     def make(self, run: plan.Run, config, params, record) -> tuple[dict, Path]:
         """Translate the split and measure it: `(result, folder of the pictures)`."""
@@ -228,19 +232,19 @@ def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
     results["tasks"][task.name] = task.describe()
     kept = [p for p in results["points"] if p["task"] != task.name]
     asked = {run.part for run in runs}
-    # Points of parts that were not asked for stay, unless the task has other weights by now.
+    # Points of parts that were not asked for stay, unless config or weights have changed.
     points = [
         p
         for p in results["points"]
         if p["task"] == task.name
         and p["part"] not in asked
-        and task.is_current(results["runs"][p["run"]]["settings"])
+        and task.is_current(p, results["runs"][p["run"]]["settings"])
     ]
     folders = {}
     for number, run in enumerate(runs):
         config, params, record = task.settings(run)
         key = task.key(record)
-        point = {k: v for k, v in run._asdict().items() if k != "changes"}
+        point = {**run._asdict(), "changes": dict(run.changes)}
         folder = task.workdir / "samples" / key
         if key not in results["runs"]:
             logging.info("%s: run %d of %d, %s", task.name, number + 1, len(runs), describe(run))
