@@ -66,7 +66,13 @@ def shapes(config: ConfigDict) -> energies.Prototypes:
 def _images(config: ConfigDict, domain: str) -> np.ndarray:
     """The same few training images of a domain every time, uint8 `[N, S, S, 3]`."""
     d = config.data
-    source = open_domain(d.root, domain, "train", data_dir=d.data_dir)
+    try:
+        source = open_domain(d.root, domain, "train", data_dir=d.data_dir)
+    except ValueError as error:
+        raise ValueError(
+            f"config.contrastive_sde.domain_images={config.contrastive_sde.domain_images} reads "
+            f"training images: {error} Or set it and config.contrastive_sde.domain_weight to 0."
+        ) from error
     drawn = np.random.default_rng(0).permutation(len(source))
     drawn = np.sort(drawn[: config.contrastive_sde.domain_images])
     read = (source[int(j)]["image"] for j in drawn)

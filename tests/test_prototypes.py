@@ -72,6 +72,15 @@ def test_a_sampler_has_them_only_where_the_config_says_so(shipped):
     assert len(sampler.levels(config)[1][0]) == 2
 
 
+def test_missing_training_images_are_told_with_what_wants_them(shipped, tmp_path):
+    config = shipped[0].copy_and_resolve_references()
+    config.data.root = str(tmp_path)
+    with pytest.raises(
+        ValueError, match="domain_images=40 reads training images: .*'train'.* to 0"
+    ):
+        prototypes.make(config, shipped[1])
+
+
 def test_a_weight_without_images_is_told():
     with pytest.raises(ValueError, match="domain_weight is 5.0 and domain_images 0"):
         changes = {"contrastive_sde.domain_images": 0, "contrastive_sde.domain_weight": 5.0}

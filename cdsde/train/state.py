@@ -30,27 +30,30 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def learning_rate(c: ConfigDict) -> optax.Schedule:
-    """Linear warm-up, then constant or a cosine to 0 at the last step.
+def learning_rate(c: ConfigDict, peak: float | None = None) -> optax.Schedule:
+    """Linear warm-up to `peak`, then constant or a cosine to 0 at the last step.
+
+    `peak` is `c.learning_rate` where it is not given.
 
     "linear" is CUT's: whole epochs of a constant rate, over the last `decay` of them ever lower
     ones; the one after the last would have 0.
     """
     warmup = min(c.warmup, c.steps // 2)
+    peak = c.learning_rate if peak is None else peak
     if c.schedule == "linear":
         constant = steps_before_decay(c) // c.epoch
 
         def rate(step):
             epoch = step // c.epoch + 1
             left = c.decay + 1 - jnp.maximum(0, epoch - constant)
-            return c.learning_rate * (left / (c.decay + 1))
+            return peak * (left / (c.decay + 1))
 
         return rate
     if c.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warmup, c.steps)
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, c.steps)
     if not warmup:  # which optax takes for "stay at the start", at 0
-        return optax.constant_schedule(c.learning_rate)
-    return optax.warmup_constant_schedule(0.0, c.learning_rate, warmup)
+        return optax.constant_schedule(peak)
+    return optax.warmup_constant_schedule(0.0, peak, warmup)
 
 
 def steps_before_decay(c: ConfigDict) -> int:
@@ -67,15 +70,13 @@ def optimiser(c: ConfigDict) -> optax.GradientTransformation:
     """
     parts = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
     if c.optimizer == "muon":
-        share = c.muon_rate / c.learning_rate
-        rate = learning_rate(c)
         parts.append(
             optax.contrib.muon(
-                lambda step: share * rate(step),
+                learning_rate(c, c.muon_rate),
                 weight_decay=c.weight_decay,
                 adam_b1=c.beta1,
                 adam_b2=c.beta2,
-                adam_learning_rate=rate,
+                adam_learning_rate=learning_rate(c),
                 muon_weight_dimension_numbers=_matrices,
             )
         )
