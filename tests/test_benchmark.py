@@ -101,6 +101,22 @@ def test_table_is_mean_and_deviation_over_seeds():
         assert heading in text
 
 
+def test_tables_of_the_readme_are_of_the_results():
+    """A benchmark run anew shows here where the README is still that of the one before."""
+    results = json.loads((ROOT / "benchmark" / "results.json").read_text())
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for task in results["tasks"]:
+        header, rows = summary.main_table(results, task)
+        wanted = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+        begin = next(i for i, line in enumerate(lines) if line.startswith(f"| `{task}` | FD"))
+        columns = [cell.strip() for cell in lines[begin].strip("|").split("|")][1:]
+        shown = lines[begin + 2 : lines.index("", begin)]
+        assert len(shown) >= len(plan.METHODS)
+        for line in shown:
+            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            assert cells == [wanted[name.strip("*")][c] for c in columns], (task, name)
+
+
 def test_published_numbers_stand_beside_a_published_task():
     results = made_up()
     as_cat2dog = json.loads(json.dumps(results).replace(TASK, "cat2dog"))
