@@ -16,7 +16,7 @@ p.about { color: #555; max-width: 52rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums;
         margin: 1rem 0 }
-th, td { padding: .25rem .45rem; text-align: right; border-bottom: 1px solid #eee;
+th, td { padding: .25rem .3rem; text-align: right; border-bottom: 1px solid #eee;
          white-space: nowrap }
 th { white-space: normal; vertical-align: bottom; font-weight: 600 }
 th:first-child, td:first-child { text-align: left }

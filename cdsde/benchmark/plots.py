@@ -86,6 +86,7 @@ def curves(
         ax.set_xticks(sorted({p["x"] for p in found}), minor=False)
         ax.set_xticks([], minor=True)
         ax.xaxis.set_major_formatter("{x:g}")
+        ax.tick_params(axis="x", labelsize=6.5)  # 200 and 250 are neighbours
         ax.set_xlabel(axis)
         if metric == metrics[-1]:
             ax.legend(fontsize=7, frameon=False)
