@@ -299,7 +299,7 @@ def base() -> ConfigDict:
             cutoff=0,  # the contrastive energy is off below this index
             # Contrast of domains: between mean features of so many training images of each; 0: none
             domain_images=0,
-            domain_weight=0.0,  # λ_d
+            domain_weight=0.0,  # λ_d; from the one mean to the other the energy falls by 1
         )
     )
 

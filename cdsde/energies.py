@@ -165,33 +165,31 @@ def patch_contrast(encode: Callable, temperature: float = 0.07) -> Energy:
     return energy
 
 
-class Prototypes(NamedTuple):
-    """Mean directions of a network's features in two domains.
+class Discriminant(NamedTuple):
+    """What tells two domains apart in a network's features, linearly.
 
     Attributes:
       index: `[L]` float, the levels at which the domains' images were perturbed.
-      target: `[L, D]`, of what to be like.
-      source: `[L, D]`, of what to be unlike.
+      normal: `[L, D]`; the scalar product with it is larger for the source than for the target.
     """
 
     index: jax.Array
-    target: jax.Array
-    source: jax.Array
+    normal: jax.Array
 
 
-def domain_contrast(features: Callable, prototypes: Prototypes) -> Energy:
+def domain_contrast(features: Callable, discriminant: Discriminant) -> Energy:
     """Equation (5): more like the target than like the source, on the mean over positions.
 
     Args:
       features: `(x, i) -> [B, h, w, D]`.
-      prototypes: at the level nearest to i; D wide.
+      discriminant: at the level nearest to i; D wide.
     """
 
-    index, target, source = map(jnp.asarray, prototypes)
+    index, normal = map(jnp.asarray, discriminant)
 
     def energy(y, x_t, i):
         level = jnp.argmin(jnp.abs(index - i))
-        return jnp.mean(unit(features(y, i)) @ (source - target)[level], axis=(1, 2))
+        return jnp.mean(unit(features(y, i)) @ normal[level], axis=(1, 2))
 
     return energy
 

@@ -21,9 +21,9 @@ asked for, its weight is
 with which the step does what following the gradient for a time κ does; λ' → λ with many steps.
 
 A method is `(settings, networks) -> Method`; `settings` is its group of the config, `networks`
-maps a stage's name to its network with parameters bound, and "prototypes" to
-`energies.Prototypes`. Its weights are handed in separately (`weights`), as traced numbers: changing
-them does not compile again.
+maps a stage's name to its network with parameters bound, and "discriminant" to
+`energies.Discriminant`. Its weights are handed in separately (`weights`), as traced numbers:
+changing them does not compile again.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def egsde(settings, networks: Mapping[str, Callable]) -> Method:
 def contrastive_sde(settings, networks: Mapping[str, Callable]) -> Method:
     """Contrastive-SDE (arXiv 2510.03821): near to the source in the domain-invariant space.
 
-    With prototypes also away from the source's look, in the features that the encoder's head reads.
+    With a discriminant also away from the source's look, in the features below the encoder's head.
     """
     encoder = networks["encoder"]
 
@@ -170,12 +170,12 @@ def contrastive_sde(settings, networks: Mapping[str, Callable]) -> Method:
     if settings.band:
         contrast = energies.in_band(contrast, settings.band)
     terms = [Term(contrast, view), Term(energies.content(settings.factor, "neg_l2"))]
-    if "prototypes" in networks:
+    if "discriminant" in networks:
 
         def features(x, i):
             return encoder(x, i, space="features")
 
-        terms.append(Term(energies.domain_contrast(features, networks["prototypes"])))
+        terms.append(Term(energies.domain_contrast(features, networks["discriminant"])))
     return Method(tuple(terms))
 
 

@@ -100,7 +100,7 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
         content_weight=5.0,
         weight=500.0,
         domain_images=128,
-        domain_weight=40_000.0,
+        domain_weight=50.0,
     )
     c.sample.update(steps=15, solver="dpmpp_2m", eta=1.0, spacing="log_snr", clip=True, follow=True)
     c.weights.score = f"shipped:score-{target}-32"

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde import mesh, methods, models, prototypes, solvers, weights
+from cdsde import discriminant, mesh, methods, models, solvers, weights
 from cdsde.data import to_uint8
 
 
@@ -19,7 +19,7 @@ class Sampler:
     Args:
       config: the task; its method, SDE and sampling keys.
       params: what `load_params` gives: `{stage: parameter tree}` for the stages that the method
-        needs, and its "prototypes" where the config asks for them.
+        needs, and a "discriminant" where the config asks for it.
       devices: the mesh over which batches are split (default: this process's devices).
 
     Weights, levels and seed are arguments of the compiled program; `update` changes them without
@@ -92,8 +92,8 @@ def program(config: ConfigDict, watch: Callable | None = None):
 
     def run(params, images, ids, grid, lambdas, eta, key, count=None, rounds=1, trace=False):
         bound = {stage: bind(apply, params[stage]) for stage, apply in networks.items()}
-        if prototypes.wanted(config):
-            bound["prototypes"] = params["prototypes"]
+        if discriminant.wanted(config):
+            bound["discriminant"] = params["discriminant"]
         x0 = _decoded(images)
         return methods.translate(
             x0,
@@ -139,7 +139,7 @@ def load_sampler(config: ConfigDict, workdir) -> tuple[Sampler, dict[str, str]]:
 def load_params(config: ConfigDict, workdir) -> tuple[dict, dict[str, str]]:
     """What `Sampler` takes, `{name: parameters}`, and where each part of it came from."""
     loaded = {s: weights.load(config, workdir, s) for s in config_lib.needed_stages(config.method)}
-    if prototypes.wanted(config):
-        loaded["prototypes"] = prototypes.make(config, loaded["encoder"][0])
+    if discriminant.wanted(config):
+        loaded["discriminant"] = discriminant.make(config, loaded["encoder"][0])
     params = {name: value for name, (value, _) in loaded.items()}
     return params, {name: origin for name, (_, origin) in loaded.items()}

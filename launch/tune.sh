@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Fronts and ablations on the val split, from which the configs' settings are chosen: the benchmark's
+# Fronts on the val split, from which the configs' settings are chosen: the benchmark's
 # own runs, with its table kept in benchmark/val/table.md.
 #   bash launch/tune.sh [TASKS] [METHODS] [FLAGS of python -m cdsde.benchmark, such as --set]
 names=()
 while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do names+=("$1"); shift; done
 exec bash "$(dirname "$0")/benchmark.sh" "${names[@]}" --set=eval.split=val --output=benchmark/val \
-  --workdir=runs/benchmark_val --parts=fronts,ablations "$@"
+  --workdir=runs/benchmark_val --parts=fronts "$@"

@@ -183,8 +183,8 @@ ENERGIES = {
     "contrastive-map": energies.contrastive(feature_map),
     "contrast-of-domains": energies.domain_contrast(
         feature_map,
-        energies.Prototypes(
-            jnp.array([600.0, 300.0, 0.0]), *GENERATOR.standard_normal((2, 3, 6), dtype=np.float32)
+        energies.Discriminant(
+            jnp.array([600.0, 300.0, 0.0]), GENERATOR.standard_normal((3, 6), dtype=np.float32)
         ),
     ),
 }
@@ -206,15 +206,15 @@ def test_gradient_is_the_finite_difference(name):
 
 def test_contrast_of_domains_is_least_in_the_target_s_direction_at_its_own_level():
     target, source = jnp.eye(6)[:2], jnp.eye(6)[2:4]
-    prototypes = energies.Prototypes(jnp.array([400.0, 100.0]), target, source)
-    energy = energies.domain_contrast(lambda x, i: x, prototypes)
+    made = energies.Discriminant(jnp.array([400.0, 100.0]), source - target)
+    energy = energies.domain_contrast(lambda x, i: x, made)
 
     def at(direction, i):
         return float(
             energy(jnp.broadcast_to(3.0 * jnp.eye(6)[direction], (1, 4, 4, 6)), None, i)[0]
         )
 
-    # Levels 300 and 120 are nearest to the first and second prototypes.
+    # Levels 300 and 120 are nearest to the first and second of them.
     assert [at(d, 300.0) for d in range(4)] == pytest.approx([-1, 0, 1, 0])
     assert [at(d, 120.0) for d in range(4)] == pytest.approx([0, -1, 0, 1])
 

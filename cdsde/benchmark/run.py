@@ -159,8 +159,9 @@ class Task:
         """Weights of a guiding network after so many steps, trained here where they are not there.
 
         Encoder and classifier have one architecture, optimiser, constant rate and number of network
-        evaluations a step: two views of an image for the one, twice the images for the other.
-        Tasks of the same domains share them.
+        evaluations a step: two views of an image for the one, twice the images for the other. The
+        rate is the same from the first step, so that a shorter training is the beginning of a
+        longer one, and the longer goes on from it. Tasks of the same domains share them.
         """
         batch = self.config.train.encoder.batch_size
         config = self.configure(
@@ -169,6 +170,7 @@ class Task:
                 "train.steps": steps,
                 "train.batch_size": batch if stage == "encoder" else 2 * batch,
                 f"train.{stage}.schedule": "constant",
+                f"train.{stage}.warmup": 0,
                 "train.checkpoint_every": steps,
             }
         )

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde import energies, features, mesh, methods, models, prototypes, sampler, solvers
+from cdsde import discriminant, energies, features, mesh, methods, models, sampler, solvers
 from cdsde.features import extractor
 from cdsde.latent import ddim, editors, files, model
 from cdsde.latent.unet import UNet
@@ -123,8 +123,8 @@ def translation(config: ConfigDict, devices, batch: int) -> Program:
     lambdas = methods.weights(config.method, config[config.method], grid.index)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = {s: _params(config, s, devices) for s in config_lib.needed_stages(config.method)}
-    if prototypes.wanted(config):
-        params["prototypes"] = _everywhere(prototypes.shapes(config), devices)
+    if discriminant.wanted(config):
+        params["discriminant"] = _everywhere(discriminant.shapes(config), devices)
     grid = jax.tree.map(np.asarray, grid)
     rest = _everywhere((grid, lambdas, np.float32(c.eta), key), devices)
     arguments = (

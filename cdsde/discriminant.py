@@ -1,9 +1,9 @@
-"""What the contrast of domains (energies equation 5) is drawn between: the contrastive encoder's
-mean features of some training images of the target and of the sources, at levels over the whole
-range of noise.
+"""What the contrast of domains (energies equation 5) looks at: at levels over the whole range of
+noise, the direction from the target's mean to the sources' in the contrastive encoder's features,
+from some training images of each.
 
-They are computed when a sampler is loaded, from the train split of `config.data`; which images
-these are, and their noise, is the same every time.
+It is computed when a sampler is loaded, from the train split of `config.data`; which images these
+are, and their noise, is the same every time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def wanted(config: ConfigDict) -> bool:
     return config.method == "contrastive_sde" and config.contrastive_sde.domain_images > 0
 
 
-def make(config: ConfigDict, params) -> tuple[energies.Prototypes, str]:
-    """The prototypes of `config.data`'s domains, and a line that says what they are made of.
+def make(config: ConfigDict, params) -> tuple[energies.Discriminant, str]:
+    """The discriminant of `config.data`'s domains, and a line that says what it is made of.
 
     Args:
       config: the task; `contrastive_sde.domain_images` of each domain are looked at.
@@ -43,15 +43,26 @@ def make(config: ConfigDict, params) -> tuple[energies.Prototypes, str]:
     target, sources = images[0], np.concatenate(images[1:])
     schedule = models.schedule_of(config)
     index = solvers.indices(schedule.num_steps, LEVELS, schedule.log_snr)
-    means = [_means(config, params, part, index) for part in (target, sources)]
+    normal = direction(*(_means(config, params, part, index) for part in (sources, target)))
     digest = hashlib.sha256(target.tobytes() + sources.tobytes()).hexdigest()[:12]
     counts = ", ".join(f"{len(i)} of {d}" for i, d in zip(images, domains, strict=True))
     where = f"train, {counts} (sha256 {digest})"
-    return energies.Prototypes(index.astype(np.float32), *means), where
+    return energies.Discriminant(index.astype(np.float32), normal.astype(np.float32)), where
 
 
-def shapes(config: ConfigDict) -> energies.Prototypes:
-    """The prototypes' shapes, without reading an image."""
+def direction(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """From the target's means to the source's, scaled; both and the result are `[L, D]`.
+
+    The scale is one number for all levels: on average over them, the means' scalar products with
+    the direction differ by 1. So a weight says the same whatever network the features are of; at
+    its own level each, directions between domains that noise has made one would become large.
+    """
+    gap = source - target
+    return gap / np.mean(np.sum(gap**2, axis=-1))
+
+
+def shapes(config: ConfigDict) -> energies.Discriminant:
+    """The discriminant's shapes, without reading an image."""
     side, model = config.data.image_size, models.encoder_model(config)
 
     def features(key):
@@ -59,8 +70,8 @@ def shapes(config: ConfigDict) -> energies.Prototypes:
         return model.apply(model.init(key), x, jnp.zeros(1), space="features")
 
     width = jax.eval_shape(features, jax.random.key(0)).shape[-1]
-    of = energies.Prototypes((LEVELS,), (LEVELS, width), (LEVELS, width))
-    return energies.Prototypes(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in of))
+    of = energies.Discriminant((LEVELS,), (LEVELS, width))
+    return energies.Discriminant(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in of))
 
 
 def _images(config: ConfigDict, domain: str) -> np.ndarray:
@@ -80,7 +91,7 @@ def _images(config: ConfigDict, domain: str) -> np.ndarray:
 
 
 def _means(config: ConfigDict, params, images: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Mean over images and positions of the features' directions, float32 `[L, D]`."""
+    """Mean over images and positions of the features' directions, float64 `[L, D]`."""
     apply = models.encoder_model(config).apply
     table = jnp.asarray(models.schedule_of(config).alpha_bar)
 
@@ -102,4 +113,4 @@ def _means(config: ConfigDict, params, images: np.ndarray, index: np.ndarray) ->
         )
         return sum(np.asarray(part, np.float64) for part in parts) / len(images)
 
-    return np.stack([mean(i) for i in index]).astype(np.float32)
+    return np.stack([mean(i) for i in index])

@@ -1,10 +1,10 @@
-"""The contrast of domains: its prototypes, and that they tell looks apart that they never saw."""
+"""The contrast of domains: its discriminant, and that it tells looks apart that it never saw."""
 
 import jax
 import numpy as np
 import pytest
 
-from cdsde import energies, load_config, models, prototypes, sampler, sde, weights
+from cdsde import discriminant, energies, load_config, models, sampler, sde, weights
 from cdsde.data import open_domain, resize
 
 CONFIG = "configs/twemoji2fluent.py"
@@ -15,32 +15,37 @@ LEVEL = 100
 def shipped():
     config = load_config(CONFIG, {"contrastive_sde.domain_images": 40})
     params, _ = weights.load(config, "nowhere", "encoder")
-    return config, params, *prototypes.make(config, params)
+    return config, params, *discriminant.make(config, params)
 
 
-def test_they_are_the_same_every_time_and_say_what_they_are_made_of(shipped):
+def test_it_is_the_same_every_time_and_says_what_it_is_made_of(shipped):
     config, params, made, where = shipped
-    again, _ = prototypes.make(config, params)
+    again, _ = discriminant.make(config, params)
     for a, b in zip(made, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert where.startswith("train, 40 of fluent, 40 of twemoji (sha256 ")
-    shapes = prototypes.shapes(config)
+    shapes = discriminant.shapes(config)
     assert [(a.shape, a.dtype) for a in made] == [(s.shape, s.dtype) for s in shapes]
-    # Means of directions, of features that differ.
-    for vectors in made[1:]:
-        assert np.all(np.linalg.norm(vectors, axis=1) < 1)
     assert np.all(np.diff(made.index) < 0) and made.index[-1] == 0
 
 
-def test_padding_of_the_last_batch_does_not_count(shipped, monkeypatch):
+def test_padding_of_the_last_batch_does_not_count(shipped):
     config, params, made, _ = shipped
     index = made.index.astype(int)[:1]
-    images = prototypes._images(config, "fluent")
-    expected = prototypes._means(config, params, images[:32], index)
+    images = discriminant._images(config, "fluent")
+    expected = discriminant._means(config, params, images[:32], index)
     # The 33rd image repeated 31 times to a whole batch: its weight is one of 33.
-    more = prototypes._means(config, params, images[:33], index)
+    more = discriminant._means(config, params, images[:33], index)
     last = 33 * more - 32 * expected
     assert np.linalg.norm(last) < 1.0001 and np.linalg.norm(more - expected) < 2.1 / 33
+
+
+def test_the_domains_are_one_apart_whatever_the_scale_of_the_features():
+    source, target = np.random.default_rng(0).standard_normal((2, 5, 8))
+    for scale in (1, 7):
+        normal = discriminant.direction(scale * source, scale * target)
+        apart = np.sum(scale * (source - target) * normal, axis=-1)
+        assert apart.mean() == pytest.approx(1) and np.all(apart > 0)
 
 
 def test_held_out_images_of_the_target_have_the_lower_energy(shipped):
@@ -56,16 +61,16 @@ def test_held_out_images_of_the_target_have_the_lower_energy(shipped):
         return np.asarray(jax.jit(energy)(sde.perturb(x0, e, alpha_bar), None, float(LEVEL)))
 
     fluent, twemoji = of("fluent"), of("twemoji")
-    # The same concepts by two makers, none of which the prototypes have seen: on average three
+    # The same concepts by two makers, none of which the discriminant has seen: on average three
     # standard errors apart.
     apart = twemoji - fluent
     assert apart.mean() > 3 * apart.std() / np.sqrt(len(apart))
 
 
-def test_a_sampler_has_them_only_where_the_config_says_so(shipped):
+def test_a_sampler_has_it_only_where_the_config_says_so(shipped):
     config = shipped[0].copy_and_resolve_references()
     params, origins = sampler.load_params(config, "nowhere")
-    assert set(params) == {"score", "encoder", "prototypes"} == set(origins)
+    assert set(params) == {"score", "encoder", "discriminant"} == set(origins)
     assert len(sampler.levels(config)[1][0]) == 3
     config.contrastive_sde.update(domain_images=0, domain_weight=0.0)
     assert set(sampler.load_params(config, "nowhere")[0]) == {"score", "encoder"}
@@ -78,7 +83,7 @@ def test_missing_training_images_are_told_with_what_wants_them(shipped, tmp_path
     with pytest.raises(
         ValueError, match="domain_images=40 reads training images: .*'train'.* to 0"
     ):
-        prototypes.make(config, shipped[1])
+        discriminant.make(config, shipped[1])
 
 
 def test_a_weight_without_images_is_told():
