@@ -137,10 +137,19 @@ def provenance() -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it is installed."""
+    """The commit of the checkout that this package runs from; None where it is installed.
+
+    "-dirty" is said of the package's code and the configs, not of what a benchmark writes.
+    """
+    commit = _git("describe", "--always", "--abbrev=12")
+    changed = commit and _git("status", "--porcelain", "--", ".", "../configs")
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            ["git", *arguments],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
