@@ -117,6 +117,27 @@ def test_tables_of_the_readme_are_of_the_results():
             assert cells == [wanted[name.strip("*")][c] for c in columns], (task, name)
 
 
+def test_fronts_of_the_readme_are_of_the_results():
+    results = json.loads((ROOT / "benchmark" / "results.json").read_text())
+    lines = [li.strip() for li in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
+    begin = next(i for i, line in enumerate(lines) if line.startswith("| Fréchet / kernel"))
+    levels = [int(cell.split("=")[1]) for cell in lines[begin].strip("|").split("|")[1:]]
+    metrics = ("FD-EffNetLite0-block4", "KID-EffNetLite0 x1000", "L2 to source")
+    found = {
+        (f"`{p['task']}`: {summary.title(p['method'])}", p["x"]): " / ".join(
+            f"{v:.2f}" if v < 10 else f"{v:.1f}" for v in (summary.value(p, m) for m in metrics)
+        )
+        for task in results["tasks"]
+        for p in summary.points(results, "fronts", task)
+        if p["series"] == "M"
+    }
+    shown = lines[begin + 2 : lines.index("", begin)]
+    assert len(shown) == 3 * len(results["tasks"])
+    for line in shown:
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells == [found[name, x] for x in levels], name
+
+
 def test_published_numbers_stand_beside_a_published_task():
     results = made_up()
     as_cat2dog = json.loads(json.dumps(results).replace(TASK, "cat2dog"))
@@ -203,6 +224,9 @@ def test_results_of_other_weights_or_of_an_older_method_are_not_current(tmp_path
     assert not task.is_current(point, older)
     # The same network and keys, but the task's config was another when the run was made.
     assert not task.is_current({**point, "changes": {}}, record)
+    # Its changes and today's config do not go together.
+    impossible = {**wanted.changes, "sample.steps": 600, "sample.start": 500}
+    assert not task.is_current({**point, "changes": impossible}, record)
     # A network of the run's own need not be the task's.
     assert task.is_current({**point, "changes": {**wanted.changes, "weights.score": "x"}}, other)
 

@@ -98,9 +98,11 @@ class Task:
         if "floor" in record:
             return True
         changes = point.get("changes", {})
-        config = self.configure(
-            {"method": point["method"], "sample.seed": point["seed"], **changes}
-        )
+        asked = {"method": point["method"], "sample.seed": point["seed"], **changes}
+        try:
+            config = self.configure(asked)
+        except ValueError:  # its changes and today's config do not go together
+            return False
         if sample_lib.settings_record(config, record["weights"], self.source) != record:
             return False
         today = self._load(self.configure({"method": point["method"]}))[1]
