@@ -30,7 +30,7 @@ def made_up() -> dict:
     runs += plan.fronts(TASK, plan.METHODS, config)
     runs += plan.ablations(TASK, plan.METHODS, config)
     runs += plan.solvers(TASK, plan.METHODS, config)
-    runs += plan.convergence(TASK, plan.METHODS, lambda stage, steps: f"{stage}-{steps}")
+    runs += plan.convergence(TASK, plan.METHODS, config, lambda stage, n: f"{stage}-{n}")
     results = {"tasks": {}, "points": [], "runs": {}}
     for n, one in enumerate(runs):
         metrics = {

@@ -164,11 +164,21 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
     return runs
 
 
-def convergence(task: str, methods: Sequence[str], file_of) -> list[Run]:
-    """Guidance by networks of a few training steps; `file_of(stage, steps)` is their weights."""
-    return [
-        Run("convergence", task, m, m, n, {f"weights.{GUIDES[m]}": str(file_of(GUIDES[m], n))})
-        for m in methods
-        if m in GUIDES
-        for n in TRAINED
-    ]
+def convergence(task: str, methods: Sequence[str], config, file_of) -> list[Run]:
+    """Guidance by networks of a few training steps; `file_of(stage, steps)` is their weights.
+
+    The contrast of domains also at half its weight: a result that is worse with one network than
+    with another may be too strong a push or a bad direction, and the two look different there.
+    """
+    runs = []
+    for method in (m for m in methods if m in GUIDES):
+        series = {method: {}}
+        own = config[method].domain_weight
+        if method == "contrastive_sde" and own:
+            series["λ_d halved"] = {f"{method}.domain_weight": own / 2}
+        for name, changes in series.items():
+            for steps in TRAINED:
+                file = str(file_of(GUIDES[method], steps))
+                changes = {**changes, f"weights.{GUIDES[method]}": file}
+                runs.append(Run("convergence", task, method, name, steps, changes))
+    return runs

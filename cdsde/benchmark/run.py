@@ -226,7 +226,7 @@ def plan_of(task: Task, part: str, methods: Sequence[str], seeds: int) -> list[p
         floor_runs = [plan.Run("main", name, f, f, None, {}) for f in shown]
         return floor_runs + plan.main(name, methods, range(seeds))
     if part == "convergence":
-        return plan.convergence(name, methods, task.trained)
+        return plan.convergence(name, methods, task.config, task.trained)
     make = {"fronts": plan.fronts, "ablations": plan.ablations, "solvers": plan.solvers}[part]
     return make(name, methods, task.config)
 
