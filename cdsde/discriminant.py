@@ -54,8 +54,8 @@ def direction(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """From the target's means to the source's, scaled; both and the result are `[L, D]`.
 
     The scale is one number for all levels: on average over them, the means' scalar products with
-    the direction differ by 1. So a weight says the same whatever network the features are of; at
-    its own level each, directions between domains that noise has made one would become large.
+    the direction differ by 1. So weights can be compared between networks. Scaled at each level by
+    itself, directions between domains that noise has made one would become large.
     """
     gap = source - target
     return gap / np.mean(np.sum(gap**2, axis=-1))

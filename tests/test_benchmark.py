@@ -57,6 +57,11 @@ def made_up() -> dict:
     return results
 
 
+def cells_of(line: str) -> list[str]:
+    """A row of a Markdown table."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_every_planned_run_is_a_valid_config():
     for task in (TASK, "cat2dog"):
         path = ROOT / "configs" / f"{task}.py"
@@ -109,11 +114,11 @@ def test_tables_of_the_readme_are_of_the_results():
         header, rows = summary.main_table(results, task)
         wanted = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
         begin = next(i for i, line in enumerate(lines) if line.startswith(f"| `{task}` | FD"))
-        columns = [cell.strip() for cell in lines[begin].strip("|").split("|")][1:]
+        columns = cells_of(lines[begin])[1:]
         shown = lines[begin + 2 : lines.index("", begin)]
         assert len(shown) >= len(plan.METHODS)
         for line in shown:
-            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            name, *cells = cells_of(line)
             assert cells == [wanted[name.strip("*")][c] for c in columns], (task, name)
 
 
@@ -121,11 +126,11 @@ def test_fronts_of_the_readme_are_of_the_results():
     results = json.loads((ROOT / "benchmark" / "results.json").read_text())
     lines = [li.strip() for li in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
     begin = next(i for i, line in enumerate(lines) if line.startswith("| Fréchet / kernel"))
-    levels = [int(cell.split("=")[1]) for cell in lines[begin].strip("|").split("|")[1:]]
+    levels = [int(cell.split("=")[1]) for cell in cells_of(lines[begin])[1:]]
     metrics = ("FD-EffNetLite0-block4", "KID-EffNetLite0 x1000", "L2 to source")
     found = {
         (f"`{p['task']}`: {summary.title(p['method'])}", p["x"]): " / ".join(
-            f"{v:.2f}" if v < 10 else f"{v:.1f}" for v in (summary.value(p, m) for m in metrics)
+            summary.cell(summary.over_seeds([p], m)) for m in metrics
         )
         for task in results["tasks"]
         for p in summary.points(results, "fronts", task)
@@ -134,7 +139,7 @@ def test_fronts_of_the_readme_are_of_the_results():
     shown = lines[begin + 2 : lines.index("", begin)]
     assert len(shown) == 3 * len(results["tasks"])
     for line in shown:
-        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name, *cells = cells_of(line)
         assert cells == [found[name, x] for x in levels], name
 
 

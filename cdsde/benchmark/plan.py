@@ -178,7 +178,6 @@ def convergence(task: str, methods: Sequence[str], config, file_of) -> list[Run]
             series["λ_d halved"] = {f"{method}.domain_weight": own / 2}
         for name, changes in series.items():
             for steps in TRAINED:
-                file = str(file_of(GUIDES[method], steps))
-                changes = {**changes, f"weights.{GUIDES[method]}": file}
-                runs.append(Run("convergence", task, method, name, steps, changes))
+                network = {f"weights.{GUIDES[method]}": str(file_of(GUIDES[method], steps))}
+                runs.append(Run("convergence", task, method, name, steps, {**changes, **network}))
     return runs
