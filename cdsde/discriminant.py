@@ -54,7 +54,7 @@ def direction(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """From the target's means to the source's, scaled; both and the result are `[L, D]`.
 
     The scale is one number for all levels: on average over them, the means' scalar products with
-    the direction differ by 1. So weights can be compared between networks. Scaled at each level by
+    the direction differ by 1. So a weight is of one size for any network. Scaled at each level by
     itself, directions between domains that noise has made one would become large.
     """
     gap = source - target
