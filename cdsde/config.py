@@ -254,6 +254,9 @@ def base() -> ConfigDict:
     s.rounds = 1  # K
     s.steps = placeholder(int)  # network evaluations a round; None: every index below M
     s.spacing = "index"  # in what the levels are evenly spaced: index | log_snr
+    # So many training images of each domain say how the source is given the target's colours before
+    # it is perturbed, channel by channel (histogram specification); 0: it keeps its own
+    s.match_colours = 0
     s.solver = "ancestral"  # ancestral | ddim | dpmpp_2m (DPM-Solver++ of second order)
     s.variance = "fixedsmall"  # fixedsmall | fixedlarge (ancestral)
     s.eta = 0.0  # ddim, dpmpp_2m: 0 deterministic (the ODE), 1 the SDE
@@ -280,6 +283,7 @@ def base() -> ConfigDict:
             start=500,
             domain_weight=500.0,  # λ_s
             domain_similarity="cosine",  # cosine | neg_l2, of classifier features
+            domain_band=0,  # of the domain energy, as contrastive_sde.band
             content_weight=2.0,  # λ_i
             content_similarity="neg_l2",  # neg_l2 | cosine, of the low-passed images
             factor=32,  # N
@@ -295,11 +299,14 @@ def base() -> ConfigDict:
             factor=32,  # N
             similarity="cosine",  # cosine | nce: patch contrast, for maps
             temperature=0.07,  # τ of nce
-            band=0,  # it guides only what a low-pass of this factor keeps; 0: all frequencies
+            # It guides only what a low-pass of this factor N keeps; -N: only what that takes away;
+            # 0: all frequencies
+            band=0,
             cutoff=0,  # the contrastive energy is off below this index
             # Contrast of domains: between mean features of so many training images of each; 0: none
             domain_images=0,
             domain_weight=0.0,  # λ_d; from the one mean to the other the energy falls by 1
+            domain_band=0,  # of the contrast of domains, as band
         )
     )
 

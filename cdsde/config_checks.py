@@ -59,6 +59,12 @@ def validate(config: ConfigDict) -> None:
             "config.contrastive_sde.similarity is 'nce', which compares positions; it needs "
             "config.contrastive_sde.space=features or an encoder with config.encoder.pool=none"
         )
+    at_least("sample.match_colours", 0)
+    if config.sample.match_colours and config.method not in config_lib.SDES:
+        raise ValueError(
+            f"config.sample.match_colours is {config.sample.match_colours}, and config.method "
+            f"'{config.method}', which does not start from a perturbed source; set it to 0"
+        )
     one_of("contrastive_sde.reference", ("perturbed", "lowpass"))
     at_least("contrastive_sde.domain_images", 0)
     contrast = config.contrastive_sde
@@ -164,12 +170,13 @@ def validate(config: ConfigDict) -> None:
                 f"{net.patch_size} ask for"
             )
     keys = ["egsde.factor", "contrastive_sde.factor", "ilvr.factor", "train.encoder.factor"]
-    if config.contrastive_sde.band:
-        keys.append("contrastive_sde.band")
+    bands = ("contrastive_sde.band", "contrastive_sde.domain_band", "egsde.domain_band")
+    keys += [key for key in bands if config_lib.get(config, key)]
     for key in keys if config.method in config_lib.SDES else ():
-        factor = config_lib.get(config, key)
+        given = config_lib.get(config, key)
+        factor = abs(given) if key in bands else given
         if factor < 1 or size % factor or size // factor < 2:
             raise ValueError(
-                f"config.{key} is {factor}; the low-pass needs a divisor of "
+                f"config.{key} is {given}; the low-pass needs a divisor of "
                 f"config.data.image_size={size} that leaves at least 2 pixels"
             )

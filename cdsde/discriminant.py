@@ -8,16 +8,13 @@ are, and their noise, is the same every time.
 
 from __future__ import annotations
 
-import hashlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cdsde import config as config_lib
-from cdsde import energies, models, sde, solvers
-from cdsde.data import open_domain, resize, to_float
+from cdsde import energies, examples, models, sde, solvers
+from cdsde.data import to_float
 
 LEVELS = 24  # evenly spaced in log-SNR; the energy looks at the nearest one
 BATCH = 32
@@ -38,15 +35,10 @@ def make(config: ConfigDict, params) -> tuple[energies.Discriminant, str]:
     Raises:
       ValueError: the train split of a domain is not there.
     """
-    domains = (config.data.target, *config_lib.sources(config))
-    images = [_images(config, domain) for domain in domains]
-    target, sources = images[0], np.concatenate(images[1:])
+    target, sources, where = examples.of_both(config, "contrastive_sde.domain_images")
     schedule = models.schedule_of(config)
     index = solvers.indices(schedule.num_steps, LEVELS, schedule.log_snr)
     normal = direction(*(_means(config, params, part, index) for part in (sources, target)))
-    digest = hashlib.sha256(target.tobytes() + sources.tobytes()).hexdigest()[:12]
-    counts = ", ".join(f"{len(i)} of {d}" for i, d in zip(images, domains, strict=True))
-    where = f"train, {counts} (sha256 {digest})"
     return energies.Discriminant(index.astype(np.float32), normal.astype(np.float32)), where
 
 
@@ -72,22 +64,6 @@ def shapes(config: ConfigDict) -> energies.Discriminant:
     width = jax.eval_shape(features, jax.random.key(0)).shape[-1]
     of = energies.Discriminant((LEVELS,), (LEVELS, width))
     return energies.Discriminant(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in of))
-
-
-def _images(config: ConfigDict, domain: str) -> np.ndarray:
-    """The same few training images of a domain every time, uint8 `[N, S, S, 3]`."""
-    d = config.data
-    try:
-        source = open_domain(d.root, domain, "train", data_dir=d.data_dir)
-    except ValueError as error:
-        raise ValueError(
-            f"config.contrastive_sde.domain_images={config.contrastive_sde.domain_images} reads "
-            f"training images: {error} Or set it and config.contrastive_sde.domain_weight to 0."
-        ) from error
-    drawn = np.random.default_rng(0).permutation(len(source))
-    drawn = np.sort(drawn[: config.contrastive_sde.domain_images])
-    read = (source[int(j)]["image"] for j in drawn)
-    return np.stack([resize(image, d.image_size, filter=d.filter, fit=d.fit) for image in read])
 
 
 def _means(config: ConfigDict, params, images: np.ndarray, index: np.ndarray) -> np.ndarray:

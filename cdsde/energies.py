@@ -195,15 +195,20 @@ def domain_contrast(features: Callable, discriminant: Discriminant) -> Energy:
 
 
 def in_band(energy: Energy, factor: int) -> Energy:
-    """The energy, guiding only the frequencies that the low-pass of `factor` keeps.
+    """The energy, guiding only one band of frequencies; its value is what it was.
 
-    The gradient is φᵀ∇E: what a network's gradient does to fine detail stays out of the picture,
-    which is the score network's to paint.
+    Args:
+      energy: of all frequencies.
+      factor: N > 0: the frequencies that the low-pass of N keeps, with the gradient φᵀ∇E; -N: those
+        that it takes away, with ∇E - φᵀ∇E; 0: the energy as it is.
     """
+    if not factor:
+        return energy
 
     def banded(y, x_t, i):
-        low = lowpass(y, factor)
-        return energy(low + jax.lax.stop_gradient(y - low), x_t, i)
+        low = lowpass(y, abs(factor))
+        guided = low if factor > 0 else y - low
+        return energy(guided + jax.lax.stop_gradient(y - guided), x_t, i)
 
     return banded
 

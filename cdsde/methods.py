@@ -141,9 +141,10 @@ def egsde(settings, networks: Mapping[str, Callable]) -> Method:
     def features(x, i):
         return classify(x, i, head=False)[1]
 
+    domain = energies.domain(features, settings.domain_similarity)
     return Method(
         (
-            Term(energies.domain(features, settings.domain_similarity)),
+            Term(energies.in_band(domain, settings.domain_band)),
             Term(energies.content(settings.factor, settings.content_similarity)),
         )
     )
@@ -167,15 +168,15 @@ def contrastive_sde(settings, networks: Mapping[str, Callable]) -> Method:
         contrast = energies.patch_contrast(encode, settings.temperature)
     else:
         contrast = energies.contrastive(encode)
-    if settings.band:
-        contrast = energies.in_band(contrast, settings.band)
+    contrast = energies.in_band(contrast, settings.band)
     terms = [Term(contrast, view), Term(energies.content(settings.factor, "neg_l2"))]
     if "discriminant" in networks:
 
         def features(x, i):
             return encoder(x, i, space="features")
 
-        terms.append(Term(energies.domain_contrast(features, networks["discriminant"])))
+        contrast = energies.domain_contrast(features, networks["discriminant"])
+        terms.append(Term(energies.in_band(contrast, settings.domain_band)))
     return Method(tuple(terms))
 
 

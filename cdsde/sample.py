@@ -91,6 +91,10 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
         plain["sample"].pop(key)
     record = {k: plain[k] for k in ("method", "dtype", "sde", "sample", config.method)}
     record["data"] = {k: plain["data"][k] for k in ("image_size", "filter")}
+    # Keys that came later are left out where they change nothing: older results are still those.
+    for part, key in ((config.method, "domain_band"), ("sample", "match_colours")):
+        if not record[part].get(key):
+            record[part].pop(key, None)
     if config.data.fit != "crop":
         record["data"]["fit"] = config.data.fit
     if config.method in config_lib.GANS:

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from cdsde import colours, discriminant, mesh, methods, models, solvers, weights
 from cdsde import config as config_lib
-from cdsde import discriminant, mesh, methods, models, solvers, weights
 from cdsde.data import to_uint8
 
 
@@ -19,7 +19,7 @@ class Sampler:
     Args:
       config: the task; its method, SDE and sampling keys.
       params: what `load_params` gives: `{stage: parameter tree}` for the stages that the method
-        needs, and a "discriminant" where the config asks for it.
+        needs, and "discriminant" and "colours" where the config asks for them.
       devices: the mesh over which batches are split (default: this process's devices).
 
     Weights, levels and seed are arguments of the compiled program; `update` changes them without
@@ -94,7 +94,10 @@ def program(config: ConfigDict, watch: Callable | None = None):
         bound = {stage: bind(apply, params[stage]) for stage, apply in networks.items()}
         if discriminant.wanted(config):
             bound["discriminant"] = params["discriminant"]
-        x0 = _decoded(images)
+        if colours.wanted(config):
+            x0 = colours.apply(params["colours"], images)
+        else:
+            x0 = _decoded(images)
         return methods.translate(
             x0,
             make(settings, bound),
@@ -141,5 +144,7 @@ def load_params(config: ConfigDict, workdir) -> tuple[dict, dict[str, str]]:
     loaded = {s: weights.load(config, workdir, s) for s in config_lib.needed_stages(config.method)}
     if discriminant.wanted(config):
         loaded["discriminant"] = discriminant.make(config, loaded["encoder"][0])
+    if colours.wanted(config):
+        loaded["colours"] = colours.make(config)
     params = {name: value for name, (value, _) in loaded.items()}
     return params, {name: origin for name, (_, origin) in loaded.items()}

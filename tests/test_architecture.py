@@ -29,7 +29,7 @@ LAYERS = (
     {"flag_errors", "features", "torch_kinds", "torch_weights"},
     {"latent"},
     {"models"},
-    {"weights", "discriminant"},
+    {"weights", "examples", "discriminant", "colours"},
     {"sampler"},
 )
 # What a part may use of the package at all.

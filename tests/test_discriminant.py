@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cdsde import discriminant, energies, load_config, models, sampler, sde, weights
+from cdsde import discriminant, energies, examples, load_config, models, sampler, sde, weights
 from cdsde.data import open_domain, resize
 
 CONFIG = "configs/twemoji2fluent.py"
@@ -32,7 +32,7 @@ def test_it_is_the_same_every_time_and_says_what_it_is_made_of(shipped):
 def test_padding_of_the_last_batch_does_not_count(shipped):
     config, params, made, _ = shipped
     index = made.index.astype(int)[:1]
-    images = discriminant._images(config, "fluent")
+    images, *_ = examples.of_both(config, "contrastive_sde.domain_images")
     expected = discriminant._means(config, params, images[:32], index)
     # The 33rd image repeated 31 times to a whole batch: its weight is one of 33.
     more = discriminant._means(config, params, images[:33], index)

@@ -306,17 +306,20 @@ def test_total_adds_over_the_batch_and_never_averages():
     assert energies.total([])(Y, [], 300.0, weights[:0]) == 0
 
 
-def test_in_band_guides_low_frequencies_alone():
+def test_in_band_guides_one_band_of_frequencies():
     r = np.random.default_rng(3)
     y, x_t = (jnp.asarray(r.normal(size=(2, 16, 16, 3)), jnp.float32) for _ in range(2))
 
     def sharp(y, x_t, i):
         return jnp.sum(jnp.sin(3 * y) * x_t, axis=(1, 2, 3))
 
-    banded = energies.in_band(sharp, 4)
-    np.testing.assert_allclose(banded(y, x_t, 5.0), sharp(y, x_t, 5.0), rtol=1e-5)
-    whole, low = (jax.grad(lambda y, e=e: e(y, x_t, 5.0).sum())(y) for e in (sharp, banded))
+    bands = [energies.in_band(sharp, factor) for factor in (4, -4)]
+    for banded in bands:
+        np.testing.assert_allclose(banded(y, x_t, 5.0), sharp(y, x_t, 5.0), rtol=1e-5)
+    assert energies.in_band(sharp, 0) is sharp
+    whole, low, high = (jax.grad(lambda y, e=e: e(y, x_t, 5.0).sum())(y) for e in (sharp, *bands))
     matrix = energies.lowpass_matrix(16, 4)
     expected = np.einsum("ho,bhwc,wp->bopc", matrix, whole, matrix)
     np.testing.assert_allclose(low, expected, atol=1e-4)
     assert np.abs(whole - low).max() > 1
+    np.testing.assert_allclose(low + high, whole, atol=1e-4)

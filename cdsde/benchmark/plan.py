@@ -28,6 +28,9 @@ SOLVERS = {
     "DPM-Solver++(2M) ODE": {"sample.solver": "dpmpp_2m", "sample.eta": 0.0},
     "DPM-Solver++(2M) SDE": {"sample.solver": "dpmpp_2m", "sample.eta": 1.0},
 }
+COLOURS = 4  # pixels a side that are left of a picture where little but its colours is
+MATCHED = 1000  # training images of each domain that say how colours are matched
+COLOURED = {"sdedit": {}, "contrastive_sde": {"contrastive_sde.domain_weight": 0.0}}
 GUIDED_BY = ("ancestral", "DPM-Solver++(2M) SDE")  # of them, with energies
 EVALUATIONS = (6, 12, 25)
 # Steps of the guiding network; after one it is as good as random: what training is worth.
@@ -67,10 +70,11 @@ def main(task: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Run]:
 
 def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
     """One knob a series: M; λ_i of the low-pass, λ of the contrastive energy, λ_d or λ_s of what
-    contrasts the domains; N for ILVR.
+    contrasts the domains; N for ILVR. And M once more from the source in the target's colours,
+    Contrastive-SDE then without the contrast of domains: what that is worth beside colours.
     """
     size, total = config.data.image_size, config.sde.num_steps
-    runs = []
+    runs, coloured = [], []
 
     def add(method, series, x, changes):
         runs.append(Run("fronts", task, method, series, x, changes))
@@ -85,7 +89,11 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
         for share in STARTS:
             start = round(share * total)
             steps = min(start, config.sample.steps or start)
-            add(method, "M", start, {"sample.start": start, "sample.steps": steps})
+            levels = {"sample.start": start, "sample.steps": steps}
+            add(method, "M", start, levels)
+            if method in COLOURED:
+                changes = {"sample.match_colours": MATCHED, **COLOURED[method], **levels}
+                coloured.append((method, "M, colours matched", start, changes))
         if method in GUIDES:
             for weight in CONTENT_WEIGHTS:
                 add(method, "λ_i", weight, {f"{method}.content_weight": weight})
@@ -95,6 +103,8 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
         if method == "contrastive_sde":
             for weight in WEIGHTS:
                 add(method, "λ", weight, {f"{method}.weight": weight})
+    for point in coloured:
+        add(*point)
     return runs
 
 
@@ -124,6 +134,11 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
         plain = {k.replace("__", "."): v for k, v in changes.items()}
         runs.append(Run("ablations", task, method, series, None, plain))
 
+    # What the target's colours alone do: the same start, without and with what takes a look away.
+    matched = {"sample__match_colours": MATCHED}
+    if "sdedit" in methods:
+        add("sdedit", "as configured")
+        add("sdedit", "from matched colours", **matched)
     if "contrastive_sde" in methods:
         name, own = "contrastive_sde", config.contrastive_sde
         c = f"{name}__"
@@ -154,14 +169,33 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
                 add(name, f"reference '{reference}'", **{f"{c}reference": reference})
         band = 2 * own.factor
         add(name, f"in the band of N = {band}", **{f"{c}band": band})
+        if own.domain_weight:
+            for where, changes in bands(config, name).items():
+                add(name, f"contrast of domains {where}", **changes)
         cutoff = round(0.1 * config.sde.num_steps)
         add(name, f"off below level {cutoff}", **{f"{c}cutoff": cutoff})
         add(name, "K = 2 rounds", sample__rounds=2)
+        add(name, "from matched colours", **matched)
+        if own.domain_weight:
+            without = {f"{c}domain_weight": 0.0}
+            add(name, "from matched colours, without the contrast of domains", **matched, **without)
     if "egsde" in methods:
         add("egsde", "as configured")
+        add("egsde", "from matched colours", **matched)
         add("egsde", "domain energy alone", egsde__content_weight=0.0)
         add("egsde", "low-pass energy alone", egsde__domain_weight=0.0)
+        for where, changes in bands(config, "egsde").items():
+            add("egsde", f"domain energy {where}", **changes)
     return runs
+
+
+def bands(config, method: str) -> dict[str, dict]:
+    """Where in frequency the energy acts that takes the source's look away: words, changes."""
+    n = max(1, config.data.image_size // COLOURS)
+    return {
+        f"of N = {n} and coarser": {f"{method}__domain_band": n},
+        f"finer than N = {n}": {f"{method}__domain_band": -n},
+    }
 
 
 def convergence(task: str, methods: Sequence[str], config, file_of) -> list[Run]:

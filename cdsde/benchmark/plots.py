@@ -22,6 +22,7 @@ COLOURS = {
 }
 SERIES = ("#111111", "#7a7a7a", "#2a9d8f", "#3b5bdb", "#c2255c")
 REALISM = ("FD-EffNetLite0-block4", "KID-EffNetLite0 x1000")
+LINES = {"λ_i": ":", "λ": "--", "λ_d": "-.", "λ_s": "-.", "M, colours matched": (0, (1, 1))}
 MARKERS = {floors.IDENTITY: "s", floors.RETRIEVAL: "^", floors.TRUTH: "*"}
 
 
@@ -38,7 +39,7 @@ def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | 
             x = [summary.value(p, "L2 to source") for p in mine]
             y, error = _values(mine, metric)
             colour = COLOURS.get(method)
-            line = {"λ_i": ":", "λ": "--", "λ_d": "-.", "λ_s": "-."}.get(series, "-")
+            line = LINES.get(series, "-")
             style = dict(marker="o", ms=4, capsize=2, lw=1.3, ls=line)
             label = f"{summary.title(method)}, {series}"
             ax.errorbar(x, y, error, color=colour, label=label, **style)

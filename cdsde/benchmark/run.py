@@ -82,6 +82,7 @@ class Task:
         of = json.loads(config.to_json_best_effort())
         reads = {k: of[k] for k in ("method", "data", "sde", "weights", *config_lib.GUIDED)}
         reads["domain_images"] = of["contrastive_sde"]["domain_images"]
+        reads["match_colours"] = of["sample"]["match_colours"]
         key = json.dumps(reads, sort_keys=True)
         if key not in self._loaded:
             self._loaded[key] = load_params(config, self.workdir / "none")
@@ -105,8 +106,9 @@ class Task:
             return False
         if sample_lib.settings_record(config, record["weights"], self.source) != record:
             return False
-        today = self._load(self.configure({"method": point["method"]}))[1]
         # Networks that the run itself brings are not the task's.
+        rest = {k: v for k, v in asked.items() if not k.startswith("weights.")}
+        today = self._load(self.configure(rest))[1]
         own = [name for name in record["weights"] if f"weights.{name}" not in changes]
         return all(_hash(record["weights"][n]) == _hash(today.get(n, "")) for n in own)
 

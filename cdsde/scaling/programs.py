@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from cdsde import colours, discriminant, energies, features, mesh, methods, models, sampler, solvers
 from cdsde import config as config_lib
-from cdsde import discriminant, energies, features, mesh, methods, models, sampler, solvers
 from cdsde.features import extractor
 from cdsde.latent import ddim, editors, files, model
 from cdsde.latent.unet import UNet
@@ -125,6 +125,8 @@ def translation(config: ConfigDict, devices, batch: int) -> Program:
     params = {s: _params(config, s, devices) for s in config_lib.needed_stages(config.method)}
     if discriminant.wanted(config):
         params["discriminant"] = _everywhere(discriminant.shapes(config), devices)
+    if colours.wanted(config):
+        params["colours"] = _everywhere(jax.ShapeDtypeStruct(colours.SHAPE, jnp.float32), devices)
     grid = jax.tree.map(np.asarray, grid)
     rest = _everywhere((grid, lambdas, np.float32(c.eta), key), devices)
     arguments = (
