@@ -80,10 +80,12 @@ def test_floors():
     source = real[[3, 1]] // 2 + 60
 
     def make(name):
-        return floors.pictures(name, lambda j: source[j], lambda j: real[j], real)
+        table = np.float32([np.arange(256)[::-1]] * 3)
+        return floors.pictures(name, lambda j: source[j], lambda j: real[j], real, table)
 
     np.testing.assert_array_equal(make(floors.IDENTITY)(1), source[1])
     np.testing.assert_array_equal(make(floors.TRUTH)(1), real[1])
+    np.testing.assert_array_equal(make(floors.COLOURS)(1), 255 - source[1])
     np.testing.assert_array_equal(make(floors.MEAN)(0), np.round(real.mean(0)))
     found = [make(floors.RETRIEVAL)(j) for j in range(2)]
     coarse = real.reshape(5, 8, 2, 8, 2, 3).mean((2, 4))

@@ -1,7 +1,8 @@
 """What costs nothing and translates nothing: lines to read every method against.
 
 Each floor makes a picture for a source image without a network. They show what a metric can be had
-for: retrieval is as real as real pictures are, the unchanged source is perfectly faithful.
+for: retrieval is as real as real pictures are, the unchanged source is perfectly faithful, and in
+the target's colours it is nearer to the target without a line of it being drawn anew.
 """
 
 from __future__ import annotations
@@ -10,10 +11,20 @@ from collections.abc import Callable
 
 import numpy as np
 
-IDENTITY, RETRIEVAL, MEAN, TRUTH = "source unchanged", "retrieval", "mean image", "true target"
+from cdsde import colours
+from cdsde.data import to_uint8
+
+IDENTITY, COLOURS, RETRIEVAL = "source unchanged", "source in the target's colours", "retrieval"
+MEAN, TRUTH = "mean image", "true target"
 
 
-def pictures(name: str, source: Callable, truth: Callable | None, real: np.ndarray) -> Callable:
+def pictures(
+    name: str,
+    source: Callable,
+    truth: Callable | None,
+    real: np.ndarray,
+    table: np.ndarray | None = None,
+) -> Callable:
     """`number -> uint8 [H, W, 3]` of floor `name`.
 
     Args:
@@ -21,9 +32,12 @@ def pictures(name: str, source: Callable, truth: Callable | None, real: np.ndarr
       source: `number -> uint8 [H, W, 3]` of the source images.
       truth: the same of their true targets, or None.
       real: uint8 `[N, H, W, 3]`, the target's training images.
+      table: `[3, 256]`, the target's value for each of the source's (`colours.table`).
     """
     if name == IDENTITY:
         return source
+    if name == COLOURS:
+        return lambda j: to_uint8(np.asarray(colours.apply(table, source(j))))
     if name == TRUTH:
         return truth
     if name == MEAN:
@@ -49,4 +63,4 @@ def coarse(images: np.ndarray, side: int = 8) -> np.ndarray:
 
 def names(paired: bool) -> tuple[str, ...]:
     """The floors that a task has."""
-    return (IDENTITY, RETRIEVAL, MEAN) + ((TRUTH,) if paired else ())
+    return (IDENTITY, COLOURS, RETRIEVAL, MEAN) + ((TRUTH,) if paired else ())

@@ -17,13 +17,14 @@ COLOURS = {
     "cut": "#c2255c",
     "fastcut": "#ae3ec9",
     floors.IDENTITY: "#111111",
+    floors.COLOURS: "#111111",
     floors.RETRIEVAL: "#111111",
     floors.TRUTH: "#111111",
 }
 SERIES = ("#111111", "#7a7a7a", "#2a9d8f", "#3b5bdb", "#c2255c")
 REALISM = ("FD-EffNetLite0-block4", "KID-EffNetLite0 x1000")
 LINES = {"λ_i": ":", "λ": "--", "λ_d": "-.", "λ_s": "-.", "M, colours matched": (0, (1, 1))}
-MARKERS = {floors.IDENTITY: "s", floors.RETRIEVAL: "^", floors.TRUTH: "*"}
+MARKERS = {floors.IDENTITY: "s", floors.COLOURS: "D", floors.RETRIEVAL: "^", floors.TRUTH: "*"}
 
 
 def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | None:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cdsde import api, checkpoint, evaluate, report, weights
+from cdsde import api, checkpoint, colours, evaluate, report, weights
 from cdsde import config as config_lib
 from cdsde import sample as sample_lib
 from cdsde.benchmark import floors, plan
@@ -212,7 +212,10 @@ class Task:
         read = evaluate.resized(config, real)
         images = np.stack([read(j) for j in range(len(real))])
         truth = None if self.pairs is None else evaluate.resized(config, self.pairs)
-        make = floors.pictures(name, evaluate.resized(config, self.source), truth, images)
+        table = None
+        if name == floors.COLOURS:
+            table = colours.make(self.configure({"sample.match_colours": plan.MATCHED}))[0]
+        make = floors.pictures(name, evaluate.resized(config, self.source), truth, images, table)
         folder.mkdir(parents=True, exist_ok=True)
         for j, png in enumerate(sample_lib.output_names(self.source.ids)):
             write_png(folder / png, make(j))

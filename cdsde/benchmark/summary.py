@@ -16,6 +16,7 @@ TITLES = {
     "cut": "CUT",
     "fastcut": "FastCUT",
     floors.IDENTITY: "source unchanged",
+    floors.COLOURS: "source in the target's colours",
     floors.RETRIEVAL: "retrieval",
     floors.MEAN: "mean image",
     floors.TRUTH: "true target",
