@@ -1,0 +1,79 @@
+"""In which colour the contrast of domains pushes, for encoders of a few training steps and of many.
+
+    python launch/push.py TASK...
+
+Per encoder, the push -∇E of the energy on val's source images, perturbed to levels up to M, averaged
+over images, positions and levels: its direction in red, green and blue, and its cosine with the
+domains' gap of mean colour (train). The encoders are the task's own and those that
+`bash launch/benchmark.sh TASK` trained for the part convergence (runs/benchmark/convergence).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from cdsde import config as config_lib
+from cdsde import discriminant, energies, evaluate, examples, models, sde, weights
+from cdsde import sample as sample_lib
+from cdsde.benchmark import plan, run, summary
+from cdsde.data import to_float
+
+LEVELS = 8
+FOLDER = Path("runs/benchmark")
+
+
+def push(config, x0: np.ndarray) -> np.ndarray:
+    """-∇E of the contrast of domains, mean over `x0` `[N, S, S, 3]` and levels: `[3]`."""
+    params, _ = weights.load(config, "none", "encoder")
+    apply = models.encoder_model(config).apply
+    energy = energies.domain_contrast(
+        lambda x, i: apply(params, x, i, space="features"), discriminant.make(config, params)[0]
+    )
+    alpha_bar = jnp.asarray(models.schedule_of(config).alpha_bar)
+
+    @jax.jit
+    def mean(i):
+        e = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), x0.shape)
+        y = sde.perturb(x0, e, alpha_bar[i])
+        gradient = jax.grad(lambda y: jnp.sum(energy(y, None, i.astype(jnp.float32))))(y)
+        return -jnp.mean(gradient, axis=(0, 1, 2))
+
+    levels = np.linspace(0, config_lib.start_index(config) - 1, LEVELS + 1).astype(int)[1:]
+    return np.mean([mean(jnp.int32(i)) for i in levels], axis=0)
+
+
+def table(name: str) -> str:
+    """The Markdown table of a task."""
+    task = run.Task(name, FOLDER, {"eval.split": "val"})
+    config = task.config
+    source = sample_lib.open_input(config)
+    read = evaluate.resized(config, source)
+    x0 = to_float(np.stack([read(j) for j in range(len(source))]))
+    of = config.copy_and_resolve_references()
+    of.sample.match_colours = plan.MATCHED
+    there, here, _ = examples.of_both(of, "sample.match_colours")
+    gap = there.mean((0, 1, 2)) - here.mean((0, 1, 2))
+    rows = [["gap of mean colour, grey levels", *(f"{v:.1f}" for v in gap), ""]]
+    files = {f"{n} step{'s'[: n > 1]}": str(task.trained("encoder", n)) for n in plan.TRAINED}
+    for label, file in {**files, "shipped": config.weights.encoder}.items():
+        of = config.copy_and_resolve_references()
+        of.weights.encoder = file
+        v = push(of, x0)
+        v /= np.linalg.norm(v)
+        cosine = v @ gap / np.linalg.norm(gap)
+        rows.append([label, *(f"{c:.2f}" for c in v), f"{cosine:.2f}"])
+    header = [f"`{name}`", "red", "green", "blue", "cosine with the gap"]
+    return summary.markdown(header, rows)
+
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    for task in sys.argv[1:] or ["twemoji2fluent", "noto2fluent", "fluent2twemoji"]:
+        print(table(task), flush=True)
+        print(flush=True)
