@@ -2,9 +2,9 @@
 
     python launch/push.py TASK...
 
-Per encoder, the push -∇E of the energy on val's source images, perturbed to levels up to M, averaged
-over images, positions and levels: its direction in red, green and blue, and its cosine with the
-domains' gap of mean colour (train). The encoders are the task's own and those that
+Per encoder, the push -∇E of the energy on val's source images, perturbed to levels up to M, as a
+mean over images, positions and levels: its direction in red, green and blue, and its cosine with
+the domains' gap of mean colour (train). The encoders are the task's own and those that
 `bash launch/benchmark.sh TASK` trained for the part convergence (runs/benchmark/convergence).
 """
 
