@@ -34,6 +34,8 @@ def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | 
         return None
     extra = [p for p in summary.points(results, "main", task) if p["method"] in MARKERS]
 
+    from matplotlib.ticker import LogLocator, NullLocator
+
     def draw(ax, metric):
         for method, series in dict.fromkeys((p["method"], p["series"]) for p in found):
             mine = [p for p in found if (p["method"], p["series"]) == (method, series)]
@@ -49,14 +51,16 @@ def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | 
                             textcoords="offset points")  # fmt: skip
         for p in extra:
             at = summary.value(p, "L2 to source"), summary.value(p, metric)
-            ax.plot(*at, MARKERS[p["method"]], color="black", ms=6)
-            ax.annotate(summary.title(p["method"]), at, (6, 2), fontsize=8,
-                        textcoords="offset points")  # fmt: skip
+            label = summary.title(p["method"])
+            ax.plot(*at, MARKERS[p["method"]], color="black", ms=6, label=label)
         ax.set_xlabel("L2 to source (lower: more faithful)")
-        if metric == metrics[-1]:
-            ax.legend(fontsize=7, frameon=False)
+        # Most points are near one another, and ILVR's far above.
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter("{x:g}")
 
-    return _panels(draw, metrics)
+    return _panels(draw, metrics, height=6.5, legend_below=True)
 
 
 def curves(
@@ -124,7 +128,9 @@ def _values(found, metric):
     return y, np.array([np.maximum(y - low, 0), np.maximum(high - y, 0)])
 
 
-def _panels(draw, metrics: Sequence[str], titled: bool = True) -> str:
+def _panels(
+    draw, metrics: Sequence[str], titled: bool = True, height: float = 4, legend_below: bool = False
+) -> str:
     # Imported here: it takes a second, and only the report needs it.
     import matplotlib
 
@@ -133,14 +139,19 @@ def _panels(draw, metrics: Sequence[str], titled: bool = True) -> str:
 
     # Fixed ids and no date: the same results give the same file.
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cdsde", "font.size": 9}):
-        fig, axes = plt.subplots(1, len(metrics), figsize=(5.4 * len(metrics), 4), squeeze=False)
+        fig, axes = plt.subplots(
+            1, len(metrics), figsize=(5.4 * len(metrics), height), squeeze=False
+        )
         for ax, metric in zip(axes[0], metrics, strict=True):
             draw(ax, metric)
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(alpha=0.25, lw=0.5)
             if titled:
                 ax.set_ylabel(f"{summary.COLUMNS.get(metric, metric)}")
-        fig.tight_layout()
+        if legend_below:
+            handles, labels = axes[0][0].get_legend_handles_labels()
+            fig.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
+        fig.tight_layout(rect=(0, 0.17 * legend_below, 1, 1))
         out = io.StringIO()
         fig.savefig(out, format="svg", metadata={"Date": None})
         plt.close(fig)
