@@ -44,6 +44,8 @@ def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | 
             colour = COLOURS.get(method)
             line = LINES.get(series, "-")
             style = dict(marker="o", ms=4, capsize=2, lw=1.3, ls=line)
+            if "matched" in series:
+                style["mfc"] = "white"
             label = f"{summary.title(method)}, {series}"
             ax.errorbar(x, y, error, color=colour, label=label, **style)
             for p, a, b in zip(mine, x, y, strict=True):
