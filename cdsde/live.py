@@ -76,6 +76,8 @@ class Translator:
         config = self.config.copy_and_resolve_references()
         config.method = method
         sliders = method in config_lib.SDES
+        if not sliders:
+            config.sample.match_colours = 0  # a generator has no start to give colours to
         if sliders and start is not None:
             config.sample.start = int(start)
         if sliders and steps is not None:

@@ -93,6 +93,17 @@ def test_what_the_page_shows_is_what_sampling_makes(task, monkeypatch):
     assert compiled == [1, 1]
 
 
+def test_a_page_with_matched_colours_has_its_generators_too(task):
+    config = task[1].copy_and_resolve_references()
+    config.sample.match_colours = 20
+    translator = Translator(config, "nowhere")
+    source = translator.source(np.full((40, 30, 3), 90, np.uint8))
+    for method, matched in (("sdedit", 20), ("cut", 0)):
+        own = translator.settings(method, 200, steps=3)
+        assert own.sample.match_colours == matched
+        assert list(translator(source, own))[-1].picture.shape == (16, 16, 3)
+
+
 def test_what_the_page_refuses(task, tmp_path):
     _, config = task
     page = Page(config, tmp_path)
