@@ -28,8 +28,8 @@ AXES = {"solvers": "network evaluations", "convergence": "training steps"}
 INTRODUCTION = (
     "Methods that trade likeness to the source for likeness to the target cannot be compared by "
     "one number: read the fronts. Distances with EffNetLite0 in their name are not FID; retrieval "
-    "(the nearest training image of the target), the unchanged source and the mean image show what "
-    "each metric can be had for without translating anything."
+    "(the nearest training image of the target), the source unchanged and in the target's colours "
+    "and the mean image show what each metric can be had for without translating anything."
 )
 
 
