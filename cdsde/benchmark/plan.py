@@ -178,7 +178,7 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
         add(name, "from matched colours", **matched)
         if own.domain_weight:
             without = {f"{c}domain_weight": 0.0}
-            add(name, "from matched colours, without the contrast of domains", **matched, **without)
+            add(name, "from matched colours, λ_d = 0", **matched, **without)
     if "egsde" in methods:
         add("egsde", "as configured")
         add("egsde", "from matched colours", **matched)
