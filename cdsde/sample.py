@@ -90,13 +90,12 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     for key in ("input", "output", "batch_size", "limit", "sheet", "trajectory"):
         plain["sample"].pop(key)
     record = {k: plain[k] for k in ("method", "dtype", "sde", "sample", config.method)}
-    record["data"] = {k: plain["data"][k] for k in ("image_size", "filter")}
+    record["data"] = {k: plain["data"][k] for k in ("image_size", "filter", "fit")}
     # Keys that came later are left out where they change nothing: older results are still those.
-    for part, key in ((config.method, "domain_band"), ("sample", "match_colours")):
-        if not record[part].get(key):
-            record[part].pop(key, None)
-    if config.data.fit != "crop":
-        record["data"]["fit"] = config.data.fit
+    later = ((config.method, "domain_band", 0), ("sample", "match_colours", 0))
+    for part, key, neutral in (*later, ("data", "fit", "crop")):
+        if record[part].get(key) == neutral:
+            del record[part][key]
     if config.method in config_lib.GANS:
         record["sample"] = {"split": plain["sample"]["split"]}
         record.pop("sde")

@@ -28,7 +28,7 @@ SOLVERS = {
     "DPM-Solver++(2M) ODE": {"sample.solver": "dpmpp_2m", "sample.eta": 0.0},
     "DPM-Solver++(2M) SDE": {"sample.solver": "dpmpp_2m", "sample.eta": 1.0},
 }
-COLOURS = 4  # pixels a side that are left of a picture where little but its colours is
+COARSE = 4  # pixels a side that are left of a picture where little but its colours is
 MATCHED = 1000  # training images of each domain that say how colours are matched
 COLOURED = {"sdedit": {}, "contrastive_sde": {"contrastive_sde.domain_weight": 0.0}}
 GUIDED_BY = ("ancestral", "DPM-Solver++(2M) SDE")  # of them, with energies
@@ -74,10 +74,17 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
     Contrastive-SDE then without the contrast of domains: what that is worth beside colours.
     """
     size, total = config.data.image_size, config.sde.num_steps
-    runs, coloured = [], []
+    runs = []
 
     def add(method, series, x, changes):
         runs.append(Run("fronts", task, method, series, x, changes))
+
+    def add_levels(method, series, changes):
+        for share in STARTS:
+            start = round(share * total)
+            steps = min(start, config.sample.steps or start)
+            levels = {"sample.start": start, "sample.steps": steps}
+            add(method, series, start, {**changes, **levels})
 
     for method in (m for m in methods if m not in GANS):
         if method == "ilvr":
@@ -86,14 +93,7 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
                 n = factor * max(1, size // 32)
                 add(method, "N", n, {"ilvr.factor": n})
             continue
-        for share in STARTS:
-            start = round(share * total)
-            steps = min(start, config.sample.steps or start)
-            levels = {"sample.start": start, "sample.steps": steps}
-            add(method, "M", start, levels)
-            if method in COLOURED:
-                changes = {"sample.match_colours": MATCHED, **COLOURED[method], **levels}
-                coloured.append((method, "M, colours matched", start, changes))
+        add_levels(method, "M", {})
         if method in GUIDES:
             for weight in CONTENT_WEIGHTS:
                 add(method, "λ_i", weight, {f"{method}.content_weight": weight})
@@ -103,8 +103,9 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
         if method == "contrastive_sde":
             for weight in WEIGHTS:
                 add(method, "λ", weight, {f"{method}.weight": weight})
-    for point in coloured:
-        add(*point)
+    for method in (m for m in methods if m in COLOURED):
+        changes = {"sample.match_colours": MATCHED, **COLOURED[method]}
+        add_levels(method, "M, colours matched", changes)
     return runs
 
 
@@ -191,7 +192,7 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
 
 def bands(config, method: str) -> dict[str, dict]:
     """Where in frequency the energy acts that takes the source's look away: words, changes."""
-    n = max(1, config.data.image_size // COLOURS)
+    n = max(1, config.data.image_size // COARSE)
     return {
         f"of N = {n} and coarser": {f"{method}__domain_band": n},
         f"finer than N = {n}": {f"{method}__domain_band": -n},

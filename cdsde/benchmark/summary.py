@@ -15,11 +15,6 @@ TITLES = {
     "contrastive_sde": "Contrastive-SDE",
     "cut": "CUT",
     "fastcut": "FastCUT",
-    floors.IDENTITY: "source unchanged",
-    floors.COLOURS: "source in the target's colours",
-    floors.RETRIEVAL: "retrieval",
-    floors.MEAN: "mean image",
-    floors.TRUTH: "true target",
 }
 # What the tables show, in this order, where it is there; ↓: lower is better.
 COLUMNS = {
