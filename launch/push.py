@@ -5,7 +5,8 @@
 Per encoder, the push -∇E of the energy on val's source images, perturbed to levels up to M, as a
 mean over images, positions and levels: its direction in red, green and blue, and its cosine with
 the domains' gap of mean colour (train). The encoders are the task's own and those that
-`bash launch/benchmark.sh TASK` trained for the part convergence (runs/benchmark/convergence).
+`bash launch/benchmark.sh TASK` trains for the part convergence (runs/benchmark/convergence; where
+they are not there, they are trained first).
 """
 
 from __future__ import annotations
@@ -75,5 +76,7 @@ def table(name: str) -> str:
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
     for task in sys.argv[1:] or ["twemoji2fluent", "noto2fluent", "fluent2twemoji"]:
-        print(table(task), flush=True)
-        print(flush=True)
+        try:
+            print(table(task), end="\n\n", flush=True)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
