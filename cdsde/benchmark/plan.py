@@ -187,6 +187,10 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
         add("egsde", "low-pass energy alone", egsde__domain_weight=0.0)
         for where, changes in bands(config, "egsde").items():
             add("egsde", f"domain energy {where}", **changes)
+    for method in (m for m in methods if m in GUIDES):
+        for n in (2 * config[method].factor, 4 * config[method].factor):
+            if config.data.image_size // n > 1:
+                add(method, f"low-pass energy of N = {n}", **{f"{method}__factor": n})
     return runs
 
 
