@@ -10,9 +10,9 @@ import importlib
 from cdsde.version import __version__
 
 _MODULE_OF = {
-    "load_torch": "torch_weights",
+    "load_torch": "weights.torch.convert",
     "load_config": "api",
-    "load_sampler": "sampler",
+    "load_sampler": "translation.compiled",
     "translate": "api",
 }
 

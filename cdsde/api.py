@@ -16,9 +16,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde import config_checks, flag_errors
+from cdsde.config import checks, command_line
 from cdsde.data import decode, image_id, resize
-from cdsde.sampler import Sampler, load_sampler
+from cdsde.translation.compiled import Sampler, load_sampler
 
 
 def load_config(path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
@@ -32,18 +32,18 @@ def load_config(path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
       ValueError: an unknown key (names the nearest), a value of the wrong type or out of range.
     """
     try:
-        config = flag_errors.load(str(path))
+        config = command_line.load(str(path))
         leaves = config_lib.key_paths(config)
         for key, value in (overrides or {}).items():
-            flag_errors.check_key(leaves, key)
+            command_line.check_key(leaves, key)
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
             try:
                 config.update_from_flattened_dict({key: value})
             except TypeError as error:
-                raise ValueError(flag_errors.wrong_type(config, key, value)) from error
-    except flag_errors.UserError as error:
+                raise ValueError(command_line.wrong_type(config, key, value)) from error
+    except command_line.UserError as error:
         raise ValueError(str(error)) from error
-    config_checks.validate(config)
+    checks.validate(config)
     return config
 
 

@@ -10,7 +10,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cdsde import flag_errors, logs
+from cdsde.config import command_line
+from cdsde.runtime import logs
 
 MODES = ("train", "sample", "eval", "edit", "serve", "import", "export")
 
@@ -46,29 +47,29 @@ def run(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument '{argv[1]}'; overrides are --config.KEY=VALUE")
     # Imported late, so that --help and a mistyped key answer at once.
-    from cdsde import config_checks
+    from cdsde.config import checks
 
     config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.task}"
     try:
-        config_checks.validate(config)
+        checks.validate(config)
         if COORDINATOR.value is None and (PROCESSES.value, PROCESS.value) != (None, None):
             raise ValueError(
                 "--processes and --process are given without --coordinator=HOST:PORT, so each "
                 "process would do all of the work; add it"
             )
         if COORDINATOR.value:
-            from cdsde import mesh
+            from cdsde.runtime import mesh
 
             mesh.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        from cdsde import preemption
+        from cdsde.runtime import preemption
 
         try:
             _program(MODE.value, config)(config, workdir)
         except preemption.Preempted as reason:
             logging.warning("%s", reason)
             sys.exit(preemption.EXIT_CODE)
-    except (ValueError, OSError, ImportError, FloatingPointError, flag_errors.UserError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, command_line.UserError) as error:
         # One sentence for people; the trace for those who ask for it.
         logging.debug("", exc_info=True)
         if logging.level_debug():
@@ -82,26 +83,26 @@ def _program(mode: str, config):
 
         return train
     if mode == "sample":
-        from cdsde.sample import sample
+        from cdsde.translation.run import sample
 
         return sample
     if mode == "edit":
-        from cdsde.edit import edit
+        from cdsde.edit.run import edit
 
         return edit
     if mode == "serve":
-        from cdsde.serve import serve
+        from cdsde.serve.page import serve
 
         return serve
     if mode in ("import", "export"):
-        from cdsde import exchange
+        from cdsde.weights import exchange
 
         return exchange.import_weights if mode == "import" else exchange.export_weights
     if config.method == "edit":
-        from cdsde.evaluate_edits import evaluate_edits
+        from cdsde.evaluate.edits import evaluate_edits
 
         return evaluate_edits
-    from cdsde.evaluate import evaluate
+    from cdsde.evaluate.translations import evaluate
 
     return evaluate
 
@@ -110,7 +111,7 @@ def main() -> None:
     """Entry point of `python -m cdsde.main`."""
     logs.show_own()
     flags.mark_flags_as_required(["config", "mode"])
-    app.run(run, flags_parser=flag_errors.parse)
+    app.run(run, flags_parser=command_line.parse)
 
 
 if __name__ == "__main__":

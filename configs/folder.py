@@ -13,7 +13,8 @@ there is a test split (then add --config.sample.split=test --config.eval.split=t
 any folder of them.
 """
 
-from cdsde import config, presets
+from cdsde import config
+from cdsde.config import presets
 
 
 def get_config():

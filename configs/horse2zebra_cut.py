@@ -12,7 +12,8 @@ Published: FID 45.5; users who train with the defaults and take the last checkpo
 For an accelerator: a step is 1.42 TFLOP, and there are 533,600 of them.
 """
 
-from cdsde import config, presets
+from cdsde import config
+from cdsde.config import presets
 
 
 def get_config():

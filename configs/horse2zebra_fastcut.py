@@ -11,7 +11,8 @@ Put CycleGAN's images as DIR/{train,val}/{horse,zebra}/*.jpg (its trainA, trainB
 For an accelerator: a step is 0.76 TFLOP, and there are 266,800 of them.
 """
 
-from cdsde import config, presets
+from cdsde import config
+from cdsde.config import presets
 
 
 def get_config():

@@ -9,7 +9,8 @@ Published, EGSDE: FID 41.93 ± 0.11, L2 42.04 ± 0.03, PSNR 20.35 ± 0.01, SSIM 
 an accelerator: a guided step is 947 GFLOP an image.
 """
 
-from cdsde import config, presets
+from cdsde import config
+from cdsde.config import presets
 
 
 def get_config():

@@ -6,7 +6,8 @@
 Every source domain is translated; results are named DOMAIN_NAME.png.
 """
 
-from cdsde import config, presets
+from cdsde import config
+from cdsde.config import presets
 
 
 def get_config():

@@ -7,7 +7,8 @@ How the shipped networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. -
 all three again, in about two and a half hours on 2 CPU cores.
 """
 
-from cdsde import config, presets
+from cdsde import config
+from cdsde.config import presets
 
 
 def get_config():

@@ -9,7 +9,8 @@ configs/noto2fluent.py with --config.method=cut. 2,400 and 1,200 steps of eight 
 minutes on 2 CPU cores that had as much work besides.
 """
 
-from cdsde import config, presets
+from cdsde import config
+from cdsde.config import presets
 
 
 def get_config():

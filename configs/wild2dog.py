@@ -11,7 +11,8 @@ an accelerator: a guided step is 838 GFLOP an image; --config.dtype=bfloat16, an
 of 16 GiB on each of 8 TPU v5e chips, without remat (docs/scaling.md).
 """
 
-from cdsde import config, presets
+from cdsde import config
+from cdsde.config import presets
 
 
 def get_config():

@@ -22,6 +22,6 @@ sed -nE 's/^ +"([A-Za-z0-9_.-]+)(\[[a-z]+\])?>=([0-9.]+)",$/\1==\3/p' setup.py >
 
 export JAX_COMPILATION_CACHE_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/cdsde/jax-oldest"
 if [ $# = 0 ]; then
-  set -- tests/test_cli.py tests/test_golden_runs.py tests/test_data_sources.py tests/test_words.py
+  set -- tests/test_main.py tests/diffusion/test_published_runs.py tests/data/test_sources.py tests/edit/test_words.py
 fi
 exec .venv/oldest/bin/python -m pytest "$@"

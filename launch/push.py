@@ -20,10 +20,13 @@ import numpy as np
 from absl import flags
 
 from cdsde import config as config_lib
-from cdsde import discriminant, energies, evaluate, examples, models, sde, weights
-from cdsde import sample as sample_lib
 from cdsde.benchmark import plan, run, summary
-from cdsde.data import to_float
+from cdsde.data import inputs, to_float
+from cdsde.diffusion import energies, schedules
+from cdsde.evaluate import translations
+from cdsde.networks import build
+from cdsde.translation import domain_statistics
+from cdsde.weights import resolve
 
 LEVELS = 8
 FOLDER = Path("runs/benchmark")
@@ -31,17 +34,18 @@ FOLDER = Path("runs/benchmark")
 
 def push(config, x0: np.ndarray) -> np.ndarray:
     """-∇E of the contrast of domains, mean over `x0` `[N, S, S, 3]` and levels: `[3]`."""
-    params, _ = weights.load(config, "none", "encoder")
-    apply = models.encoder_model(config).apply
+    params, _ = resolve.load(config, "none", "encoder")
+    apply = build.encoder_model(config).apply
     energy = energies.domain_contrast(
-        lambda x, i: apply(params, x, i, space="features"), discriminant.make(config, params)[0]
+        lambda x, i: apply(params, x, i, space="features"),
+        domain_statistics.domain_direction(config, params)[0],
     )
-    alpha_bar = jnp.asarray(models.schedule_of(config).alpha_bar)
+    alpha_bar = jnp.asarray(build.schedule_of(config).alpha_bar)
 
     @jax.jit
     def mean(i):
         e = jax.random.normal(jax.random.fold_in(jax.random.key(0), i), x0.shape)
-        y = sde.perturb(x0, e, alpha_bar[i])
+        y = schedules.perturb(x0, e, alpha_bar[i])
         gradient = jax.grad(lambda y: jnp.sum(energy(y, None, i.astype(jnp.float32))))(y)
         return -jnp.mean(gradient, axis=(0, 1, 2))
 
@@ -53,12 +57,12 @@ def table(name: str) -> str:
     """The Markdown table of a task."""
     task = run.Task(name, FOLDER, {"eval.split": "val"})
     config = task.config
-    source = sample_lib.open_input(config)
-    read = evaluate.resized(config, source)
+    source = inputs.open_input(config)
+    read = translations.resized(config, source)
     x0 = to_float(np.stack([read(j) for j in range(len(source))]))
     of = config.copy_and_resolve_references()
     of.sample.match_colours = plan.MATCHED
-    there, here, _ = examples.of_both(of, "sample.match_colours")
+    there, here, _ = inputs.training_examples(of, "sample.match_colours")
     gap = there.mean((0, 1, 2)) - here.mean((0, 1, 2))
     rows = [["gap of mean colour, grey levels", *(f"{v:.1f}" for v in gap), ""]]
     files = {f"{n} step{'s'[: n > 1]}": str(task.trained("encoder", n)) for n in plan.TRAINED}

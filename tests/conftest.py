@@ -8,7 +8,8 @@ from helpers import FOLDER, TINY, compile_cached
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from cdsde import load_config, mesh
+from cdsde import load_config
+from cdsde.runtime import mesh
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from cdsde import features, realism, weights
+from cdsde.evaluate import extractors, realism
+from cdsde.weights import resolve
 
 FOLDER = Path(__file__).parent.parent / "configs" / "folder.py"
 # Networks of a few layers on 16² pictures, and a report and a checkpoint every other moment.
@@ -60,7 +61,7 @@ def random_params(config, stage: str, seed: int = 0):
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return r.normal(centre, 0.2 / np.sqrt(max(1, len(shape.shape))), shape.shape).astype("f4")
 
-    return jax.tree_util.tree_map_with_path(draw, weights.shapes(config, stage))
+    return jax.tree_util.tree_map_with_path(draw, resolve.shapes(config, stage))
 
 
 def one_sentence(text: str) -> bool:
@@ -76,7 +77,7 @@ def read_json(path):
     return json.loads(Path(path).read_text())
 
 
-def quick_extractor(monkeypatch) -> features.Extractor:
+def quick_extractor(monkeypatch) -> extractors.Extractor:
     """A feature network that takes no time: three values of a picture's corners."""
 
     @jax.jit
@@ -86,4 +87,4 @@ def quick_extractor(monkeypatch) -> features.Extractor:
 
     measure = realism.Measure({"FD": "corners"}, {"KD": "corners"}, {"corners": "corners"})
     monkeypatch.setitem(realism.MEASURES, "quick", measure)
-    return features.Extractor("quick", apply, {"scale": jnp.float32(1 / 255)}, "00")
+    return extractors.Extractor("quick", apply, {"scale": jnp.float32(1 / 255)}, "00")

@@ -1,4 +1,4 @@
-"""The design, read off the source: which way imports point, and what every public name owes."""
+"""The house, read off the source: which way imports point, and what every public name owes."""
 
 import ast
 import subprocess
@@ -10,47 +10,41 @@ import pytest
 import cdsde
 
 ROOT = Path(cdsde.__file__).parent
+# The rooms of the package, lowest first. A room uses itself and the rooms above it in this list.
+ROOMS = {
+    "version": "the number",
+    "diffusion": "the mathematics of images: arrays in, arrays out",
+    "metrics": "numbers that compare images",
+    "config": "every key, and the checks on them",
+    "runtime": "devices, pre-emption, logs, progress, records",
+    "networks": "linen modules, and config -> (init, apply)",
+    "editing": "the mathematics of latents: inversion, editors, guidance",
+    "data": "images in and out",
+    "weights": "where parameters come from",
+    "translation": "--mode=sample",
+    "api": "cdsde from Python",
+    "edit": "--mode=edit",
+    "train": "--mode=train",
+    "evaluate": "--mode=eval",
+    "serve": "--mode=serve",
+    "benchmark": "a program of its own",
+    "scaling": "a program of its own",
+    "main": "the command line",
+}
+# What a room may use of the package at all, where that is less than all rooms above.
+ALONE = {
+    "diffusion": {"diffusion"},
+    "metrics": {"metrics"},
+    "config": {"config", "diffusion"},
+    "editing": {"editing", "diffusion", "networks"},
+}
 TREES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip("."): (
         ast.parse(path.read_text(encoding="utf-8"))
     )
     for path in sorted(ROOT.rglob("*.py"))
 }
-MATHEMATICS = {"sde", "energies", "solvers", "methods", "losses", "metrics", "augment"}
-PROGRAMS = {"main", "train", "sample", "evaluate", "edit", "evaluate_edits", "exchange", "api"}
-# Below the programs, lowest first; within a layer modules may use each other. A module that stands
-# nowhere here is a program: it may use all but `main`.
-LAYERS = (
-    {"version", "logs"},
-    MATHEMATICS
-    | {"networks", "data", "config", "presets", "mesh", "report", "checkpoint"}
-    | {"torch_files", "torch_layouts", "trees"},
-    {"config_checks"},
-    {"flag_errors", "features", "torch_kinds", "torch_weights"},
-    {"latent"},
-    {"models"},
-    {"weights", "examples", "discriminant", "colours"},
-    {"sampler"},
-)
-# What a part may use of the package at all.
-ALONE = {
-    **{name: MATHEMATICS for name in MATHEMATICS},
-    "networks": {"networks"},
-    "data": {"data"},
-    "config": {"config"},
-    "config_checks": {"config", "config_checks"},
-    "presets": {"config", "presets"},
-    "mesh": {"mesh"},
-    "checkpoint": {"checkpoint"},
-    "report": {"report", "version"},
-    "flag_errors": {"config", "flag_errors"},
-    "torch_files": {"torch_files"},
-    "torch_layouts": {"torch_layouts"},
-    "trees": {"trees"},
-    "features": {"features", "torch_weights", "trees"},
-    "torch_kinds": {"networks", "features", "torch_kinds", "torch_layouts"},
-    "torch_weights": {"torch_files", "torch_kinds", "torch_layouts"},
-}
+MODULES = sorted(name for name in TREES if name)
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -65,55 +59,53 @@ def imports(tree: ast.AST) -> set[str]:
     return found
 
 
-def parts_used(module: str) -> set[str]:
-    """First names, below `cdsde`, of what a module imports of the package."""
-    inside = (name.split(".") for name in imports(TREES[module]))
-    return {name[1] for name in inside if name[0] == "cdsde" and len(name) > 1}
+def modules_used(module: str) -> set[str]:
+    """Modules of the package that a module imports, without the `cdsde.`."""
+    used = set()
+    for name in imports(TREES[module]):
+        parts = name.split(".")
+        if parts[0] == "cdsde":
+            dotted = [".".join(parts[1:end]) for end in range(len(parts), 1, -1)]
+            used |= {next(name for name in dotted if name in TREES)} if len(parts) > 1 else set()
+    return used - {""}
 
 
-def part(module: str) -> str:
+def room(module: str) -> str:
     return module.split(".")[0]
 
 
-def layer(name: str) -> int:
-    at = [number for number, layer in enumerate(LAYERS) if name in layer]
-    return at[0] if at else len(LAYERS)
-
-
-MODULES = sorted(name for name in TREES if name)
+def test_the_rooms_are_those_of_the_list():
+    assert {room(module) for module in MODULES} == set(ROOMS)
+    # What lies at the root of the package.
+    files = {path.stem for path in ROOT.glob("*.py")}
+    assert files == {"__init__", "main", "api", "version"}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module):
-    used = parts_used(module) - {part(module)}
-    assert "main" not in used, "nobody imports main"
-    up = {name for name in used if layer(name) > layer(part(module))}
-    assert not up, f"{module} imports {up} from a layer above"
+def test_imports_go_one_way(module):
+    order = list(ROOMS)
+    later = {m for m in modules_used(module) if order.index(room(m)) > order.index(room(module))}
+    assert not later, f"{module} imports {later} from a room that comes after its own"
+    allowed = ALONE.get(room(module))
+    assert allowed is None or {room(m) for m in modules_used(module)} <= allowed
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if part(m) in ALONE])
-def test_parts_that_stand_alone_do(module):
-    assert parts_used(module) <= ALONE[part(module)]
+def test_no_module_leads_back_to_itself():
+    def visit(module, path):
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        for used in modules_used(module) if module not in done else ():
+            visit(used, [*path, module])
+        done.add(module)
 
-
-@pytest.mark.parametrize("module", [m for m in MODULES if part(m) == "features"])
-def test_feature_networks_know_nothing_of_their_weights(module):
-    above = {
-        "features.extractor"
-    }  # torch_weights stands on the networks, and this on torch_weights
-    assert module in above or parts_used(module) <= {"features"}
-
-
-def test_the_lists_above_name_modules_that_exist():
-    existing = {part(module) for module in MODULES}
-    named = set().union(PROGRAMS, *LAYERS, *ALONE.values())
-    assert named <= existing, f"gone or renamed: {named - existing}"
+    done = set()
+    for module in MODULES:
+        visit(module, [])
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_tensorflow_and_torch_only_in_their_place(module):
     foreign = {name.split(".")[0] for name in imports(TREES[module])} & {"tensorflow", "torch"}
-    assert foreign <= ({"torch"} if module == "torch_weights" else set())
+    assert foreign <= ({"torch"} if module == "weights.torch.convert" else set())
 
 
 def definitions(tree: ast.AST, inside: str = ""):
@@ -145,17 +137,14 @@ def test_keys_are_called_key(module):
 
 def test_what_importing_costs():
     """The command line answers before JAX is there; TensorFlow and PyTorch never come along."""
-    others = [m for m in MODULES if m not in ("torch_weights", "exchange")]
     code = f"""
 import importlib, sys
-for name in ("", ".config", ".flag_errors", ".main", ".data"):
+for name in ("", ".config", ".config.command_line", ".main", ".data"):
     importlib.import_module("cdsde" + name)
 early = {{"jax", "flax", "orbax", "grain", "PIL"}} & set(sys.modules)
-for name in {others!r}:
+for name in {MODULES!r}:
     importlib.import_module("cdsde." + name)
 late = {{"tensorflow", "torch"}} & set(sys.modules)
-importlib.import_module("cdsde.exchange")
-late |= {{"tensorflow", "torch"}} & set(sys.modules)
 assert "jax" in sys.modules
 sys.exit(f"early {{early}}, late {{late}}" if early or late else 0)
 """

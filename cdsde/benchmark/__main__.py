@@ -12,8 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from cdsde import flag_errors, logs, report
 from cdsde.benchmark import plan
+from cdsde.config import command_line
+from cdsde.runtime import logs, records
 
 PARTS = ("main", "fronts", "ablations", "solvers", "convergence")
 TASKS = "twemoji2fluent,noto2fluent,fluent2twemoji"
@@ -41,8 +42,8 @@ def benchmark(argv=None) -> None:
     flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers ask
     logs.show_own()
     # Imported late, so that --help and a mistyped flag answer at once.
-    from cdsde import preemption
     from cdsde.benchmark import run, summary
+    from cdsde.runtime import preemption
 
     path = Path(args.output) / "results.json"
     try:
@@ -51,13 +52,13 @@ def benchmark(argv=None) -> None:
         parts = _names(args.parts, PARTS, "--parts")
         if args.seeds < 1:
             raise ValueError(f"--seeds is {args.seeds}; it must be at least 1")
-        overrides = flag_errors.assignments(args.set)
+        overrides = command_line.assignments(args.set)
         for name in args.tasks.split(","):
             task = run.Task(name, Path(args.workdir), overrides)
             for part in parts:
                 run.go(task, run.plan_of(task, part, methods, args.seeds), results, path)
                 _write(results, path.parent)
-    except (ValueError, OSError, flag_errors.UserError) as error:
+    except (ValueError, OSError, command_line.UserError) as error:
         sys.exit(f"error: {error}")
     except preemption.Preempted as stopped:
         print(stopped, file=sys.stderr)
@@ -82,7 +83,7 @@ def _write(results: dict, folder: Path) -> None:
 
     used = {point["run"] for point in results["points"]}
     results["runs"] = {k: v for k, v in sorted(results["runs"].items()) if k in used}
-    report.write_json(folder / "results.json", results)
+    records.write_json(folder / "results.json", results)
     (folder / "table.md").write_text(summary.report(results))
     (folder / "report.html").write_text(page.page(results, folder))
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cdsde import colours
 from cdsde.data import to_uint8
+from cdsde.diffusion import histograms
 
 IDENTITY, COLOURS, RETRIEVAL = "source unchanged", "source in the target's colours", "retrieval"
 MEAN, TRUTH = "mean image", "true target"
@@ -37,7 +37,7 @@ def pictures(
     if name == IDENTITY:
         return source
     if name == COLOURS:
-        return lambda j: to_uint8(np.asarray(colours.apply(table, source(j))))
+        return lambda j: to_uint8(np.asarray(histograms.apply(table, source(j))))
     if name == TRUTH:
         return truth
     if name == MEAN:

@@ -16,13 +16,17 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cdsde import api, checkpoint, colours, evaluate, report, weights
+from cdsde import api
 from cdsde import config as config_lib
-from cdsde import sample as sample_lib
 from cdsde.benchmark import floors, plan
-from cdsde.data import contact_sheet, write_png
-from cdsde.sampler import Sampler, load_params
+from cdsde.data import contact_sheet, inputs, write_png
+from cdsde.evaluate import translations
+from cdsde.runtime import records
 from cdsde.train import loop
+from cdsde.translation import domain_statistics
+from cdsde.translation import run as translation_run
+from cdsde.translation.compiled import Sampler, load_params
+from cdsde.weights import checkpoint, resolve
 
 SHEET_IMAGES = 16
 
@@ -39,10 +43,10 @@ class Task:
     def __init__(self, name: str, workdir: Path, overrides: dict):
         self.name, self.workdir, self.overrides = name, Path(workdir) / name, overrides
         self.config = self.configure({})
-        self.source = sample_lib.open_input(self.config)
-        self.pairs = sample_lib.open_truth(self.config)
-        self.reference = evaluate.open_reference(self.config, self.workdir)
-        self.pairwise = evaluate.pairwise_metrics(evaluate.lpips(self.config))
+        self.source = inputs.open_input(self.config)
+        self.pairs = inputs.open_truth(self.config)
+        self.reference = translations.open_reference(self.config, self.workdir)
+        self.pairwise = translations.pairwise_metrics(translations.lpips(self.config))
         self._sampler: tuple[str, Sampler] | None = None
         self._loaded: dict[str, tuple[dict, dict]] = {}
 
@@ -75,7 +79,7 @@ class Task:
             return None, {}, record
         config = self.configure({"method": run.method, "sample.seed": run.seed, **run.changes})
         params, origins = self._load(config)
-        return config, params, sample_lib.settings_record(config, origins, self.source)
+        return config, params, records.settings_record(config, origins, self.source)
 
     def _load(self, config: ConfigDict) -> tuple[dict, dict[str, str]]:
         """A method's networks and where they came from, read once."""
@@ -104,7 +108,7 @@ class Task:
             config = self.configure(asked)
         except ValueError:  # its changes and today's config do not go together
             return False
-        if sample_lib.settings_record(config, record["weights"], self.source) != record:
+        if records.settings_record(config, record["weights"], self.source) != record:
             return False
         # Networks that the run itself brings are not the task's.
         rest = {k: v for k, v in asked.items() if not k.startswith("weights.")}
@@ -123,14 +127,14 @@ class Task:
             config.sample.output = str(folder)
             sampler = self._sampler_for(config, params, record)
             evaluations = sampler.evaluations
-            sample_lib.sample(config, self.workdir, (sampler, record["weights"]))
+            translation_run.sample(config, self.workdir, (sampler, record["weights"]))
         seconds = time.monotonic() - begin
         of = self.config if config is None else config
-        per_image = evaluate.measure(of, self.source, self.pairs, folder, self.pairwise)
-        summary = evaluate.summarise(per_image, of.eval.bootstrap, of.eval.seed)
+        per_image = translations.measure(of, self.source, self.pairs, folder, self.pairwise)
+        summary = translations.summarise(per_image, of.eval.bootstrap, of.eval.seed)
         count = len(per_image["name"])
-        read = evaluate.written(of, self.source, folder)
-        summary |= evaluate.distances(self.reference, read, count, of.eval.seed)
+        read = translations.written(of, self.source, folder)
+        summary |= translations.distances(self.reference, read, count, of.eval.seed)
         result = {
             "task": self.name,
             "method": run.method,
@@ -139,7 +143,7 @@ class Task:
             "evaluations": evaluations,
             "seconds": round(seconds, 1),
             "metrics": {k: {c: _short(v[c]) for c in v} for k, v in summary.items()},
-            "made": report.provenance(),
+            "made": records.provenance(),
         }
         if run.part == "main" and run.seed == 0:
             columns = {k: v for k, v in per_image.items() if k != "name"}
@@ -150,11 +154,11 @@ class Task:
         """The same first images under every method, as a PNG."""
         count = len(range(len(self.source))[: self.config.sample.limit])
         at = np.linspace(0, count - 1, min(count, SHEET_IMAGES)).astype(int)
-        readers = {"source": evaluate.resized(self.config, self.source)}
+        readers = {"source": translations.resized(self.config, self.source)}
         for name, folder in folders.items():
-            readers[name] = evaluate.written(self.config, self.source, folder)
+            readers[name] = translations.written(self.config, self.source, folder)
         if self.pairs is not None:
-            readers[floors.TRUTH] = evaluate.resized(self.config, self.pairs)
+            readers[floors.TRUTH] = translations.resized(self.config, self.pairs)
         rows = [[read(j) for read in readers.values()] for j in at]
         scale = max(1, 64 // self.config.data.image_size)
         write_png(path, contact_sheet(rows, list(readers), blocks=2, scale=scale))
@@ -182,9 +186,9 @@ class Task:
         path = folder / f"{steps}.safetensors"
         if not path.exists():
             loop.train_stage(config, folder, stage)
-            shapes = weights.shapes(config, stage)
+            shapes = resolve.shapes(config, stage)
             params = checkpoint.open_ema(folder, stage, shapes)
-            weights.save(path, config, stage, params, {"step": steps})
+            resolve.save(path, config, stage, params, {"step": steps})
         return path
 
     def _sampler_for(self, config, params, record) -> Sampler:
@@ -208,16 +212,20 @@ class Task:
 
     def _write_floor(self, name: str, folder: Path) -> None:
         config = self.config
-        real = sample_lib.open_split(config, config.data.target, config.eval.reference)
-        read = evaluate.resized(config, real)
+        real = inputs.open_split(config, config.data.target, config.eval.reference)
+        read = translations.resized(config, real)
         images = np.stack([read(j) for j in range(len(real))])
-        truth = None if self.pairs is None else evaluate.resized(config, self.pairs)
+        truth = None if self.pairs is None else translations.resized(config, self.pairs)
         table = None
         if name == floors.COLOURS:
-            table = colours.make(self.configure({"sample.match_colours": plan.MATCHED}))[0]
-        make = floors.pictures(name, evaluate.resized(config, self.source), truth, images, table)
+            table = domain_statistics.colour_table(
+                self.configure({"sample.match_colours": plan.MATCHED})
+            )[0]
+        make = floors.pictures(
+            name, translations.resized(config, self.source), truth, images, table
+        )
         folder.mkdir(parents=True, exist_ok=True)
-        for j, png in enumerate(sample_lib.output_names(self.source.ids)):
+        for j, png in enumerate(records.output_names(self.source.ids)):
             write_png(folder / png, make(j))
 
 
@@ -262,7 +270,7 @@ def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
             folders[run.method] = folder
         points.append({**point, "run": key})
         results["points"] = kept + points
-        report.write_json(path, results)
+        records.write_json(path, results)
     # Without some method's pictures (made in another work folder) an older sheet tells more.
     if folders and all(folder.exists() for folder in folders.values()):
         task.sheet(folders, path.parent / "sheets" / f"{task.name}.png")

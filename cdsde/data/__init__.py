@@ -24,7 +24,7 @@ _MODULE_OF = {
     "image_id": "sources",
     "open_domain": "domains",
     "open_pairs": "domains",
-    "TfdsSource": "tfds_source",
+    "TfdsSource": "tfds",
     "train_iterator": "loader",
     "eval_batches": "loader",
 }

@@ -56,7 +56,7 @@ def open_domain(
     if half is not None:
         raise ValueError(f"Data root '{root}' has no halves: only 'emoji' has; use half=None.")
     if root.startswith("tfds:"):
-        from cdsde.data.tfds_source import TfdsSource
+        from cdsde.data.tfds import TfdsSource
 
         return TfdsSource(root.removeprefix("tfds:"), domain, split, data_dir)
     return FolderSource(root, domain, split)

@@ -23,7 +23,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from cdsde import api, data, flag_errors, mesh, report
+from cdsde import api, data
+from cdsde.config import command_line
+from cdsde.runtime import mesh, records
 from cdsde.scaling import programs, timing
 
 OF_EDITS = ("edit",)  # parts of a config whose method is "edit"
@@ -152,12 +154,12 @@ def bench(argv=None) -> None:
         flags.FLAGS.mark_as_parsed()  # Grain's workers look at them
     try:
         _run(args)
-    except (ValueError, OSError, flag_errors.UserError) as error:
+    except (ValueError, OSError, command_line.UserError) as error:
         sys.exit(f"error: {error}")
 
 
 def _run(args) -> None:
-    given = flag_errors.assignments(args.set)
+    given = command_line.assignments(args.set)
     config = api.load_config(f"configs/{args.config}.py", given)
     known = OF_EDITS if config.method == "edit" else PARTS
     if config.method != "edit" and "method" not in given:
@@ -199,9 +201,9 @@ def _run(args) -> None:
         if images in step:
             print(f"cdsde is {beside['step'] / step[images]:.2f} times as fast")
     if args.output:
-        record = {"made": report.provenance(), "device": kind, "peak_flops": peak}
+        record = {"made": records.provenance(), "device": kind, "peak_flops": peak}
         record |= {"config": args.config, "set": args.set, "published": beside}
-        report.write_json(Path(args.output), {**record, "columns": HEADER, "rows": rows})
+        records.write_json(Path(args.output), {**record, "columns": HEADER, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -13,13 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cdsde import colours, discriminant, energies, features, mesh, methods, models, sampler, solvers
 from cdsde import config as config_lib
-from cdsde.features import extractor
-from cdsde.latent import ddim, editors, files, model
-from cdsde.latent.unet import UNet
-from cdsde.latent.vae import AutoencoderKL
+from cdsde.diffusion import energies, histograms, methods, solvers
+from cdsde.edit import pipeline
+from cdsde.editing import editors, ladders
+from cdsde.evaluate import extractors
+from cdsde.networks import build, features
+from cdsde.networks.stable_diffusion.unet import UNet
+from cdsde.networks.stable_diffusion.vae import AutoencoderKL
+from cdsde.runtime import mesh
 from cdsde.train import loop, stages
+from cdsde.translation import compiled, domain_statistics
+from cdsde.weights import diffusers
 
 
 class Program(NamedTuple):
@@ -79,7 +84,7 @@ def train_step(config: ConfigDict, stage: str, devices, batch: int) -> Program:
 
 
 def _params(config: ConfigDict, stage: str, devices):
-    init = models.MODELS[stage](config).init
+    init = build.MODELS[stage](config).init
     key = jax.eval_shape(lambda: jax.random.key(0))
     return _everywhere(jax.eval_shape(init, key), devices)
 
@@ -87,7 +92,7 @@ def _params(config: ConfigDict, stage: str, devices):
 def score_forward(config: ConfigDict, devices, batch: int) -> Program:
     """One evaluation of the score network."""
     size = config.data.image_size
-    function = jax.jit(models.score_model(config).apply)
+    function = jax.jit(build.score_model(config).apply)
     y = _rows((batch, size, size, 3), jnp.float32, devices)
     t = _everywhere(jax.ShapeDtypeStruct((), jnp.float32), devices)
     return Program("score forward", function, (_params(config, "score", devices), y, t), batch)
@@ -97,7 +102,7 @@ def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
     """The gradient of the weighted energies of the config's method, all in one backward pass."""
     size = config.data.image_size
     (guide,) = [s for s in config_lib.needed_stages(config.method) if s != "score"]
-    apply = models.MODELS[guide](config).apply
+    apply = build.MODELS[guide](config).apply
 
     def gradient(params, y, x_t, t, weights):
         def bound(*args, **kwargs):
@@ -117,16 +122,18 @@ def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
 def translation(config: ConfigDict, devices, batch: int) -> Program:
     """The sampler of the config's method, all of its steps."""
     c, size = config.sample, config.data.image_size
-    schedule = models.schedule_of(config)
+    schedule = build.schedule_of(config)
     start = config_lib.start_index(config)
     grid = solvers.make_grid(schedule, start, c.steps, c.variance, c.spacing)
     lambdas = methods.weights(config.method, config[config.method], grid.index)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = {s: _params(config, s, devices) for s in config_lib.needed_stages(config.method)}
-    if discriminant.wanted(config):
-        params["discriminant"] = _everywhere(discriminant.shapes(config), devices)
-    if colours.wanted(config):
-        params["colours"] = _everywhere(jax.ShapeDtypeStruct(colours.SHAPE, jnp.float32), devices)
+    if domain_statistics.needs_direction(config):
+        params["discriminant"] = _everywhere(domain_statistics.direction_shapes(config), devices)
+    if domain_statistics.needs_colours(config):
+        params["colours"] = _everywhere(
+            jax.ShapeDtypeStruct(histograms.SHAPE, jnp.float32), devices
+        )
     grid = jax.tree.map(np.asarray, grid)
     rest = _everywhere((grid, lambdas, np.float32(c.eta), key), devices)
     arguments = (
@@ -135,7 +142,7 @@ def translation(config: ConfigDict, devices, batch: int) -> Program:
         _rows((batch,), jnp.uint32, devices),
         *rest,
     )
-    function = jax.jit(sampler.program(config))
+    function = jax.jit(compiled.program(config))
     return Program(f"sample {config.method}", function, arguments, batch, len(grid.index))
 
 
@@ -157,8 +164,8 @@ def _latent_diffusion(config: ConfigDict, devices, batch: int):
     }
     # Without what the networks keep of a pass (attention maps, features).
     shapes = {name: {"params": found["params"]} for name, found in shapes.items()}
-    schedule = ddim.scaled_linear()
-    sd = model.Model(unet, vae, shapes, files.SCALING_FACTOR, schedule, None, {})
+    schedule = ladders.scaled_linear()
+    sd = pipeline.Model(unet, vae, shapes, diffusers.SCALING_FACTOR, schedule, None, {})
     latents = _rows((batch, side, side, 4), jnp.float32, devices)
     text = _rows((batch, TOKENS, TEXT_WIDTH), jnp.float32, devices)
     return sd, latents, editors.Texts(text, text, text), _everywhere(key, devices)
@@ -168,10 +175,10 @@ def edit_steps(config: ConfigDict, devices, batch: int) -> Program:
     """The denoising steps of a guided edit by words, with SD-1.x's U-Net at `edit.image_size`."""
     e = config.edit
     sd, latents, said, key = _latent_diffusion(config, devices, batch)
-    down = ddim.sampling(sd.schedule, e.steps)
+    down = ladders.sampling(sd.schedule, e.steps)
 
     def steps(params, top, said, key):
-        return model.guided(model.noise_of(sd, {"unet": params}), down, e, said, top, key)
+        return pipeline.guided(pipeline.noise_of(sd, {"unet": params}), down, e, said, top, key)
 
     arguments = (_everywhere(sd.params["unet"], devices), latents, said, key)
     return Program(f"edit {e.method}", jax.jit(steps), arguments, batch, e.steps)
@@ -191,7 +198,7 @@ def edit(config: ConfigDict, devices, batch: int) -> Program:
         key,
         _rows((batch,), jnp.uint32, devices),
     )
-    function = jax.jit(model.program(sd, e, e.image_size))
+    function = jax.jit(pipeline.program(sd, e, e.image_size))
     return Program(f"edit {e.method}, one trip of each loop", function, arguments, batch)
 
 
@@ -203,6 +210,6 @@ def evaluation(name: str, devices, batch: int, size: int) -> Program:
     key = jax.eval_shape(lambda: jax.random.key(0))
     picture = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     params = jax.eval_shape(module.init, key, picture)
-    function = jax.jit(extractor.vectors(module.apply))
+    function = jax.jit(extractors.vectors(module.apply))
     pictures = _rows((batch, size, size, 3), jnp.uint8, devices)
     return Program(f"evaluate {name}", function, (_everywhere(params, devices), pictures), batch)

@@ -162,7 +162,9 @@ def check(argv=None) -> None:
     import jax
     from jax.experimental import topologies
 
-    from cdsde import api, flag_errors, mesh
+    from cdsde import api
+    from cdsde.config import command_line
+    from cdsde.runtime import mesh
 
     jax.config.update("jax_optimization_level", args.effort)
     too_large = []
@@ -176,7 +178,7 @@ def check(argv=None) -> None:
             )
             for name in names:
                 for fsdp in map(int, args.fsdp.split(",") if name in TRAINING else "1"):
-                    given = flag_errors.assignments(args.set)
+                    given = command_line.assignments(args.set)
                     config = api.load_config(
                         f"configs/{config_name}.py", {"mesh.fsdp": fsdp, **given}
                     )

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from cdsde import losses
+from cdsde.diffusion import losses
 from cdsde.train import state as state_lib
 
 

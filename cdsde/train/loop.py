@@ -11,11 +11,13 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from cdsde import checkpoint, mesh, models, preemption, report, weights
 from cdsde import config as config_lib
 from cdsde.data import open_domain, train_iterator, write_png
+from cdsde.networks import build
+from cdsde.runtime import mesh, preemption, progress
 from cdsde.train import stages, state
-from cdsde.train.sheets import SheetMaker
+from cdsde.train.previews import SheetMaker
+from cdsde.weights import checkpoint, resolve
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -97,7 +99,7 @@ def train_stage(config: ConfigDict, workdir, name: str):
         if saved.latest_step():
             current = _restore(saved, current)
         elif c.fine_tune:
-            params = weights.load(config, workdir, name)[0]
+            params = resolve.load(config, workdir, name)[0]
             params = jax.device_put(params, mesh.network_sharded(params, devices))
             # A copy, for the step gives its argument's memory away, and no part of it twice.
             ema = jax.tree.map(jnp.copy, params)
@@ -112,7 +114,7 @@ def train_stage(config: ConfigDict, workdir, name: str):
         logging.info(
             "%s: %.2f M parameters on %d %s device(s), %s, step %d of %d, batch %d%s",
             name,
-            models.count_parameters(current.params) / 1e6,
+            build.count_parameters(current.params) / 1e6,
             devices.size,
             jax.default_backend(),
             " + ".join(stage.domains),
@@ -166,8 +168,8 @@ def _run(config, name, workdir, saved, current, data, step_fn, devices, watch):
     c = config_lib.stage_training(config, name)
     first = int(current.step)
     chief = jax.process_index() == 0
-    writer = report.Writer(Path(workdir) / "logs" / name, first) if chief else None
-    rate = report.Rate(first, c.steps)
+    writer = progress.Writer(Path(workdir) / "logs" / name, first) if chief else None
+    rate = progress.Rate(first, c.steps)
     every = config.train.sample_every if name == "score" else 0
     sheets = SheetMaker(config) if every else None
     try:

@@ -23,11 +23,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy.stats import norm
 
-from cdsde import augment, energies, losses, models, sde
 from cdsde import config as config_lib
-from cdsde.latent import trained
-from cdsde.train import cut, latent, state
-from cdsde.train.levels import draw_levels, uniform
+from cdsde.diffusion import energies, losses, schedules
+from cdsde.diffusion.levels import draw_levels, uniform
+from cdsde.networks import build
+from cdsde.networks.stable_diffusion import small
+from cdsde.train import augment, cut, state, text_to_image
 
 
 class Stage(NamedTuple):
@@ -64,7 +65,7 @@ def _images(batch, key, training: ConfigDict):
     return augment.affine(key, x, a.shift, a.scale, a.rotate)
 
 
-def level_shares(schedule: sde.Schedule, training: ConfigDict) -> np.ndarray:
+def level_shares(schedule: schedules.Schedule, training: ConfigDict) -> np.ndarray:
     """How often each level is drawn for ε-matching, `[T]` summing to 1.
 
     "index": equally often. "log_snr": as a normal distribution of the log-SNR has it (Karras et
@@ -82,8 +83,8 @@ def level_shares(schedule: sde.Schedule, training: ConfigDict) -> np.ndarray:
 
 def score(config: ConfigDict) -> Stage:
     """ε-matching on the target domain (losses.eps_matching)."""
-    model = models.score_model(config)
-    schedule = models.schedule_of(config)
+    model = build.score_model(config)
+    schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "score")
     shares = level_shares(schedule, training)
     dropout = config.score.dropout > 0
@@ -93,9 +94,11 @@ def score(config: ConfigDict) -> Stage:
         x0 = _images(batch, keys[0], training)
         i = draw_levels(keys[1], shares, x0.shape[0])
         e = jax.random.normal(keys[2], x0.shape)
-        alpha_bar = sde.gather(schedule.alpha_bar, i)
+        alpha_bar = schedules.gather(schedule.alpha_bar, i)
         rngs = {"dropout": keys[3]} if dropout else None
-        prediction = model.apply(params, sde.perturb(x0, e, alpha_bar), i, train=True, rngs=rngs)
+        prediction = model.apply(
+            params, schedules.perturb(x0, e, alpha_bar), i, train=True, rngs=rngs
+        )
         return losses.eps_matching(prediction, e, alpha_bar, training.snr_clip or None), {}
 
     return Stage((config.data.target,), model.init, loss)
@@ -107,8 +110,8 @@ def encoder(config: ConfigDict) -> Stage:
     Of encoders that pool nothing, position by position (losses.nt_xent_of_maps).
     """
     contrast = losses.nt_xent_of_maps if config.encoder.pool == "none" else losses.nt_xent
-    model = models.encoder_model(config)
-    schedule = models.schedule_of(config)
+    model = build.encoder_model(config)
+    schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "encoder")
     dropout = config.encoder.dropout > 0
 
@@ -120,10 +123,10 @@ def encoder(config: ConfigDict) -> Stage:
             i = jnp.broadcast_to(jax.random.randint(keys[1], (), 0, training.max_index), (b,))
         else:
             i = draw_levels(keys[1], uniform(training.max_index), b)
-        alpha_bar = sde.gather(schedule.alpha_bar, i)
-        first = sde.perturb(x0, jax.random.normal(keys[2], x0.shape), alpha_bar)
+        alpha_bar = schedules.gather(schedule.alpha_bar, i)
+        first = schedules.perturb(x0, jax.random.normal(keys[2], x0.shape), alpha_bar)
         view = augment.colour(keys[5], energies.lowpass(x0, training.factor), training.colour)
-        second = sde.perturb(view, jax.random.normal(keys[3], x0.shape), alpha_bar)
+        second = schedules.perturb(view, jax.random.normal(keys[3], x0.shape), alpha_bar)
         rngs = {"dropout": keys[4]} if dropout else None
         views, times = jnp.concatenate([first, second]), jnp.concatenate([i, i])
         z = model.apply(params, views, times, train=True, rngs=rngs)
@@ -137,8 +140,8 @@ def encoder(config: ConfigDict) -> Stage:
 
 def classifier(config: ConfigDict) -> Stage:
     """Cross-entropy of the domain at a random t (EGSDE's domain-specific extractor)."""
-    model = models.classifier_model(config)
-    schedule = models.schedule_of(config)
+    model = build.classifier_model(config)
+    schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "classifier")
     dropout = config.classifier.dropout > 0
 
@@ -146,7 +149,9 @@ def classifier(config: ConfigDict) -> Stage:
         keys = jax.random.split(key, 4)
         x0 = _images(batch, keys[0], training)
         i = draw_levels(keys[1], uniform(training.max_index), x0.shape[0])
-        x = sde.perturb(x0, jax.random.normal(keys[2], x0.shape), sde.gather(schedule.alpha_bar, i))
+        x = schedules.perturb(
+            x0, jax.random.normal(keys[2], x0.shape), schedules.gather(schedule.alpha_bar, i)
+        )
         rngs = {"dropout": keys[3]} if dropout else None
         logits, _ = model.apply(params, x, i, train=True, rngs=rngs)
         value, accuracy = losses.cross_entropy(logits, batch["domain"])
@@ -163,7 +168,7 @@ def _gan(config: ConfigDict, method: str) -> Stage:
         raise ValueError(
             f"config.data.source is '{config.data.source}'; {method} is trained on one domain"
         )
-    generator, discriminator, sampler = models.gan_modules(config, method)
+    generator, discriminator, sampler = build.gan_modules(config, method)
     layers = tuple(settings.layers)
     networks = cut.Networks(
         generate=generator.apply,
@@ -209,20 +214,20 @@ def autoencoder(config: ConfigDict) -> Stage:
     """The autoencoder of a small latent diffusion model."""
     training = config_lib.stage_training(config, "autoencoder")
     images = functools.partial(_images, training=training)
-    init = functools.partial(trained.init_autoencoder, config)
-    return Stage(config_lib.domains(config), init, latent.autoencoder_loss(config, images))
+    init = functools.partial(small.init_autoencoder, config)
+    return Stage(config_lib.domains(config), init, text_to_image.autoencoder_loss(config, images))
 
 
 def text_to_latent(config: ConfigDict, workdir) -> Stage:
     """U-Net and text encoder in the latents of the autoencoder that `workdir` has."""
     training = config_lib.stage_training(config, "latent")
     images = functools.partial(_images, training=training)
-    loss, factor = latent.latent_loss(config, workdir, images)
+    loss, factor = text_to_image.latent_loss(config, workdir, images)
     return Stage(
         config_lib.domains(config),
-        functools.partial(trained.init_latent, config, factor=factor),
+        functools.partial(small.init_latent, config, factor=factor),
         loss,
-        labels=functools.partial(latent.labels, config),
+        labels=functools.partial(text_to_image.labels, config),
     )
 
 

@@ -1,0 +1,47 @@
+"""Configs: every key and its default, what follows from keys, and the checks on them."""
+
+from cdsde.config.derived import (
+    domains,
+    eval_methods,
+    get,
+    key_paths,
+    named_methods,
+    nearest,
+    needed_stages,
+    sources,
+    stage_training,
+    start_index,
+)
+from cdsde.config.keys import (
+    EDITORS,
+    GANS,
+    GUIDED,
+    LATENT,
+    METHODS,
+    NEEDS,
+    SDES,
+    STAGES,
+    base,
+)
+
+__all__ = [
+    "EDITORS",
+    "GANS",
+    "GUIDED",
+    "LATENT",
+    "METHODS",
+    "NEEDS",
+    "SDES",
+    "STAGES",
+    "base",
+    "domains",
+    "eval_methods",
+    "get",
+    "key_paths",
+    "named_methods",
+    "nearest",
+    "needed_stages",
+    "sources",
+    "stage_training",
+    "start_index",
+]

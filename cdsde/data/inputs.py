@@ -1,0 +1,95 @@
+"""What a run reads, as its config says: sources to translate, true targets, training examples."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde.data import tokenizer
+from cdsde.data.domains import JoinedSource, open_domain, open_pairs
+from cdsde.data.images import resize
+from cdsde.data.sources import FilesSource, captions
+
+
+def open_input(config: ConfigDict):
+    """The images to translate: `sample.input`, or the split of every source domain."""
+    if config.sample.input is not None:
+        return FilesSource(config.sample.input)
+    names = config_lib.sources(config)
+    parts = {name: open_split(config, name, config.sample.split) for name in names}
+    return JoinedSource(parts) if len(parts) > 1 else parts[names[0]]
+
+
+def open_truth(config: ConfigDict):
+    """The true pairs of `open_input`'s images, in the same order; None where there are none."""
+    if config.sample.input is not None:
+        return None
+    d = config.data
+    names = config_lib.sources(config)
+    parts = {name: open_pairs(d.root, name, d.target, config.sample.split) for name in names}
+    if None in parts.values():
+        return None
+    return JoinedSource(parts) if len(parts) > 1 else parts[names[0]]
+
+
+def open_split(config: ConfigDict, domain: str, split: str):
+    """The images of one domain and split of the config's data."""
+    return open_domain(config.data.root, domain, split, data_dir=config.data.data_dir)
+
+
+def training_examples(config: ConfigDict, key: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Images of the target and of the sources, uint8 `[N, S, S, 3]`, and a line that names them.
+
+    Which images these are is the same every time.
+
+    Args:
+      config: the task; its train split is read.
+      key: of the config, such as "sample.match_colours": how many of each domain.
+
+    Raises:
+      ValueError: the train split of a domain is not there.
+    """
+    domains = (config.data.target, *config_lib.sources(config))
+    images = [_examples_of(config, domain, key) for domain in domains]
+    digest = hashlib.sha256()
+    for part in images:
+        digest.update(part.tobytes())
+    counts = ", ".join(f"{len(i)} of {d}" for i, d in zip(images, domains, strict=True))
+    where = f"train, {counts} (sha256 {digest.hexdigest()[:12]})"
+    return images[0], np.concatenate(images[1:]), where
+
+
+def _examples_of(config: ConfigDict, domain: str, key: str) -> np.ndarray:
+    d, count = config.data, config_lib.get(config, key)
+    try:
+        source = open_domain(d.root, domain, "train", data_dir=d.data_dir)
+    except ValueError as error:
+        raise ValueError(
+            f"config.{key}={count} reads training images: {error} Or set it to 0."
+        ) from error
+    drawn = np.sort(np.random.default_rng(0).permutation(len(source))[:count])
+    read = (source[int(j)]["image"] for j in drawn)
+    return np.stack([resize(image, d.image_size, filter=d.filter, fit=d.fit) for image in read])
+
+
+def train_captions(config: ConfigDict) -> list[list[str]]:
+    """The captions of the training images, a list a domain.
+
+    Raises:
+      ValueError: an image has none.
+    """
+    d = config.data
+    return [
+        captions(open_domain(d.root, n, "train", data_dir=d.data_dir))
+        for n in config_lib.domains(config)
+    ]
+
+
+def tokenizer_of(config: ConfigDict) -> tokenizer.ClipTokenizer:
+    """The tokenizer learned from the captions of the training images; always the same."""
+    texts = sorted({text for part in train_captions(config) for text in part})
+    net = config.latent
+    return tokenizer.learn(texts, net.vocabulary, net.text_length)

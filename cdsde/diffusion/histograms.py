@@ -1,0 +1,45 @@
+r"""The target's colours for the source, before anything is translated: histogram specification.
+
+A value v of a channel becomes the value that as large a part of the target's pixels lies below as
+of the source's lies below v,
+
+    v' = G_t⁻¹(G_s(v)),  G(v) = P(pixel < v) + P(pixel = v)/2                                   (1)
+
+each channel by itself, from training images of both domains. No network knows of it: what it alone
+does to a measure of realism is what guidance has to be better than.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SHAPE = (3, 256)
+
+
+def table(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Equation (1) of each channel and value, float32 `[3, 256]` in 0 … 255.
+
+    Both are uint8 `[N, H, W, 3]`. Values that the source does not have are between their
+    neighbours'.
+    """
+    values = np.arange(256)
+
+    def below(images, channel):
+        count = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., 0].size
+        there = count > 0
+        return (np.cumsum(count) - count / 2)[there], values[there]
+
+    rows = []
+    for channel in range(3):
+        share, value = below(source, channel)
+        mapped = np.interp(share, *below(target, channel))
+        rows.append(np.interp(values, value, mapped))
+    return np.asarray(rows, np.float32)
+
+
+def apply(table: jax.Array, images: jax.Array) -> jax.Array:
+    """uint8 `[B, H, W, 3]` → float32 in [-1, 1] with each channel's values looked up."""
+    looked_up = [table[channel][images[..., channel]] for channel in range(3)]
+    return jnp.stack(looked_up, axis=-1) / 127.5 - 1

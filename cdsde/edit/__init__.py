@@ -1,0 +1,1 @@
+"""`--mode=edit`: change images by words with a latent diffusion model."""

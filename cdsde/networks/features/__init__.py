@@ -1,0 +1,12 @@
+"""Feature networks of the evaluation: pictures in, numbers to compare pictures by out.
+
+The networks are linen modules without state, float32, NHWC, for inference only; `__call__` includes
+the pre-processing. Parameters have their published names; `evaluate.extractors` loads them.
+"""
+
+from cdsde.networks.features.dino import DINO
+from cdsde.networks.features.efficientnet import EfficientNetLite0
+from cdsde.networks.features.inception import InceptionV3
+from cdsde.networks.features.lpips import LPIPSVGG, LPIPSAlex
+
+__all__ = ["DINO", "EfficientNetLite0", "InceptionV3", "LPIPSAlex", "LPIPSVGG"]

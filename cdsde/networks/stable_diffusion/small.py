@@ -1,0 +1,95 @@
+"""Latent diffusion models that are trained here: their networks, as `config` describes them.
+
+They are those of SD-1.x, small; `files.save` writes them in the same layout, so that edits (and
+other programs) read them like any other model.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cdsde.networks.stable_diffusion.clip import CLIPTextModel, TextTransformer
+from cdsde.networks.stable_diffusion.unet import UNet
+from cdsde.networks.stable_diffusion.vae import AutoencoderKL
+
+
+def autoencoder(config: ConfigDict) -> AutoencoderKL:
+    """The autoencoder of `config.autoencoder`."""
+    net = config.autoencoder
+    return AutoencoderKL(
+        widths=tuple(net.widths),
+        blocks=net.blocks,
+        latent_channels=net.channels,
+        groups=net.groups,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def unet(config: ConfigDict) -> UNet:
+    """The U-Net of `config.latent`."""
+    net = config.latent
+    return UNet(
+        widths=tuple(net.widths),
+        attention=(True,) * len(net.widths),
+        blocks=net.blocks,
+        heads=(net.heads,) * len(net.widths),
+        groups=net.groups,
+        out_channels=config.autoencoder.channels,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+    )
+
+
+def text_encoder(config: ConfigDict) -> CLIPTextModel:
+    """The text encoder of `config.latent`; the end of a text is its largest id."""
+    net = config.latent
+    return CLIPTextModel(
+        TextTransformer(
+            vocabulary=net.vocabulary,
+            positions=net.text_length,
+            width=net.text_width,
+            depth=net.text_depth,
+            heads=net.text_heads,
+            mlp=4 * net.text_width,
+            end=net.vocabulary - 1,
+            dtype=jnp.dtype(config.dtype),
+        )
+    )
+
+
+def latent_side(config: ConfigDict) -> int:
+    """Side of an image's latents."""
+    return config.data.image_size // 2 ** (len(config.autoencoder.widths) - 1)
+
+
+def init_autoencoder(config: ConfigDict, key):
+    """Parameters of the autoencoder."""
+    size = config.data.image_size
+    return _parameters(autoencoder(config), key, jnp.zeros((1, size, size, 3)))
+
+
+def init_latent(config: ConfigDict, key, factor=1.0):
+    """`{"unet", "text_encoder", "factor"}`; the factor by which latents are scaled stays as it is.
+
+    The U-Net's last convolution begins at 0.
+    """
+    keys = jax.random.split(key)
+    net, side = config.latent, latent_side(config)
+    z = jnp.zeros((1, side, side, config.autoencoder.channels))
+    text = jnp.zeros((1, net.text_length, net.text_width))
+    params = _parameters(unet(config), keys[0], z, jnp.zeros(1), text)
+    last = params["params"]["conv_out"]
+    params["params"]["conv_out"] = jax.tree.map(jnp.zeros_like, last)
+    ids = jnp.zeros((1, net.text_length), int)
+    return {
+        "unet": params,
+        "text_encoder": text_encoder(config).init(keys[1], ids),
+        "factor": jnp.asarray(factor, jnp.float32),
+    }
+
+
+def _parameters(module, key, *inputs):
+    """Without the features that a module keeps in passing."""
+    return {"params": module.init(key, *inputs)["params"]}

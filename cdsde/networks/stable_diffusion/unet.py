@@ -1,0 +1,247 @@
+"""The conditional U-Net of SD-1.x (diffusers' UNet2DConditionModel).
+
+Cross-attention maps and features can be had without a second network: `apply(..., mutable=["maps",
+"features"])` returns them as collections beside the noise, under the modules' own paths; without
+`mutable` nothing of them is kept. Plug-and-play's injection is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cdsde.networks.blocks import adm_time_embedding
+from cdsde.networks.stable_diffusion import layers
+
+
+class Injection(NamedTuple):
+    """Plug-and-play: the first third of the batch is the source, whose activations the others take.
+
+    Attributes:
+      convolution: whether, a bool scalar: the second convolution of `up_blocks.1.resnets.1`.
+      attention: whether: queries and keys of the self-attention from `up_blocks.1.attentions.1` on.
+    """
+
+    convolution: jax.Array
+    attention: jax.Array
+
+
+def _of_source(x: jax.Array, on: jax.Array) -> jax.Array:
+    source = x[: x.shape[0] // 3]
+    return jnp.where(on, jnp.concatenate([source] * 3), x)
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions with the time between them, and a shortcut.
+
+    Its output is kept as a feature.
+    """
+
+    features: int
+    groups: int = 32
+    eps: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array | None = None, inject=None) -> jax.Array:
+        """`[B, H, W, C]` and `[B, E]` (None: no time) → `[B, H, W, features]`."""
+        norm = layers.GroupNorm(self.groups, self.eps, self.dtype, name="norm1")
+        h = layers.conv(self.features, 3, "conv1", dtype=self.dtype)(nn.silu(norm(x)))
+        if time is not None:
+            shift = layers.dense(self.features, "time_emb_proj", dtype=self.dtype)(nn.silu(time))
+            h = h + shift[:, None, None]
+        norm = layers.GroupNorm(self.groups, self.eps, self.dtype, name="norm2")
+        h = layers.conv(self.features, 3, "conv2", dtype=self.dtype)(nn.silu(norm(h)))
+        if inject is not None:
+            h = _of_source(h, inject)
+        if x.shape[-1] != self.features:
+            x = layers.conv(self.features, 1, "conv_shortcut", dtype=self.dtype)(x)
+        out = x + h
+        self.sow("features", "out", out)
+        return out
+
+
+class Attention(nn.Module):
+    """Attention of a sequence to itself or, kept as a map, to another one."""
+
+    heads: int
+    cross: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None = None, inject=None) -> jax.Array:
+        """`[B, L, C]` and, for `cross`, `[B, M, D]` → `[B, L, C]`, before the residual."""
+        width, other = x.shape[-1], context if self.cross else x
+        q, k, v = (
+            layers.split_heads(
+                layers.dense(width, f"to_{n}", bias=False, dtype=self.dtype)(y), self.heads
+            )
+            for n, y in (("q", x), ("k", other), ("v", other))
+        )
+        if inject is not None:
+            q, k = _of_source(q, inject), _of_source(k, inject)
+        if self.cross:
+            p = layers.probabilities(q, k)
+            self.sow("maps", "probabilities", p)
+            out = layers.weigh(p, v)
+        else:
+            out = layers.attend(q, k, v)
+        out = layers.dense(width, "to_out.0", dtype=self.dtype)(out)
+        if not self.cross:
+            self.sow("features", "out", out)
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, gated feed-forward; each after a norm and added."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array, inject=None) -> jax.Array:
+        """`[B, L, C]` → the same."""
+        h = layers.layer_norm("norm1", dtype=self.dtype)(x)
+        x = x + Attention(self.heads, False, self.dtype, name="attn1")(h, inject=inject)
+        h = layers.layer_norm("norm2", dtype=self.dtype)(x)
+        x = x + Attention(self.heads, True, self.dtype, name="attn2")(h, context)
+        h = layers.layer_norm("norm3", dtype=self.dtype)(x)
+        width = x.shape[-1]
+        h, gate = jnp.split(layers.dense(8 * width, "ff.net.0.proj", dtype=self.dtype)(h), 2, -1)
+        return x + layers.dense(width, "ff.net.2", dtype=self.dtype)(h * layers.gelu(gate))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer block over the positions of a map, added to it."""
+
+    heads: int
+    groups: int = 32
+    linear: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array, inject=None) -> jax.Array:
+        """`[B, H, W, C]` → the same."""
+        b, height, width, c = x.shape
+        h = layers.GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
+
+        def project(h, name):
+            if self.linear:
+                return layers.dense(c, name, dtype=self.dtype)(h)
+            return layers.conv(c, 1, name, dtype=self.dtype)(h)
+
+        h = project(h, "proj_in").reshape(b, height * width, c)
+        h = TransformerBlock(self.heads, self.dtype, name="transformer_blocks.0")(
+            h, context, inject
+        )
+        return x + project(h.reshape(b, height, width, c), "proj_out")
+
+
+class UNet(nn.Module):
+    """Noise of a latent, given its level and a text.
+
+    Attributes:
+      widths: channels of the levels.
+      attention: which levels, on the way down, have transformers.
+      blocks: residual blocks a level on the way down (one more on the way up).
+      heads: of attention, a level.
+      groups, eps: of the normalisation.
+      out_channels: of the noise.
+      linear: projections around the transformers are linear layers rather than convolutions.
+      dtype: of products and convolutions.
+      remat: transformers and residual blocks are computed again in the backward pass.
+    """
+
+    widths: Sequence[int] = (320, 640, 1280, 1280)
+    attention: Sequence[bool] = (True, True, True, False)
+    blocks: int = 2
+    heads: Sequence[int] = (8, 8, 8, 8)
+    groups: int = 32
+    eps: float = 1e-5
+    out_channels: int = 4
+    linear: bool = False
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        context: jax.Array,
+        inject: Injection | None = None,
+    ) -> jax.Array:
+        """Predicts the noise.
+
+        Args:
+          x: `[B, H, W, 4]` latents, H and W multiples of 2^(levels - 1).
+          t: index 0..999, scalar or `[B]`.
+          context: `[B, M, D]` text, all positions.
+          inject: plug-and-play.
+
+        Returns:
+          `[B, H, W, 4]` float32.
+
+        Raises:
+          ValueError: sides that cannot be halved that often.
+        """
+        halvings = 2 ** (len(self.widths) - 1)
+        if x.shape[1] % halvings or x.shape[2] % halvings:
+            raise ValueError(
+                f"latents of {x.shape[1]}x{x.shape[2]} cannot be halved {len(self.widths) - 1} "
+                f"times: sides must be multiples of {halvings} (of images, {8 * halvings})"
+            )
+        time = self._time(jnp.broadcast_to(jnp.asarray(t), x.shape[:1]))
+        context = context.astype(self.dtype)
+        x = layers.conv(self.widths[0], 3, "conv_in", dtype=self.dtype)(x.astype(self.dtype))
+        skips = [x]
+        last = len(self.widths) - 1
+        for level, width in enumerate(self.widths):
+            name = f"down_blocks.{level}"
+            for n in range(self.blocks):
+                x = self._resnet(width, f"{name}.resnets.{n}")(x, time)
+                if self.attention[level]:
+                    x = self._transformer(level, f"{name}.attentions.{n}")(x, context)
+                skips.append(x)
+            if level < last:
+                down = f"{name}.downsamplers.0.conv"
+                x = layers.conv(width, 3, down, stride=2, dtype=self.dtype)(x)
+                skips.append(x)
+        x = self._resnet(self.widths[-1], "mid_block.resnets.0")(x, time)
+        x = self._transformer(last, "mid_block.attentions.0")(x, context)
+        x = self._resnet(self.widths[-1], "mid_block.resnets.1")(x, time)
+        for up, level in enumerate(range(last, -1, -1)):
+            name = f"up_blocks.{up}"
+            for n in range(self.blocks + 1):
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                here = inject is not None and (up, n) == (1, 1)
+                resnet = self._resnet(self.widths[level], f"{name}.resnets.{n}")
+                x = resnet(x, time, inject.convolution if here else None)
+                if self.attention[level]:
+                    here = inject is not None and (up, n) >= (1, 1)
+                    transformer = self._transformer(level, f"{name}.attentions.{n}")
+                    x = transformer(x, context, inject.attention if here else None)
+            if level > 0:
+                conv = layers.conv(
+                    self.widths[level], 3, f"{name}.upsamplers.0.conv", dtype=self.dtype
+                )
+                x = conv(layers.upsample(x))
+        x = layers.GroupNorm(self.groups, self.eps, name="conv_norm_out")(x)
+        return layers.conv(self.out_channels, 3, "conv_out")(nn.silu(x))
+
+    def _time(self, t: jax.Array) -> jax.Array:
+        width = 4 * self.widths[0]
+        h = layers.dense(width, "time_embedding.linear_1")(adm_time_embedding(t, self.widths[0]))
+        return layers.dense(width, "time_embedding.linear_2")(nn.silu(h))
+
+    def _resnet(self, width: int, name: str) -> ResnetBlock:
+        block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
+        return block(width, self.groups, self.eps, self.dtype, name=name)
+
+    def _transformer(self, level: int, name: str) -> SpatialTransformer:
+        block = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+        return block(self.heads[level], self.groups, self.linear, self.dtype, name=name)

@@ -1,0 +1,105 @@
+"""What a run tells: progress lines, TensorBoard event files and CSV, tables."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+class Writer:
+    """Scalars and images of a run, to TensorBoard event files and `metrics.csv`.
+
+    A resumed run appends; rows of steps after `resume_step`, written by a run that was killed
+    before its next checkpoint, are dropped, so that each step stands once.
+    """
+
+    def __init__(self, folder, resume_step: int = 0):
+        # Imported here: it looks for PyTorch, which takes seconds where that is installed.
+        from tensorboardX import SummaryWriter
+
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._csv = self._folder / "metrics.csv"
+        self._rows = []
+        if self._csv.exists():
+            with self._csv.open(newline="") as f:
+                self._rows = [r for r in csv.DictReader(f) if int(r["step"]) <= resume_step]
+        self._write_rows()
+        self._events = SummaryWriter(str(self._folder), purge_step=resume_step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One row: floats by name, at `step`."""
+        row = {"step": step, **{k: f"{v:.6g}" for k, v in values.items()}}
+        new_columns = bool(self._rows) and set(row) != set(self._rows[0])
+        self._rows.append(row)
+        if new_columns or len(self._rows) == 1:
+            self._write_rows()
+        else:
+            with self._csv.open("a", newline="") as f:
+                csv.DictWriter(f, self._columns()).writerow(row)
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """uint8 `[H, W, 3]`."""
+        self._events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._events.close()
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(k for row in self._rows for k in row))
+
+    def _write_rows(self) -> None:
+        # Replaced, not rewritten in place: a kill between must not cost the rows so far.
+        temporary = self._csv.with_name(".metrics.csv.new")
+        with temporary.open("w", newline="") as f:
+            w = csv.DictWriter(f, self._columns() or ["step"])
+            w.writeheader()
+            w.writerows(self._rows)
+        temporary.replace(self._csv)
+
+
+class Rate:
+    """Steps a second since this process began, and the time that is left."""
+
+    def __init__(self, first: int, last: int):
+        self._first, self._last, self._begin = first, last, time.monotonic()
+
+    def restart(self, step: int) -> None:
+        """Count from here (after the compilation, which would spoil the rate)."""
+        self._first, self._begin = step, time.monotonic()
+
+    def __call__(self, step: int) -> tuple[float, str]:
+        """Steps a second and the remaining time as h:mm:ss."""
+        rate = (step - self._first) / max(time.monotonic() - self._begin, 1e-9)
+        left = (self._last - step) / rate if rate > 0 else math.inf
+        return rate, duration(left)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss; "?" where unknown."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, s = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
+
+
+def table(rows: list[list[str]], header: list[str]) -> str:
+    """A plain-text table, first column left, the others right aligned."""
+    cells = [header] + rows
+    widths = [max(len(r[c]) for r in cells) for c in range(len(header))]
+
+    def line(row):
+        return "  ".join(
+            v.ljust(w) if c == 0 else v.rjust(w)
+            for c, (v, w) in enumerate(zip(row, widths, strict=True))
+        )
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths)] + [line(r) for r in rows])

@@ -1,0 +1,1 @@
+"""`--mode=serve`: a page to try a task on."""

@@ -1,0 +1,1 @@
+"""`--mode=sample`: translate the images of one domain into another."""

@@ -1,0 +1,351 @@
+"""A model on disk, in the layout of diffusers: `unet/ vae/ text_encoder/ tokenizer/ scheduler/`.
+
+Read with safetensors alone, half precision included; nothing is downloaded, and what is missing is
+named. Each loader returns a module and its parameters `{"params": tree}`, float32.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+
+from cdsde.data import tokenizer
+from cdsde.networks.stable_diffusion.blip import BLIP, Decoder, Vision
+from cdsde.networks.stable_diffusion.clip import (
+    CLIP,
+    CLIPTextModel,
+    TextTransformer,
+    VisionTransformer,
+)
+from cdsde.networks.stable_diffusion.unet import UNet
+from cdsde.networks.stable_diffusion.vae import AutoencoderKL
+from cdsde.runtime import records
+from cdsde.weights.torch import convert
+
+WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
+VARIANTS = ("", ".fp16", ".non_ema")
+# Fields of a transformer here, and what the files call them.
+TRANSFORMER = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate_size",
+    "activation": "hidden_act",
+    "eps": "layer_norm_eps",
+}
+TEXT = {"vocabulary": "vocab_size", "positions": "max_position_embeddings", **TRANSFORMER}
+VISION = {"image_size": "image_size", "patch_size": "patch_size", **TRANSFORMER}
+SCALING_FACTOR = 0.18215  # of SD-1.x, whose files do not say it
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """`config.json` of a part.
+
+    Raises:
+      ValueError: it is not there.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; a model in diffusers' layout has one in each part")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
+    """All tensors of a part, float ones as float32; sharded files by their index.
+
+    Raises:
+      ValueError: there is no safetensors file.
+    """
+    folder = Path(folder)
+    for name in (f"{stem}{variant}" for variant in VARIANTS for stem in WEIGHTS):
+        index = folder / f"{name}.safetensors.index.json"
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            parts = [convert.read_state_dict(folder / shard) for shard in shards]
+            return {key: value for part in parts for key, value in part.items()}
+        if (folder / f"{name}.safetensors").is_file():
+            return convert.read_state_dict(folder / f"{name}.safetensors")
+    raise ValueError(
+        f"{folder} holds no weights: expected {WEIGHTS[0]}.safetensors or {WEIGHTS[1]}.safetensors "
+        "there (a .bin is not read: convert it)"
+    )
+
+
+def published(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """Key and shape of a parameter in the files: modules here have their published names."""
+    name = convert.published_leaf(".".join(path[:-1]), path[-1])
+    return name, convert.published_shape(path[-1], shape)
+
+
+def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where) -> dict:
+    """The parameters of a module, with every mismatch told.
+
+    Raises:
+      ValueError: keys or shapes that do not fit.
+    """
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    try:
+        return convert.fit(shapes, state_dict, published)
+    except ValueError as error:
+        raise ValueError(f"{where} does not fit its config.json: {error}") from None
+
+
+def _fields(config: Mapping[str, Any], names: Mapping[str, str], where) -> dict[str, Any]:
+    missing = [key for key in names.values() if key not in config]
+    if missing:
+        raise ValueError(f"{where}/config.json does not say {', '.join(missing)}")
+    return {field: config[key] for field, key in names.items()}
+
+
+def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
+    """The U-Net that a config describes.
+
+    Raises:
+      ValueError: something that this U-Net does not do.
+    """
+    known = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+    downs = config["down_block_types"]
+    ups = [name.replace("Up", "Down") for name in reversed(config["up_block_types"])]
+    if ups != list(downs) or not set(downs) <= set(known):
+        raise ValueError(
+            f"{where}/config.json asks for blocks {', '.join(downs)}; this U-Net has "
+            f"{' and '.join(known)}, the same ones up as down"
+        )
+    for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim"):
+        if config.get(key) is not None:
+            raise ValueError(f"{where}/config.json sets {key}, which SD-1.x and 2.x do not have")
+    heads = config.get("num_attention_heads") or config["attention_head_dim"]
+    count = len(downs)
+    return UNet(
+        widths=tuple(config["block_out_channels"]),
+        attention=tuple(known[name] for name in downs),
+        blocks=config["layers_per_block"],
+        heads=tuple(heads) if isinstance(heads, list) else (heads,) * count,
+        groups=config["norm_num_groups"],
+        eps=config["norm_eps"],
+        out_channels=config["out_channels"],
+        linear=config.get("use_linear_projection", False),
+        **fields,
+    )
+
+
+def load_unet(folder: str | Path, **fields) -> tuple[UNet, dict]:
+    """`UNet` and its parameters; `fields` such as dtype and remat."""
+    config = read_config(folder)
+    module = unet_of(config, folder, **fields)
+    side = 2 ** (len(module.widths) - 1)
+    inputs = (
+        jnp.zeros((1, side, side, config["in_channels"])),
+        jnp.zeros(1),
+        jnp.zeros((1, 1, config["cross_attention_dim"])),
+    )
+    return module, fit(module, inputs, read_weights(folder), folder)
+
+
+def load_vae(folder: str | Path, **fields) -> tuple[AutoencoderKL, dict, float]:
+    """`AutoencoderKL`, its parameters, and the factor by which latents are scaled."""
+    config = read_config(folder)
+    names = {"blocks": "layers_per_block", "groups": "norm_num_groups"}
+    names |= {"latent_channels": "latent_channels", "out_channels": "out_channels"}
+    module = AutoencoderKL(
+        widths=tuple(config["block_out_channels"]), **_fields(config, names, folder), **fields
+    )
+    side = 2 ** (len(module.widths) - 1)
+    inputs = (jnp.zeros((1, side, side, config["in_channels"])),)
+    params = fit(module, inputs, _renamed_attention(read_weights(folder)), folder)
+    return module, params, config.get("scaling_factor") or SCALING_FACTOR
+
+
+def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names of today for those of the first SD files (query, key, value, proj_attn)."""
+    new = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+    def rename(key: str) -> str:
+        return re.sub(
+            r"(attentions\.\d+)\.(query|key|value|proj_attn)\.",
+            lambda m: f"{m[1]}.{new[m[2]]}.",
+            key,
+        )
+
+    renamed = {rename(key): value for key, value in state_dict.items()}
+    # There linear layers were kept as 1x1 convolutions in some of them.
+    return {
+        key: value[:, :, 0, 0] if ".to_" in key and value.ndim == 4 else value
+        for key, value in renamed.items()
+    }
+
+
+def _text(config: Mapping[str, Any], where, **fields) -> TextTransformer:
+    return TextTransformer(
+        **_fields(config, TEXT, where), end=config.get("eos_token_id", 2), **fields
+    )
+
+
+def _without_positions(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {k: v for k, v in state_dict.items() if not k.endswith(".position_ids")}
+
+
+def load_text_encoder(folder: str | Path, **fields) -> tuple[CLIPTextModel, dict]:
+    """`CLIPTextModel` and its parameters."""
+    config = read_config(folder)
+    weights = _without_positions(read_weights(folder))
+    # Some versions of transformers write the keys without the model's name.
+    weights = {
+        k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in weights.items()
+    }
+    module = CLIPTextModel(_text(config, folder, **fields))
+    return module, fit(module, (jnp.zeros((1, 1), int),), weights, folder)
+
+
+def load_clip(folder: str | Path, **fields) -> tuple[CLIP, dict]:
+    """`CLIP` (both encoders) and its parameters."""
+    config = read_config(folder)
+    vision = VisionTransformer(**_fields(config["vision_config"], VISION, folder), **fields)
+    text = _text(config["text_config"], folder, **fields)
+    module = CLIP(text, vision, config["projection_dim"])
+    inputs = (jnp.zeros((1, 1), int), jnp.zeros((1, vision.image_size, vision.image_size, 3)))
+    return module, fit(module, inputs, _without_positions(read_weights(folder)), folder)
+
+
+def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
+    """`BLIP`, the captioner, and its parameters."""
+    config = read_config(folder)
+    text = config["text_config"]
+    module = BLIP(
+        Vision(**_fields(config["vision_config"], VISION, folder)),
+        Decoder(**_fields(text, TEXT, folder)),
+        begin=text["bos_token_id"],
+        end=text["sep_token_id"],
+        pad=text["pad_token_id"],
+    )
+    side = module.vision.image_size
+    weights = _without_positions(read_weights(folder))
+    # Kept beside the decoder's own bias, and not used.
+    weights.pop("text_decoder.cls.predictions.bias", None)
+    inputs = (jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1), int))
+    return module, fit(module, inputs, weights, folder)
+
+
+def state_dict(params: Mapping, dtype=np.float16) -> dict[str, np.ndarray]:
+    """Parameters of any of these networks under their published names and shapes."""
+    found = {}
+    for path, value in traverse_util.flatten_dict(params["params"]).items():
+        name, _ = published(path, value.shape)
+        value = np.asarray(value, np.float32)
+        if path[-1] == "kernel":
+            value = np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value.T
+        found[name] = np.ascontiguousarray(value.astype(dtype))
+    return found
+
+
+class Parts(NamedTuple):
+    """A model in the making: modules, parameters and the rest of what a folder holds.
+
+    Attributes:
+      unet, vae, text: `(module, params)` each; the text encoder is a `CLIPTextModel`.
+      factor: by which latents are scaled.
+      tokenizer: of the texts.
+      betas: first and last β of SD-1.x's schedule.
+    """
+
+    unet: tuple[UNet, Mapping]
+    vae: tuple[AutoencoderKL, Mapping]
+    text: tuple[CLIPTextModel, Mapping]
+    factor: float
+    tokenizer: tokenizer.ClipTokenizer
+    betas: tuple[float, float] = (0.00085, 0.012)
+
+
+def save(folder: str | Path, parts: Parts) -> None:
+    """Write a model in the layout of diffusers, float16: what `model.load` reads."""
+    folder = Path(folder)
+    (unet, unet_params), (vae, vae_params), (clip, text_params) = parts[:3]
+    text = clip.text
+    names = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in unet.attention]
+    common = {"in_channels": unet.out_channels, "out_channels": unet.out_channels}
+    _write(
+        folder / "unet",
+        {
+            "_class_name": "UNet2DConditionModel",
+            **common,
+            "block_out_channels": list(unet.widths),
+            "down_block_types": names,
+            "up_block_types": [name.replace("Down", "Up") for name in reversed(names)],
+            "layers_per_block": unet.blocks,
+            "attention_head_dim": list(unet.heads),
+            "norm_num_groups": unet.groups,
+            "norm_eps": unet.eps,
+            "cross_attention_dim": text.width,
+            "use_linear_projection": unet.linear,
+        },
+        unet_params,
+    )
+    blocks = len(vae.widths)
+    _write(
+        folder / "vae",
+        {
+            "_class_name": "AutoencoderKL",
+            "in_channels": vae.out_channels,
+            "out_channels": vae.out_channels,
+            "latent_channels": vae.latent_channels,
+            "block_out_channels": list(vae.widths),
+            "down_block_types": ["DownEncoderBlock2D"] * blocks,
+            "up_block_types": ["UpDecoderBlock2D"] * blocks,
+            "layers_per_block": vae.blocks,
+            "norm_num_groups": vae.groups,
+            "scaling_factor": parts.factor,
+        },
+        vae_params,
+    )
+    fields = {theirs: getattr(text, ours) for ours, theirs in TEXT.items()}
+    ends = {"bos_token_id": parts.tokenizer.start, "eos_token_id": parts.tokenizer.end}
+    _write(
+        folder / "text_encoder",
+        {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **fields, **ends},
+        text_params,
+        "model",
+    )
+    tokenizer.save(folder / "tokenizer", parts.tokenizer)
+    first, last = parts.betas
+    records.write_json(
+        folder / "scheduler" / "scheduler_config.json",
+        {
+            "_class_name": "DDIMScheduler",
+            "beta_schedule": "scaled_linear",
+            "beta_start": first,
+            "beta_end": last,
+            "num_train_timesteps": 1000,
+            "steps_offset": 1,
+            "set_alpha_to_one": False,
+            "clip_sample": False,
+            "prediction_type": "epsilon",
+        },
+    )
+    records.write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": "StableDiffusionPipeline",
+            "feature_extractor": [None, None],
+            "safety_checker": [None, None],
+            "requires_safety_checker": False,
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+    )
+
+
+def _write(folder: Path, config: dict, params: Mapping, stem: str = WEIGHTS[0]) -> None:
+    records.write_json(folder / "config.json", config)
+    safetensors.numpy.save_file(state_dict(params), folder / f"{stem}.safetensors")

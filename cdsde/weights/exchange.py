@@ -1,0 +1,150 @@
+"""`--mode=import` and `--mode=export`: weights of others in, trained networks out.
+
+Published names (PyTorch or safetensors) for use with published code, or cdsde's own small files
+(float16, with a card that says how the network was made), which `config.weights` can name.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde.data.inputs import tokenizer_of
+from cdsde.networks import build
+from cdsde.networks.stable_diffusion import small
+from cdsde.runtime import records
+from cdsde.weights import checkpoint, diffusers, resolve
+from cdsde.weights.torch import convert
+
+MODULES = {
+    "score": build.score_module,
+    "classifier": build.classifier_module,
+    "cut": lambda config: build.gan_modules(config, "cut")[0],
+    "fastcut": lambda config: build.gan_modules(config, "fastcut")[0],
+}
+
+
+def kind_of(config: ConfigDict, stage: str) -> str:
+    """The published format of a stage's network; of a GAN's, the generator."""
+    if stage in config_lib.GANS:
+        return "cut_generator"
+    return config.score.arch if stage == "score" else "adm_encoder"
+
+
+def import_weights(config: ConfigDict, workdir) -> None:
+    """Convert every file that `config.weights` names into a checkpoint of `workdir`.
+
+    Raises:
+      ValueError: no file is named, a file is not what the config describes (all keys that differ
+        are listed, and the config value that is likely wrong), or a checkpoint is in the way.
+    """
+    named = {
+        stage: path
+        for stage, path in config.weights.items()
+        if path is not None and not path.startswith(resolve.SHIPPED)
+    }
+    if not named:
+        raise ValueError("nothing to import: name files with --config.weights.score=PATH and so on")
+    for stage, path in named.items():
+        _check_published(config, stage)
+        _, params = convert.load_torch(path, kind_of(config, stage), **_fields(config, stage))
+        plain = json.loads(config.to_json_best_effort())
+        folder = checkpoint.save_imported(workdir, stage, params, plain)
+        count = build.count_parameters(params) / 1e6
+        logging.info("%s: %.2f M parameters from %s into %s", stage, count, path, folder)
+
+
+def export_weights(config: ConfigDict, workdir) -> Path:
+    """Write a stage's averaged parameters to `config.export.path`; returns the file.
+
+    Raises:
+      ValueError: no checkpoint, or (format "published") a network that the published code has no
+        counterpart of.
+    """
+    stage = config.export.stage
+    if stage in config_lib.LATENT:
+        return export_model(config, workdir)
+    if config.export.format == "published":
+        _check_published(config, stage)
+    params, origin = resolve.load(config, workdir, stage)
+    default = Path(workdir) / "export" / f"{stage}.safetensors"
+    path = Path(config.export.path or default)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if config.export.format == "published":
+        convert.save_state_dict(path, params, kind_of(config, stage))
+    else:
+        resolve.save(path, config, stage, params, card(config, workdir, stage))
+    logging.info("%s of %s written to %s", stage, origin, path)
+    return path
+
+
+def export_model(config: ConfigDict, workdir) -> Path:
+    """Write the latent diffusion model of `workdir` in diffusers' layout; returns its folder.
+
+    Raises:
+      ValueError: it is not trained.
+    """
+    (vae, _), (latent, origin) = (resolve.load(config, workdir, s) for s in config_lib.LATENT)
+    folder = Path(config.export.path or Path(workdir) / "export" / "model")
+    parts = diffusers.Parts(
+        (small.unet(config), latent["unet"]),
+        (small.autoencoder(config), vae),
+        (small.text_encoder(config), latent["text_encoder"]),
+        float(latent["factor"]),
+        tokenizer_of(config),
+    )
+    diffusers.save(folder, parts)
+    cards = {stage: card(config, workdir, stage) for stage in config_lib.LATENT}
+    records.write_json(folder / "card.json", cards)
+    logging.info("%s written to %s", origin, folder)
+    return folder
+
+
+def card(config: ConfigDict, workdir, stage: str) -> dict:
+    """How a trained network was made: its training config, last log row, hardware and versions."""
+    made_with = checkpoint.saved_config(workdir, stage)
+    log = Path(workdir) / "logs" / stage / "metrics.csv"
+    if not log.exists():
+        raise ValueError(
+            f"{log} is not there, and the card tells of the training; export from the work folder "
+            f"that the {stage} was trained in, or with --config.export.format=published"
+        )
+    with log.open(newline="") as f:
+        last = list(csv.DictReader(f))[-1]
+    return {
+        "stage": stage,
+        "step": checkpoint.latest_step(workdir, stage),
+        "seed": made_with["train"]["seed"],
+        "data": made_with["data"],
+        "training": made_with["train"][stage],
+        "last_log_row": {k: float(v) for k, v in last.items()},
+        "hours": float(last["step"]) / float(last["steps_per_second"]) / 3600,
+        **records.provenance(),
+    }
+
+
+def _fields(config: ConfigDict, stage: str) -> dict:
+    """The network's constructor fields as the config has them."""
+    module = MODULES[stage](config)
+    names = set(type(module).__dataclass_fields__) - {"name", "parent"}
+    return {name: getattr(module, name) for name in names}
+
+
+def _check_published(config: ConfigDict, stage: str) -> None:
+    if stage not in MODULES:
+        raise ValueError(
+            f"there is no published format of the {stage}; import and export know "
+            f"{', '.join(MODULES)}"
+        )
+    net = config[stage]
+    for key, plain in (("patch_size", 1), ("group_channels", 1), ("prediction", "eps")):
+        if net.get(key, plain) != plain:
+            raise ValueError(
+                f"config.{stage}.{key} is {config_lib.get(config, f'{stage}.{key}')}; published "
+                f"networks have {plain}, so there is no published format of this one"
+            )

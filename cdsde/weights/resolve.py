@@ -1,0 +1,146 @@
+"""Where a network's parameters come from when images are translated.
+
+In this order: the stage's newest checkpoint in the work folder; else `config.weights.STAGE`, a
+name of the package ("shipped:NAME") or a file that `--mode=export --config.export.format=cdsde`
+wrote. Nothing is ever initialised at random here, and nothing is downloaded.
+
+Such a file is float16 safetensors with its card (architecture, training, origin) beside it, as
+FILE.json; the package's own are in `cdsde/assets/checkpoints/`.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors.numpy
+from absl import logging
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde.networks import build
+from cdsde.runtime import records
+from cdsde.runtime.trees import digest, flatten, unflatten
+from cdsde.weights import checkpoint
+
+SHIPPED = "shipped:"
+# What decides whether parameters fit, and what they mean, beside the network's own group.
+CONTEXT = ("data.image_size", "sde.schedule", "sde.num_steps")
+
+
+def folder() -> Path:
+    """Where the shipped checkpoints lie."""
+    return Path(str(resources.files("cdsde") / "assets" / "checkpoints"))
+
+
+def architecture(config: ConfigDict, stage: str) -> dict:
+    """What a checkpoint of the stage must agree on: its network's group and the SDE."""
+    net = json.loads(config[stage].to_json())
+    if stage in config_lib.GANS:  # the generator is what is kept and what translates
+        return {"network": {k: net[k] for k in ("channels", "num_blocks")}}
+    return {"network": net, **{key: config_lib.get(config, key) for key in CONTEXT}}
+
+
+def load(config: ConfigDict, workdir, stage: str):
+    """Parameters of a stage's network (host arrays) and a line that says where they are from.
+
+    Raises:
+      ValueError: there are none, or they do not fit the config; the text says what to do.
+    """
+    where = origin(config, workdir, stage)
+    if checkpoint.latest_step(workdir, stage) is not None:
+        params = checkpoint.open_ema(workdir, stage, shapes(config, stage))
+    else:
+        params = _load_named(config, stage, where)
+    params = jax.tree.map(np.asarray, params)
+    where = f"{where} (sha256 {digest(params)[:12]})"
+    logging.info("%s: %s", stage, where)
+    return params, where
+
+
+def origin(config: ConfigDict, workdir, stage: str) -> str:
+    """Where a stage's parameters would be loaded from: a checkpoint, or `config.weights.STAGE`.
+
+    Raises:
+      ValueError: there are none; the text says what to do.
+    """
+    step = checkpoint.latest_step(workdir, stage)
+    if step is not None:
+        return f"{checkpoint.stage_folder(workdir, stage)}/{step}"
+    if config.weights[stage] is None:
+        raise ValueError(
+            f"{config.method} needs a trained {stage} network, and there is none in "
+            f"{checkpoint.stage_folder(workdir, stage)}: train it with --mode=train "
+            f"--config.train.stage={stage}, or name weights with --config.weights.{stage}=..."
+        )
+    return config.weights[stage]
+
+
+def shapes(config: ConfigDict, stage: str):
+    """The stage's parameter tree as ShapeDtypeStructs on one local device."""
+    tree = jax.eval_shape(build.MODELS[stage](config).init, jax.random.key(0))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), tree)
+
+
+def _load_named(config: ConfigDict, stage: str, name: str):
+    if name.startswith(SHIPPED):
+        path = folder() / f"{name.removeprefix(SHIPPED)}.safetensors"
+        if not path.exists():
+            raise ValueError(
+                f"config.weights.{stage}={name}: the package has no such weights; there are "
+                f"{', '.join(shipped_names()) or 'none'}"
+            )
+    else:
+        path = Path(name)
+        if not path.exists():
+            raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
+    card = path.with_suffix(".json")
+    if path.suffix != ".safetensors" or not card.exists():
+        raise ValueError(
+            f"config.weights.{stage}={name} has no card {card.name} beside it, so it is not a file "
+            f"of cdsde; bring published weights in with --mode=import"
+        )
+    saved = json.loads(card.read_text())["architecture"]
+    _check_architecture(saved, architecture(config, stage), stage, name)
+    flat = safetensors.numpy.load_file(path)
+    return unflatten({k: np.asarray(v, np.float32) for k, v in flat.items()})
+
+
+def shipped_names() -> list[str]:
+    """Names of the checkpoints in the package."""
+    return sorted(p.stem for p in folder().glob("*.safetensors"))
+
+
+def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None:
+    """Write parameters as float16 safetensors, and the card with the architecture beside them."""
+    half = {name: value.astype(np.float16) for name, value in flatten(params).items()}
+    path.write_bytes(safetensors.numpy.save(half))
+    records.write_json(
+        path.with_suffix(".json"), {**card, "architecture": architecture(config, stage)}
+    )
+
+
+def _check_architecture(saved: dict, wanted: dict, stage: str, name: str) -> None:
+    """Raise ValueError naming the keys of the config in which a checkpoint differs."""
+    saved = {**{f"{stage}.{k}": v for k, v in saved["network"].items()}, **saved}
+    wanted = {**{f"{stage}.{k}": v for k, v in wanted["network"].items()}, **wanted}
+    # Neither changes the function that the weights compute when sampling.
+    ignored = ("network", f"{stage}.dropout")
+    wrong = [
+        f"config.{k} is {wanted.get(k)}, the weights have {saved.get(k)}"
+        for k in sorted(set(saved) | set(wanted))
+        if k not in ignored and _plain(saved.get(k)) != _plain(wanted.get(k))
+    ]
+    if wrong:
+        raise ValueError(
+            f"{name} does not fit the config: {'; '.join(wrong)}; leave these keys as they are, or "
+            f"train your own network with --mode=train --config.train.stage={stage}"
+        )
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""Weights of PyTorch code bases: files, names of parameters, architectures."""

@@ -1,0 +1,409 @@
+"""Published PyTorch weights: read, map onto the networks, and back.
+
+Contract: a state dict is `{published name: array}` without the `module.` of DataParallel; `params`
+is what `init` of the network returns, `{"params": tree}`, float32. Each parameter has exactly one
+published name, derived from its path by a rule (`input_blocks_3_0/in_layers_2/kernel` <->
+`input_blocks.3.0.in_layers.2.weight`), so import and export are one map read in two directions.
+Convolution kernels are (H, W, in, out) here and (out, in, H, W) there; linear ones (in, out) and
+(out, in), with trailing ones where the published layer is a 1x1 convolution.
+
+The feature networks of the evaluation are kinds too. PyTorch is imported only when a `.pt` file of
+a network of translation is read, or any `.pt` written.
+"""
+
+import functools
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import traverse_util
+
+from cdsde.weights.torch import kinds, layouts, pickle_reader
+from cdsde.weights.torch.kinds import StateDict
+
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+# Where trainers put the weights inside a larger file; averaged weights first, as samplers use them.
+WRAPPERS = ("ema", "ema_state_dict", "model_ema", "params_ema", "shadow")
+WRAPPERS += ("state_dict", "model_state_dict", "model", "net", "params")
+LISTED_KEYS = 12  # of each sort of mismatch in an error message
+
+
+def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict]:
+    """Loads published weights into the network of `kind`.
+
+    Args:
+      path: `.pt`/`.pth` (only tensors are accepted) or `.safetensors`. A `.pt` of the first three
+        kinds needs PyTorch; the others are read without.
+      kind: "adm", "ddpm", "adm_encoder"; "cut_generator", "cut_discriminator", "cut_patch_sampler",
+        the `latest_net_{G,D,F}.pth` of CUT; "inception", the file of pytorch-fid; "lpips_alex" and
+        "lpips_vgg", torchvision's file of the backbone or one of `lpips` itself, to which the
+        published linear heads are added where it has none; "efficientnet_lite0"; "dino_vitb8",
+        DINO's `dino_vitbase8_pretrain.pth`.
+      **arch: constructor fields of the network. What the shapes determine is inferred; shapes do
+        not tell `num_heads`, `num_head_channels` and `new_attention_order` (default: the published
+        cat2dog values), nor `dropout`, `dtype` and `remat`.
+
+    Returns:
+      `(apply, params)`, where `params` is `{"params": tree}` of float32 arrays, and `apply` is pure
+      and jittable:
+        adm, ddpm, adm_encoder: `apply(params, x, t)` with x `[B, H, W, C]` and t the raw index
+          0..999, scalar or `[B]`, returns what the network returns ("adm_encoder": `(logits,
+          features)`).
+        cut_generator, cut_discriminator, cut_patch_sampler: `apply(params, ...)`, see
+          `networks.CUTGenerator`, `PatchDiscriminator` and `PatchSampler`.
+        inception, efficientnet_lite0: `apply(params, images)` with float images `[B, H, W, 3]` in
+          [0, 1] of any size returns a dict of features, see `InceptionV3` ("64", "64_mean", ...,
+          "2048", "logits") and `EfficientNetLite0` ("block0", "block0_mean", ..., "pooled",
+          "logits"); the pre-processing is part of it.
+        lpips_alex, lpips_vgg: `apply(params, a, b)` with float images `[B, H, W, 3]` in [-1, 1]
+          returns the distance of each pair `[B]`; `apply(params, a, b, method="layers")` returns
+          what each layer adds to it, `[B, 5]`.
+
+    Raises:
+      ValueError: unknown kind or field, a file that would execute code or is damaged, keys or
+        shapes that do not fit the network (all of them are named).
+      ImportError: the file is a `.pt` that needs PyTorch, which is not installed.
+    """
+    state_dict = read_state_dict(path, plain=kinds.of_name(kind).plain)
+    try:
+        return from_state_dict(state_dict, kind, **arch)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def from_state_dict(
+    state_dict: Mapping[str, np.ndarray], kind: str, **arch: Any
+) -> tuple[Callable, dict]:
+    """Builds the network of `kind` around a state dict; see `load_torch`.
+
+    Args:
+      state_dict: published names (without `module.`) to arrays.
+      kind: one of `torch_kinds.KINDS`.
+      **arch: constructor fields; what is absent is inferred or takes its default.
+
+    Returns:
+      `(apply, params)`.
+
+    Raises:
+      ValueError: unknown kind or field, keys or shapes that do not fit the network.
+    """
+    spec = kinds.of_name(kind)
+    inferred = infer_architecture(state_dict, kind, **arch)
+    network = _build(spec, {**inferred, **arch}, kind)
+    state_dict = _supplemented(spec.rename(state_dict), spec)
+    inputs, labels = spec.inputs(network, state_dict)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs, **labels)
+    try:
+        return network.apply, fit(shapes, state_dict, functools.partial(_published, spec))
+    except ValueError as error:
+        raise ValueError(
+            f"the weights do not fit kind '{kind}': {error}; {_hint(arch, inferred, kind)}."
+        ) from None
+
+
+def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callable) -> dict:
+    """A network's parameters out of a state dict.
+
+    Args:
+      shapes: what `jax.eval_shape` of the network's `init` gives, its "params" are looked at.
+      state_dict: published names to arrays.
+      published: `(path, shape) -> (published name, published shape)` of a parameter.
+
+    Returns:
+      `{"params": tree}`, float32.
+
+    Raises:
+      ValueError: all keys that are missing, too many or of another shape.
+    """
+    shapes = traverse_util.flatten_dict(shapes["params"])
+    names = {path: published(path, leaf.shape) for path, leaf in shapes.items()}
+    if problems := _mismatches(state_dict, dict(names.values())):
+        raise ValueError(problems)
+    params = {}
+    for path, (name, _) in names.items():
+        value = state_dict[name]
+        if path[-1] == "kernel" and len(shapes[path].shape) == 4:
+            value = np.transpose(value, (2, 3, 1, 0))
+        elif path[-1] == "kernel":
+            value = value.reshape(value.shape[:2]).T
+        params[path] = jnp.asarray(value, jnp.float32)
+    return {"params": traverse_util.unflatten_dict(params)}
+
+
+def published_leaf(module: str, leaf: str) -> str:
+    """Published name of a parameter of a published module."""
+    leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(leaf, leaf)
+    return f"{module}.{leaf}" if module else leaf
+
+
+def published_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Its published shape: convolutions (out, in, H, W), linear layers (out, in)."""
+    if leaf != "kernel":
+        return tuple(shape)
+    return (shape[-1], shape[-2], *shape[:-2])
+
+
+def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -> dict[str, Any]:
+    """Constructor fields that the keys and shapes of a state dict determine.
+
+    Args:
+      state_dict: published names (without `module.`) to arrays or anything with a `shape`.
+      kind: one of `torch_kinds.KINDS`.
+      **known: fields already known. Several divisions of an encoder's blocks into levels may fit;
+        `num_res_blocks`, `channel_mult` or `image_size` then decide. A DDPM network's
+        `attention_resolutions` are given for `image_size` (default 256).
+
+    Returns:
+      Keyword arguments for the class of `kind`.
+
+    Raises:
+      ValueError: unknown kind, keys of another kind, or an undecided or impossible layout.
+    """
+    spec = kinds.of_name(kind)
+    renamed = spec.rename(state_dict)
+    for prefix in spec.prefixes:
+        if not layouts.has_prefix(renamed, prefix):
+            fitting = [
+                name for name, other in kinds.KINDS.items() if kinds.contains(state_dict, other)
+            ]
+            look = f"they look like kind '{fitting[0]}'" if fitting else "check the file"
+            keys = _listed(sorted(state_dict))
+            raise ValueError(f"no key of kind '{kind}' begins with '{prefix}' in {keys}; {look}.")
+    return spec.infer(renamed, known)
+
+
+def published_shapes(params: Mapping, kind: str) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of a network's parameters, arrays or `jax.eval_shape` results.
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    spec = kinds.of_name(kind)
+    flat = traverse_util.flatten_dict(params.get("params", params))
+    return dict(_published(spec, path, value.shape) for path, value in flat.items())
+
+
+def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
+    """Published names and shapes for the parameters of a network: the way back.
+
+    Args:
+      params: `{"params": tree}` or the tree alone, of the network class of `kind`.
+      kind: one of `torch_kinds.KINDS`.
+      prefix: put before each name; the published DDPM file has "module.".
+
+    Returns:
+      `{name: contiguous float32 array}`.
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    spec = kinds.of_name(kind)
+    state_dict = {}
+    for path, value in traverse_util.flatten_dict(params.get("params", params)).items():
+        name, shape = _published(spec, path, value.shape)
+        value = np.asarray(value, np.float32)
+        if path[-1] == "kernel" and value.ndim == 4:
+            value = np.transpose(value, (3, 2, 0, 1))
+        elif path[-1] == "kernel":
+            value = value.T.reshape(shape)
+        state_dict[name] = np.ascontiguousarray(value)
+    state_dict.update(spec.constants(state_dict))
+    return {prefix + name: value for name, value in state_dict.items()}
+
+
+def save_state_dict(path: str | Path, params: Mapping, kind: str, prefix: str = "") -> None:
+    """Writes `to_state_dict(params, kind, prefix)` as `.pt`/`.pth` or `.safetensors`.
+
+    Raises:
+      ValueError: unknown kind or file name extension.
+      ImportError: a `.pt` is asked for and PyTorch is not installed.
+    """
+    path = Path(path)
+    state_dict = to_state_dict(params, kind, prefix)
+    if _is_torch(path):
+        torch = _import_torch(path)
+        # A copy, because arrays that JAX lends are read-only.
+        torch.save({k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}, path)
+    else:
+        from safetensors.numpy import save_file
+
+        save_file(state_dict, path)
+
+
+def read_state_dict(path: str | Path, plain: bool = False) -> StateDict:
+    """Reads the tensors of a file, floating point ones as float32, without `module.` in the names.
+
+    Takes plain state dicts, and dicts or lists that contain one (averaged weights before others).
+
+    Args:
+      path: the file.
+      plain: read a `.pt` without PyTorch, which needs it to be made of dense tensors.
+
+    Raises:
+      ValueError: unknown extension, a file that would execute code, is damaged or has no tensors.
+      ImportError: the file is a `.pt`, not to be read plainly, and PyTorch is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: check the path of the weights.")
+    if not _is_torch(path):
+        tensors = _read_safetensors(path)
+    else:
+        tensors = _read_plain(path) if plain else _read_torch(path)
+    names = [re.sub(r"^(module\.)+", "", name) for name in tensors]
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file  # the NumPy reader does not know bfloat16
+
+    try:
+        with jax.default_device(jax.devices("cpu")[0]):
+            tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}.") from None
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors: pass a file of network weights.")
+    return _single(tensors)
+
+
+def _read_plain(path: Path) -> StateDict:
+    content = pickle_reader.load(path)
+    return _single(_find_tensors(content, path, lambda value: isinstance(value, np.ndarray)))
+
+
+def _single(tensors: Mapping[str, Any]) -> StateDict:
+    floating = {k: jnp.issubdtype(v.dtype, jnp.floating) for k, v in tensors.items()}
+    return {k: np.asarray(v, np.float32 if floating[k] else None) for k, v in tensors.items()}
+
+
+def _read_torch(path: Path) -> StateDict:
+    torch = _import_torch(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = re.search(r"Unsupported \w+: [^.]*?\S+\.\S+", str(error))
+        raise ValueError(
+            f"{path} was refused because it holds something else than plain tensors"
+            f"{f' ({reason.group(0)})' if reason else ''} and loading it could execute code: "
+            "save only the state_dict, or convert it to .safetensors where you trust it."
+        ) from None
+    except Exception as error:  # a damaged pickle can make its reader raise anything
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a readable PyTorch file: {first}.") from None
+    tensors = _find_tensors(content, path, torch.is_tensor)
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        result[name] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return result
+
+
+def _find_tensors(content: Any, path: Path, is_tensor: Callable[[Any], bool]) -> dict[str, Any]:
+    """The state dict inside what a trainer saved."""
+
+    def tensors_of(value):
+        named = isinstance(value, Mapping)
+        return {k: v for k, v in value.items() if is_tensor(v)} if named else {}
+
+    if isinstance(content, Mapping):
+        for key in WRAPPERS:
+            if isinstance(content.get(key), Mapping):
+                logging.info("%s: reading the weights under '%s'", path, key)
+                return _find_tensors(content[key], path, is_tensor)
+    elif isinstance(content, list | tuple):
+        # [model, optimizer, epoch, step, averaged model] of the DDPM trainer: the last one.
+        content = next(filter(tensors_of, reversed(content)), {})
+    tensors = tensors_of(content)
+    if not tensors:
+        raise ValueError(f"{path} holds no named tensors: pass a file with a state_dict.")
+    return tensors
+
+
+def _is_torch(path: Path) -> bool:
+    if path.suffix not in (*TORCH_SUFFIXES, ".safetensors"):
+        choices = ", ".join((*TORCH_SUFFIXES, ".safetensors"))
+        raise ValueError(f"{path} has the extension '{path.suffix}': choose one of {choices}.")
+    return path.suffix != ".safetensors"
+
+
+def _import_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            f"{path} needs PyTorch: install cdsde[torch], or convert it to .safetensors."
+        ) from None
+    return torch
+
+
+def _published(
+    spec: kinds.Kind, path: tuple[str, ...], shape: tuple[int, ...]
+) -> tuple[str, tuple]:
+    """Published key and shape of the parameter at `path`."""
+    module = spec.module_name(".".join(path[:-1]))
+    shape = published_shape(path[-1], shape)
+    if path[-1] == "kernel" and len(shape) == 2:
+        shape += (1,) * spec.pointwise(module)
+    return published_leaf(module, path[-1]), shape
+
+
+def _build(spec: kinds.Kind, fields: Mapping[str, Any], kind: str) -> Any:
+    unknown = sorted(set(fields) - set(spec.network.__dataclass_fields__))
+    if unknown:
+        choices = sorted(set(spec.network.__dataclass_fields__) - {"name", "parent"})
+        choose = f"choose from {', '.join(choices)}" if choices else "there are none to choose"
+        raise ValueError(f"kind '{kind}' has no field {_listed(unknown)}: {choose}.")
+    return spec.network(**fields)
+
+
+def _mismatches(state_dict: Mapping[str, Any], wanted: Mapping[str, tuple]) -> str:
+    """All keys that the file and the network do not share or shape alike; empty if none."""
+    sorts = {
+        "missing": [k for k in wanted if k not in state_dict],
+        "unexpected": [k for k in state_dict if k not in wanted],
+        "ill-shaped": [
+            f"{k}: file {tuple(state_dict[k].shape)}, network {shape}"
+            for k, shape in wanted.items()
+            if k in state_dict and tuple(state_dict[k].shape) != shape
+        ],
+    }
+    return ", ".join(f"{len(v)} {sort} ({_listed(v)})" for sort, v in sorts.items() if v)
+
+
+def _hint(arch: Mapping[str, Any], inferred: Mapping[str, Any], kind: str) -> str:
+    def comparable(field, value):
+        value = tuple(value) if isinstance(value, list) else value
+        return sorted(value) if field.startswith("attention_") else value
+
+    wrong = [
+        f"{field}={arch[field]} was passed where the file says {value}"
+        for field, value in inferred.items()
+        if field in arch and comparable(field, arch[field]) != comparable(field, value)
+    ]
+    if wrong:
+        return "likely wrong: " + ", ".join(wrong)
+    return f"no field passed contradicts it, so it is incomplete or not quite kind '{kind}'"
+
+
+def _listed(keys: list[str]) -> str:
+    more = len(keys) - LISTED_KEYS
+    return ", ".join(keys[:LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _supplemented(state_dict: Mapping[str, Any], spec: kinds.Kind) -> Mapping[str, Any]:
+    """The state dict, with what comes with the package where it has nothing of that."""
+    if spec.supplement is None:
+        return state_dict
+    asset = resources.files("cdsde") / "assets" / "features" / spec.supplement
+    with resources.as_file(asset) as path:
+        given = _read_safetensors(path)
+    return state_dict if given.keys() & state_dict.keys() else {**state_dict, **given}

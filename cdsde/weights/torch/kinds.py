@@ -1,0 +1,196 @@
+"""The published architectures whose weights are read: what is particular to each one."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdsde.networks import (
+    ADMEncoder,
+    ADMUNet,
+    CUTGenerator,
+    DDPMUNet,
+    PatchDiscriminator,
+    PatchSampler,
+)
+from cdsde.networks.features.dino import DINO
+from cdsde.networks.features.efficientnet import EfficientNetLite0
+from cdsde.networks.features.inception import InceptionV3
+from cdsde.networks.features.lpips import LPIPSVGG, LPIPSAlex
+from cdsde.weights.torch import layouts
+
+StateDict = dict[str, np.ndarray]
+
+
+class Kind(NamedTuple):
+    """What is particular to one published architecture.
+
+    Attributes:
+      network: the linen class.
+      infer: `(state dict, known fields) -> constructor fields`.
+      module_name: path of a module, joined with dots -> its published name.
+      pointwise: published module name -> number of trailing ones in its weight's shape.
+      inputs: `(network, state dict) -> (arguments, keyword arguments)` to initialise it with.
+      prefixes: what a state dict of this kind must contain.
+      rename: state dict -> what the network needs of it, under the names that it knows.
+      supplement: file of `cdsde/assets/features` with what a state dict may lack as a whole.
+      constants: state dict of the parameters -> what a published file has besides.
+      plain: published as dense tensors, which need no PyTorch to be read.
+    """
+
+    network: type
+    infer: Callable[[StateDict, Mapping[str, Any]], dict[str, Any]]
+    module_name: Callable[[str], str]
+    pointwise: Callable[[str], int]
+    inputs: Callable[[Any, StateDict], tuple[tuple, dict]]
+    prefixes: tuple[str, ...]
+    rename: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda state_dict: state_dict
+    supplement: str | None = None
+    constants: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda state_dict: {}
+    plain: bool = False
+
+
+def contains(state_dict: Mapping[str, Any], spec: Kind) -> bool:
+    """Whether a state dict looks like one of this kind."""
+    state_dict = spec.rename(state_dict)
+    return all(layouts.has_prefix(state_dict, prefix) for prefix in spec.prefixes)
+
+
+def of_name(kind: str) -> Kind:
+    """The kind of this name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of weights '{kind}': choose from {', '.join(KINDS)}.")
+    return KINDS[kind]
+
+
+def _noisy_inputs(stem: str, network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
+    """An image as deep as `stem`, the first convolution, takes it, its time and its label."""
+    channels = state_dict[stem].shape[1] if stem in state_dict else 3
+    side = getattr(network, "image_size", 2 ** (len(network.channel_mult) - 1))
+    x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    conditional = getattr(network, "num_classes", None) is not None
+    return (x, 0), {"y": jax.ShapeDtypeStruct((1,), jnp.int32)} if conditional else {}
+
+
+def _image_inputs(count: int, network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
+    """As many images as the network compares."""
+    return count * (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),), {}
+
+
+def _map_inputs(network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
+    """A map for each MLP, of as many channels as it takes, and a position on it."""
+    count = len({key.split(".")[0] for key in state_dict})
+    widths = [state_dict[f"mlp_{n}.0.weight"].shape[1] for n in range(count)]
+    maps = [jax.ShapeDtypeStruct((1, 1, 1, width), jnp.float32) for width in widths]
+    return (maps, [jax.ShapeDtypeStruct((1,), jnp.int32)] * count), {}
+
+
+_ADM = {
+    "module_name": layouts.dotted_name,
+    "pointwise": layouts.adm_pointwise,
+    "inputs": functools.partial(_noisy_inputs, "input_blocks.0.0.weight"),
+}
+_CUT = {
+    "module_name": layouts.dotted_name,
+    "pointwise": lambda module: 0,
+    "rename": layouts.without_blurs,
+    "plain": True,
+}
+_FEATURES = {
+    "infer": lambda state_dict, known: {},
+    "pointwise": lambda module: 0,
+    "plain": True,
+}
+KINDS = {
+    "adm": Kind(
+        network=ADMUNet,
+        infer=layouts.infer_adm,
+        prefixes=("input_blocks.", "output_blocks."),
+        **_ADM,
+    ),
+    "adm_encoder": Kind(
+        network=ADMEncoder,
+        infer=layouts.infer_adm_encoder,
+        prefixes=("input_blocks.", "I2Iout."),
+        **_ADM,
+    ),
+    "ddpm": Kind(
+        network=DDPMUNet,
+        infer=layouts.infer_ddpm,
+        module_name=layouts.ddpm_name,
+        pointwise=layouts.ddpm_pointwise,
+        inputs=functools.partial(_noisy_inputs, "conv_in.weight"),
+        prefixes=("temb.", "down."),
+    ),
+    "cut_generator": Kind(
+        network=CUTGenerator,
+        infer=layouts.infer_cut_generator,
+        inputs=functools.partial(_image_inputs, 1),
+        prefixes=("model.1.", "model.12.conv_block."),
+        constants=layouts.cut_generator_blurs,
+        **_CUT,
+    ),
+    "cut_discriminator": Kind(
+        network=PatchDiscriminator,
+        infer=layouts.infer_cut_discriminator,
+        inputs=functools.partial(_image_inputs, 1),
+        prefixes=("model.0.", "model.3."),
+        constants=layouts.cut_discriminator_blurs,
+        **_CUT,
+    ),
+    "cut_patch_sampler": Kind(
+        network=PatchSampler,
+        infer=layouts.infer_cut_patch_sampler,
+        inputs=_map_inputs,
+        prefixes=("mlp_0.",),
+        **{**_CUT, "module_name": layouts.patch_sampler_name},
+    ),
+    "inception": Kind(
+        network=InceptionV3,
+        module_name=lambda module: module,
+        inputs=functools.partial(_image_inputs, 1),
+        prefixes=("Conv2d_1a_3x3.", "Mixed_5b."),
+        rename=layouts.without_counters,
+        **_FEATURES,
+    ),
+    "efficientnet_lite0": Kind(
+        network=EfficientNetLite0,
+        module_name=layouts.efficientnet_name,
+        inputs=functools.partial(_image_inputs, 1),
+        prefixes=("_conv_stem.", "_blocks."),
+        rename=layouts.without_counters,
+        **_FEATURES,
+    ),
+    "dino_vitb8": Kind(
+        network=DINO,
+        module_name=lambda module: module,
+        inputs=functools.partial(_image_inputs, 1),
+        prefixes=("patch_embed.", "blocks."),
+        **_FEATURES,
+    ),
+    "lpips_alex": Kind(
+        network=LPIPSAlex,
+        module_name=layouts.dotted_name,
+        inputs=functools.partial(_image_inputs, 2),
+        prefixes=("slice1.0.", "slice2.3."),
+        rename=functools.partial(layouts.rename_lpips, LPIPSAlex.slices),
+        supplement="lpips_alex.safetensors",
+        **_FEATURES,
+    ),
+    "lpips_vgg": Kind(
+        network=LPIPSVGG,
+        module_name=layouts.dotted_name,
+        inputs=functools.partial(_image_inputs, 2),
+        prefixes=("slice1.0.", "slice1.2."),
+        rename=functools.partial(layouts.rename_lpips, LPIPSVGG.slices),
+        supplement="lpips_vgg.safetensors",
+        **_FEATURES,
+    ),
+}

@@ -1,0 +1,277 @@
+"""The benchmark: what it plans, that it goes on where it was cut off, and what it writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import one_sentence
+
+from cdsde import load_config
+from cdsde.benchmark import floors, page, plan, plots, published, run, summary
+from cdsde.config import GANS, METHODS
+from cdsde.evaluate import translations
+
+ROOT = Path(__file__).parents[2]
+TASK = "twemoji2fluent"
+
+
+def entry(value, half=1.0):
+    return {"value": value, "low": value - half, "high": value + half, "images": 9}
+
+
+def made_up() -> dict:
+    """Results of every part, with numbers that say where they are from."""
+    config = load_config(ROOT / "configs" / f"{TASK}.py")
+    runs = [plan.Run("main", TASK, f, f, None, {}) for f in floors.names(True)]
+    runs += plan.main(TASK, plan.METHODS, range(3))
+    runs += plan.fronts(TASK, plan.METHODS, config)
+    runs += plan.ablations(TASK, plan.METHODS, config)
+    runs += plan.solvers(TASK, plan.METHODS, config)
+    runs += plan.convergence(TASK, plan.METHODS, config, lambda stage, n: f"{stage}-{n}")
+    results = {"tasks": {}, "points": [], "runs": {}}
+    for n, one in enumerate(runs):
+        metrics = {
+            "L2 to source": entry(5 + n % 7),
+            "SSIM to source": entry(0.5, 0.1),
+            "FD-EffNetLite0-block4": entry(20.0 + one.seed),
+            "KID-EffNetLite0 x1000": entry(30 - n % 5),
+        }
+        provenance = {"device": "1 x cpu", "written": "2026-01-02T03:04:05"}
+        results["runs"][str(n)] = {
+            "task": TASK,
+            "metrics": metrics,
+            "made": provenance,
+            "per_image": {"L2 to source": [1.0, 2.0, 4.0], "SSIM to source": [0.1, 0.2, 0.4]},
+        }
+        point = {k: v for k, v in one._asdict().items() if k != "changes"}
+        results["points"].append({**point, "run": str(n)})
+    results["tasks"][TASK] = {
+        "images": 9,
+        "split": "test",
+        "image_size": 32,
+        "reference": {"domain": "fluent", "split": "train", "images": 99},
+    }
+    return results
+
+
+def cells_of(line: str) -> list[str]:
+    """A row of a Markdown table."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_every_planned_run_is_a_valid_config():
+    for task in (TASK, "cat2dog"):
+        path = ROOT / "configs" / f"{task}.py"
+        config = load_config(path)
+        runs = plan.main(task, plan.METHODS, range(5)) + plan.fronts(task, plan.METHODS, config)
+        runs += plan.ablations(task, plan.METHODS, config)
+        runs += plan.solvers(task, plan.METHODS, config)
+        for r in runs:
+            load_config(path, {"method": r.method, "sample.seed": r.seed, **r.changes})
+    assert sorted(plan.METHODS) == sorted(set(METHODS) - {"edit"}) and plan.GANS == GANS
+
+
+def test_floors():
+    r = np.random.default_rng(0)
+    real = r.integers(0, 256, (5, 16, 16, 3)).astype(np.uint8)
+    source = real[[3, 1]] // 2 + 60
+
+    def make(name):
+        table = np.float32([np.arange(256)[::-1]] * 3)
+        return floors.pictures(name, lambda j: source[j], lambda j: real[j], real, table)
+
+    np.testing.assert_array_equal(make(floors.IDENTITY)(1), source[1])
+    np.testing.assert_array_equal(make(floors.TRUTH)(1), real[1])
+    np.testing.assert_array_equal(make(floors.COLOURS)(1), 255 - source[1])
+    np.testing.assert_array_equal(make(floors.MEAN)(0), np.round(real.mean(0)))
+    found = [make(floors.RETRIEVAL)(j) for j in range(2)]
+    coarse = real.reshape(5, 8, 2, 8, 2, 3).mean((2, 4))
+    for j, picture in enumerate(found):
+        wanted = source[j].reshape(8, 2, 8, 2, 3).mean((1, 3))
+        nearest = np.argmin(((coarse - wanted) ** 2).sum((1, 2, 3)))
+        np.testing.assert_array_equal(picture, real[nearest])
+
+
+def test_table_is_mean_and_deviation_over_seeds():
+    header, rows = summary.main_table(made_up(), TASK)
+    assert header[1].startswith("FD-EffNetLite0-block4")
+    by_name = {row[0]: row for row in rows}
+    assert by_name["SDEdit"][1] == "21.0 ± 1.00"  # 20, 21, 22
+    assert by_name["source unchanged"][1] == "20.0"
+    assert list(by_name)[:4] == ["SDEdit", "ILVR", "EGSDE", "Contrastive-SDE"]
+    text = summary.report(made_up())
+    assert "| SDEdit | 21.0 ± 1.00 |" in text and "9 test images at 32²" in text
+    for heading in ("Ablations", "Network evaluations", "Training steps"):
+        assert heading in text
+
+
+def test_tables_of_the_readme_are_of_the_results():
+    """A benchmark run anew shows here where the README is still that of the one before."""
+    results = json.loads((ROOT / "benchmark" / "results.json").read_text())
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for task in results["tasks"]:
+        header, rows = summary.main_table(results, task)
+        wanted = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+        begin = next(i for i, line in enumerate(lines) if line.startswith(f"| `{task}` | FD"))
+        columns = cells_of(lines[begin])[1:]
+        shown = lines[begin + 2 : lines.index("", begin)]
+        assert len(shown) >= len(plan.METHODS)
+        for line in shown:
+            name, *cells = cells_of(line)
+            assert cells == [wanted[name.strip("*")][c] for c in columns], (task, name)
+
+
+def test_fronts_of_the_readme_are_of_the_results():
+    results = json.loads((ROOT / "benchmark" / "results.json").read_text())
+    lines = [li.strip() for li in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
+    begin = next(i for i, line in enumerate(lines) if line.startswith("| Fréchet / kernel"))
+    levels = [int(cell.split("=")[1]) for cell in cells_of(lines[begin])[1:]]
+    metrics = ("FD-EffNetLite0-block4", "KID-EffNetLite0 x1000", "L2 to source")
+    found = {
+        (f"`{p['task']}`: {summary.title(p['method'])}{p['series'][1:]}", p["x"]): " / ".join(
+            summary.cell(summary.over_seeds([p], m)) for m in metrics
+        )
+        for task in results["tasks"]
+        for p in summary.points(results, "fronts", task)
+        if p["series"] in ("M", "M, colours matched")
+    }
+    shown = lines[begin + 2 : lines.index("", begin)]
+    assert len(shown) == 4 * len(results["tasks"])
+    for line in shown:
+        name, *cells = cells_of(line)
+        assert cells == [found[name, x] for x in levels], name
+
+
+def test_published_numbers_stand_beside_a_published_task():
+    results = made_up()
+    as_cat2dog = json.loads(json.dumps(results).replace(TASK, "cat2dog"))
+    assert "65.8 ± 0.77" in summary.report(as_cat2dog)
+    assert "65.8" not in summary.report(results)
+    for rows in published.TABLE.values():
+        assert all(len(row) == len(published.METRICS) for row in rows.values())
+
+
+def test_page_needs_nothing_else(tmp_path):
+    results = made_up()
+    text = page.page(results, tmp_path)
+    assert text == page.page(results, tmp_path), "the same results are the same file"
+    assert text.count("<svg") == 4 and "Contrastive-SDE" in text
+    for outside in ("src=http", 'src="http', "<link", "<script", "@import"):
+        assert outside not in text
+    assert plots.fronts({**results, "points": []}, TASK) is None
+
+
+@pytest.fixture(scope="module")
+def command(compiled_programs):
+    env = dict(
+        os.environ,
+        JAX_COMPILATION_CACHE_DIR=compiled_programs,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        JAX_NUM_CPU_DEVICES="1",
+    )
+
+    def call(*args):
+        command = [sys.executable, "-m", "cdsde.benchmark", *map(str, args)]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+    return call
+
+
+@pytest.mark.slow
+def test_it_runs_and_goes_on(command, tmp_path):
+    out = tmp_path / "benchmark"
+    args = [f"--tasks={TASK}", f"--output={out}", f"--workdir={tmp_path / 'work'}", "--parts=main"]
+    args += [f"--set={s}" for s in ("sample.limit=5", "sample.steps=2", "eval.reference=val")]
+    first = command(*args, "--methods=sdedit", "--seeds=1")
+    assert first.returncode == 0, first.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["runs"]) == len(floors.names(True)) + 1
+    one = next(r for r in results["runs"].values() if r["method"] == "sdedit")
+    assert one["evaluations"] == 2 and len(one["per_image"]["L2 to source"]) == 5
+    assert one["settings"]["sample"]["seed"] == 0 and one["made"]["packages"]
+    identity = next(r for r in results["runs"].values() if r["method"] == floors.IDENTITY)
+    assert identity["metrics"]["L2 to source"]["value"] == 0
+    assert {p.name for p in out.iterdir()} == {"results.json", "table.md", "report.html", "sheets"}
+
+    more = command(*args, "--methods=sdedit", "--seeds=2")
+    assert more.returncode == 0, more.stderr
+    again = json.loads((out / "results.json").read_text())
+    assert len(again["runs"]) == len(results["runs"]) + 1
+    assert results["runs"].items() <= again["runs"].items()
+    assert again["tasks"][TASK]["images"] == 5
+
+
+def test_results_of_two_tasks_are_never_taken_for_each_other(tmp_path, monkeypatch):
+    # The same names in the same order, the same target: only the pictures differ.
+    monkeypatch.setattr(translations, "open_reference", lambda *_: translations.Reference((), {}))
+    monkeypatch.chdir(ROOT)
+    tasks = [run.Task(name, tmp_path, {}) for name in (TASK, "noto2fluent")]
+    for method in (floors.IDENTITY, floors.RETRIEVAL, "sdedit"):
+        wanted = plan.Run("main", "", method, method, None, {})
+        keys = {task.key(task.settings(wanted)[2]) for task in tasks}
+        assert len(keys) == 2
+
+
+def test_results_of_other_weights_or_of_an_older_method_are_not_current(tmp_path, monkeypatch):
+    monkeypatch.setattr(translations, "open_reference", lambda *_: translations.Reference((), {}))
+    monkeypatch.chdir(ROOT)
+    task = run.Task(TASK, tmp_path, {})
+    wanted = plan.Run("fronts", TASK, "sdedit", "M", 100, {"sample.start": 100}, seed=2)
+    point, record = wanted._asdict(), task.settings(wanted)[2]
+    assert task.is_current(point, json.loads(json.dumps(record)))
+    floor = wanted._replace(method=floors.IDENTITY, changes={})
+    assert task.is_current(floor._asdict(), task.settings(floor)[2])
+    other = {**record, "weights": {"score": "another (sha256 0123)"}}
+    assert not task.is_current(point, other)
+    older = {**record, "sdedit": {}}
+    assert not task.is_current(point, older)
+    # The same network and keys, but the task's config was another when the run was made.
+    assert not task.is_current({**point, "changes": {}}, record)
+    # Its changes and today's config do not go together.
+    impossible = {**wanted.changes, "sample.steps": 600, "sample.start": 500}
+    assert not task.is_current({**point, "changes": impossible}, record)
+    # A network of the run's own need not be the task's.
+    assert task.is_current({**point, "changes": {**wanted.changes, "weights.score": "x"}}, other)
+
+
+@pytest.mark.slow
+def test_tasks_of_the_same_domains_share_what_guides_them(tmp_path, monkeypatch, on_devices):
+    monkeypatch.setattr(translations, "open_reference", lambda *_: translations.Reference((), {}))
+    monkeypatch.chdir(ROOT)
+    on_devices(1)
+    sizes = {"encoder.channels": 32, "encoder.channel_mult": (1,), "train.encoder.batch_size": 4}
+    tasks = [run.Task(name, tmp_path, sizes) for name in (TASK, "fluent2twemoji")]
+    first = tasks[0].trained("encoder", 1)
+    more = tasks[0].trained("encoder", 2)  # goes on from the first
+    written = more.stat().st_mtime_ns
+    assert tasks[1].trained("encoder", 2) == more and more.stat().st_mtime_ns == written
+    assert first.read_bytes() != more.read_bytes()
+    config = tasks[0].config
+    config.train.encoder.learning_rate *= 2
+    assert run.training_hash(config, "encoder") != run.training_hash(tasks[1].config, "encoder")
+
+
+def test_results_that_cannot_be_read_are_named_and_left(command, tmp_path):
+    (tmp_path / "results.json").write_text('{"tasks": ')
+    done = command(f"--output={tmp_path}")
+    assert done.returncode == 1 and "results.json is no JSON" in done.stderr
+    assert one_sentence(done.stderr.strip().splitlines()[-1])
+    assert (tmp_path / "results.json").read_text() == '{"tasks": '
+
+
+def test_bad_arguments_are_told_in_a_sentence(command, tmp_path):
+    for wrong, said in (
+        ("--methods=egsd", "egsde"),
+        ("--parts=mian", "main"),
+        ("--tasks=cat2dig", "cat2dog"),
+        ("--set=sample.step=3", "sample.steps"),
+        ("--set=sample.steps", "KEY=VALUE"),
+    ):
+        done = command(wrong, f"--output={tmp_path}")
+        assert done.returncode == 1 and said in done.stderr
+        assert one_sentence(done.stderr.strip().splitlines()[-1])

@@ -1,0 +1,357 @@
+"""Configs, overrides, and the one sentence that every mistake in them gets."""
+
+import re
+import sys
+from pathlib import Path
+from unittest import mock
+
+import jax
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from cdsde import config as config_lib
+from cdsde import load_config
+from cdsde.config import checks, command_line
+from cdsde.networks import build
+
+# ml_collections loads config files in a way that Python 3.12 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+FOLDER = str(next(path for path in CONFIGS if path.stem == "folder"))
+
+
+def parse(argv: list[str]):
+    """The config as `cdsde.main` makes it: overrides looked at, parsed by absl, validated."""
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", None, flag_values=values)
+    command_line.check_overrides(argv)
+    with mock.patch.object(sys, "argv", argv):  # where ml_collections looks for overrides
+        values(argv)
+    checks.validate(holder.value)
+    return holder.value
+
+
+def from_command_line(*overrides: str, path: str = FOLDER):
+    return parse(["main", f"--config={path}", *(f"--config.{o}" for o in overrides)])
+
+
+def both_ways(key: str, value):
+    """Setting a key on the command line, and in Python."""
+    return (
+        lambda: from_command_line(f"{key}={value}"),
+        lambda: load_config(FOLDER, {key: value}),
+    )
+
+
+def one_sentence(text: str) -> bool:
+    return bool(text) and "\n" not in text and "Traceback" not in text
+
+
+# --- the configs of the repository ---
+
+
+def test_the_promised_tasks_are_there():
+    promised = {"twemoji2fluent", "noto2fluent", "fluent2twemoji", "cat2dog", "wild2dog"}
+    assert promised | {"male2female", "folder"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_says_how_to_run_it(path):
+    edits = load_config(path).method == "edit"
+    for mode in ("edit",) if edits else ("train", "sample"):
+        assert f"--mode={mode}" in path.read_text()
+    for method in config_lib.METHODS:  # each must start from the same file, by one override
+        assert load_config(path, {"method": method}).method == method
+
+
+def test_no_two_tasks_share_a_work_folder():
+    tasks = [load_config(path).task for path in CONFIGS]
+    assert len(set(tasks)) == len(tasks)
+
+
+def test_every_config_builds_its_networks():
+    # Shapes alone: the classes check that the fields fit each other, and the input the network.
+    for path in CONFIGS:
+        config = load_config(path)
+        for stage in config_lib.STAGES:
+            params = jax.eval_shape(build.MODELS[stage](config).init, jax.random.key(0))
+            assert build.count_parameters(params) > 5e5, (path, stage)
+
+
+# --- overrides that work ---
+
+OVERRIDES = [
+    ("method", "egsde", "egsde"),
+    ("data.root", "my pictures", "my pictures"),
+    ("data.source", "cat", "cat"),
+    ("data.source", "cat,wild", "cat,wild"),
+    ("data.target", "dog", "dog"),
+    ("data.image_size", "32", 32),
+    ("data.domains", "('target','source','third')", ("target", "source", "third")),
+    ("train.stage", "encoder", "encoder"),
+    ("train.steps", "7", 7),
+    ("train.batch_size", "24", 24),
+    ("train.seed", "3", 3),
+    ("train.score.learning_rate", "1e-5", 1e-5),
+    ("train.score.learning_rate", "1", 1.0),
+    ("sample.input", "a folder/of mine", "a folder/of mine"),
+    ("sample.output", "out", "out"),
+    ("sample.steps", "12", 12),
+    ("sample.start", "400", 400),
+    ("sample.seed", "5", 5),
+    ("sample.batch_size", "2", 2),
+    ("sample.limit", "3", 3),
+    ("sample.clip", "false", False),
+    ("score.channel_mult", "(1,2)", (1, 2)),
+    ("score.channel_mult", "(2,)", (2,)),
+    ("score.attention_resolutions", "()", ()),
+    ("weights.score", "shipped:x", "shipped:x"),
+]
+
+
+@pytest.mark.parametrize("key, text, value", OVERRIDES, ids=lambda x: str(x))
+def test_an_override_reaches_its_key(key, text, value):
+    got = config_lib.get(from_command_line(f"{key}={text}"), key)
+    assert got == value and type(got) is type(value)
+    assert config_lib.get(load_config(FOLDER, {key: value}), key) == value
+
+
+def test_a_value_may_stand_apart_and_a_switch_alone():
+    config = parse(["main", "--config", FOLDER, "--config.train.steps", "9", "--config.remat"])
+    assert config.train.steps == 9 and config.remat is True
+
+
+def test_steps_and_batch_size_override_every_stage_and_only_when_given():
+    plain, changed = load_config(FOLDER), load_config(FOLDER, {"train.steps": 7})
+    for stage in config_lib.STAGES:
+        own, short = (config_lib.stage_training(c, stage) for c in (plain, changed))
+        assert own.steps == plain.train[stage].steps > 7 and short.steps == 7
+        assert short.batch_size == own.batch_size
+    small = load_config(FOLDER, {"train.batch_size": 2})
+    assert config_lib.stage_training(small, "score").batch_size == 2
+
+
+def test_the_start_is_the_methods_own_unless_given():
+    own = load_config(FOLDER, {"method": "ilvr"})
+    assert config_lib.start_index(own) == own.ilvr.start != own.sdedit.start
+    assert config_lib.start_index(load_config(FOLDER, {"sample.start": 123})) == 123
+
+
+def test_domains_follow_sources_and_target_unless_given():
+    config = load_config(FOLDER, {"data.source": "cat, wild", "data.target": "dog"})
+    assert config_lib.sources(config) == ("cat", "wild")
+    assert config_lib.domains(config) == ("cat", "wild", "dog")
+    named = load_config(FOLDER, {"data.domains": ("target", "source")})
+    assert config_lib.domains(named) == ("target", "source")
+
+
+def test_a_path_serves_as_text_in_python(tmp_path):
+    assert load_config(FOLDER, {"sample.input": tmp_path}).sample.input == str(tmp_path)
+
+
+def test_an_argument_after_a_colon_reaches_the_config(tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from cdsde import config\ndef get_config(size):\n"
+        "    c = config.base()\n    c.data.image_size = int(size)\n    return c\n"
+    )
+    assert load_config(f"{file}:64").data.image_size == 64
+
+
+# --- mistakes: key, text on the command line, value in Python, what the sentence says ---
+
+WRONG_KEYS = [
+    ("train.stepz", "train.steps"),
+    ("batchsize", "train.batch_size"),
+    ("sample.sed", "sample.seed"),
+    ("data.rooot", "data.root"),
+    ("Method", "method"),
+    ("smaple.steps", "sample.steps"),
+]
+
+
+@pytest.mark.parametrize("key, meant", WRONG_KEYS)
+def test_an_unknown_key_is_answered_with_the_nearest(key, meant):
+    texts = []
+    with pytest.raises(command_line.UserError, match=f"no key '{key}'") as error:
+        from_command_line(f"{key}=1")
+    texts.append(str(error.value))
+    with pytest.raises(ValueError, match=f"no key '{key}'") as error:
+        load_config(FOLDER, {key: 1})
+    texts.append(str(error.value))
+    for text in texts:
+        assert one_sentence(text) and meant in re.split(r"nearest are ", text)[1].split(", ")
+
+
+def test_a_group_is_not_a_key():
+    expected = "config.sample is a group of keys; set one of sample.batch_size"
+    with pytest.raises(command_line.UserError, match=expected) as error:
+        from_command_line("sample=3")
+    assert one_sentence(str(error.value))
+    with pytest.raises(ValueError, match=expected):
+        load_config(FOLDER, {"sample": 3})
+    with pytest.raises(command_line.UserError, match=r"of train\.score\.\w+, train\.score\.\w+"):
+        from_command_line("train.score=3")
+
+
+WRONG_TYPES = [
+    ("train.steps", "many", "many", "a whole number"),
+    ("train.steps", "2.5", 2.5, "a whole number"),
+    ("train.score.learning_rate", "fast", "fast", "a number"),
+    ("sample.clip", "yes", "yes", "true or false"),
+    ("score.channel_mult", "one", "one", "a tuple such as '(1, 2)'"),
+    ("score.channel_mult", "(1, 2", 3, "a tuple such as '(1, 2)'"),
+    ("score.channel_mult", "('a', 'b')", ("a", "b"), "a tuple of whole numbers"),
+    ("encoder.channel_mult", "()", (), "a tuple of whole numbers"),
+    ("score.attention_resolutions", "(0,)", (0,), "a tuple of whole numbers"),
+]
+
+
+@pytest.mark.parametrize("key, text, value, wanted", WRONG_TYPES, ids=lambda x: str(x))
+def test_a_value_of_the_wrong_type_is_told_what_is_wanted(key, text, value, wanted):
+    expected = f"config.{re.escape(key)} is .*{re.escape(wanted)}"
+    with pytest.raises((command_line.UserError, ValueError), match=expected) as error:
+        from_command_line(f"{key}={text}")
+    assert one_sentence(str(error.value))
+    with pytest.raises(ValueError, match=expected) as error:
+        load_config(FOLDER, {key: value})
+    assert one_sentence(str(error.value))
+
+
+def test_a_text_is_wanted_where_a_number_is_given():
+    with pytest.raises(ValueError, match="config.sample.input is a text, and '3' is not"):
+        load_config(FOLDER, {"sample.input": 3})
+
+
+def test_a_value_that_is_left_out():
+    argv = ["main", f"--config={FOLDER}", "--config.train.steps"]
+    with pytest.raises(command_line.UserError, match="needs a value: --config.train.steps=VALUE"):
+        command_line.check_overrides(argv)
+
+
+CHOICES = [
+    ("method", "cyclegan", "contrastive_sde, egsde, sdedit, ilvr"),
+    ("train.stage", "unet", "score, encoder, classifier"),
+    ("dtype", "float16", "float32, bfloat16"),
+    ("data.filter", "nearest", "lanczos, bicubic, bilinear"),
+    ("sde.schedule", "sigmoid", "linear, cosine"),
+    ("score.arch", "dit", "adm, ddpm"),
+    ("score.prediction", "x0", "eps, v"),
+    ("encoder.pool", "max", "attention, adaptive"),
+    ("sample.solver", "euler", "ancestral, ddim"),
+    ("sample.variance", "learned", "fixedsmall, fixedlarge"),
+    ("train.score.schedule", "linear", "constant, cosine"),
+    ("train.encoder.shared_time", "none", "batch, pair"),
+    ("egsde.domain_similarity", "l2", "cosine, neg_l2"),
+    ("egsde.content_similarity", "l2", "cosine, neg_l2"),
+    ("contrastive_sde.space", "pixels", "embedding, hidden, features"),
+    ("contrastive_sde.reference", "clean", "perturbed, lowpass"),
+    ("train.score.optimizer", "sgd", "adam, muon"),
+    ("ilvr.level", "next", "previous, same"),
+    ("eval.methods", "sdedit,munit", "contrastive_sde, egsde, sdedit, ilvr"),
+]
+
+
+@pytest.mark.parametrize("key, value, allowed", CHOICES)
+def test_a_wrong_choice_is_told_the_right_ones(key, value, allowed):
+    for make in both_ways(key, value):
+        with pytest.raises(ValueError, match=f"config.{key} .*choose .*") as error:
+            make()
+        text = str(error.value)
+        assert one_sentence(text) and f"'{value.split(',')[-1]}'" in text
+        assert set(allowed.split(", ")) <= set(re.findall(r"\w+", text.split("choose")[1]))
+
+
+RANGES = [
+    ("data.image_size", 0, "at least 1"),
+    ("train.steps", 0, "at least 1"),
+    ("train.batch_size", -8, "at least 1"),
+    ("train.score.accumulate", 0, "at least 1"),
+    ("train.log_every", 0, "at least 1"),
+    ("train.checkpoint_every", 0, "at least 1"),
+    ("train.keep", 0, "at least 1"),
+    ("train.encoder.temperature", 0.0, "at least 0.0001"),
+    ("sample.rounds", 0, "at least 1"),
+    ("sample.batch_size", 0, "at least 1"),
+    ("sample.steps", 0, "at least 1"),
+    ("sample.limit", 0, "at least 1"),
+    ("sample.sheet", -1, "at least 0"),
+    ("eval.bootstrap", 0, "at least 1"),
+    ("sample.start", 0, "must lie in 1..1000"),
+    ("sample.start", 1001, "must lie in 1..1000"),
+    ("sample.steps", 501, "more than the 500 noise levels below config.sample.start"),
+    ("data.image_size", 66, "not a multiple of 4"),
+    ("egsde.factor", 7, "a divisor of config.data.image_size=64"),
+    ("train.encoder.factor", 64, "leaves at least 2 pixels"),
+    ("data.source", " , ", "is empty"),
+    ("data.domains", ("other",), "'source', which is not one of config.data.domains (other)"),
+]
+
+
+@pytest.mark.parametrize("key, value, wanted", RANGES, ids=lambda x: str(x))
+def test_a_value_out_of_range_is_told_the_range(key, value, wanted):
+    for make in both_ways(key, value):
+        with pytest.raises(ValueError, match=re.escape(wanted)) as error:
+            make()
+        text = str(error.value)
+        assert one_sentence(text) and f"config.{key}" in text
+
+
+def test_the_nearest_names():
+    keys = config_lib.key_paths(config_lib.base())
+    assert config_lib.nearest("train.batchsize", keys).startswith("train.batch_size")
+    assert "sample.start" in config_lib.nearest("sample.strat", keys)
+    assert config_lib.nearest("x", ["a", "b"], most=1).count(",") == 0
+
+
+# --- config files ---
+
+
+def test_a_config_file_that_is_not_there():
+    missing = str(Path(FOLDER).with_name("twemoji2fluant.py"))
+    with pytest.raises(
+        command_line.UserError, match="is not a file; there are .*twemoji2fluent.py"
+    ):
+        from_command_line(path=missing)
+    with pytest.raises(ValueError, match="twemoji2fluant.py' is not a file; there are .*fluent.py"):
+        load_config(missing)
+    with pytest.raises(command_line.UserError, match="'nowhere/x.py' is not a file$"):
+        from_command_line(path="nowhere/x.py")
+
+
+BROKEN = {
+    "syntax": ("def get_config(:\n", "broken.py fails with SyntaxError: .*line 1"),
+    "name": ("def get_config():\n    return bse()\n", "line 2, fails with NameError: .*'bse'"),
+    "updated key": (
+        "from cdsde import config\ndef get_config():\n    c = config.base()\n"
+        "    c.data.update(imagesize=3)\n    return c\n",
+        "line 4, sets 'imagesize', which no config has; the nearest are data.image_size,",
+    ),
+    "key error": ("def get_config():\n    return {}['size']\n", "fails with KeyError: 'size'"),
+    "no function": ("x = 1\n", "has no get_config"),
+    "mistyped key": (
+        "from cdsde import config\ndef get_config():\n    c = config.base()\n"
+        "    c.train.stepps = 3\n    return c\n",
+        "line 4, sets 'stepps', which no config has; the nearest are .*\\.steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_config_file_that_fails_is_named_with_the_reason(what, tmp_path):
+    text, expected = BROKEN[what]
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    for make in (lambda: from_command_line(path=str(file)), lambda: load_config(file)):
+        with pytest.raises((command_line.UserError, ValueError), match=expected) as error:
+            make()
+        assert one_sentence(str(error.value)) and str(file) in str(error.value)
+
+
+def test_parse_prints_one_line_and_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command_line.parse(["main", f"--config={FOLDER}", "--config.train.stepz=3"])
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and re.fullmatch(r"error: config has no key .*\n", shown.err)

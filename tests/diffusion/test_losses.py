@@ -1,0 +1,235 @@
+"""Losses in closed form, alike on one device and many; random moves of training images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdsde.diffusion import losses
+from cdsde.runtime import mesh
+from cdsde.train import augment
+
+nt_xent = jax.jit(losses.nt_xent)
+alignment_uniformity = jax.jit(losses.alignment_uniformity)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+# --- noise matching ---
+
+
+def test_eps_matching_is_the_mean_square():
+    prediction, eps = normal(0, 4, 3, 5, 2), normal(1, 4, 3, 5, 2)
+    loss = losses.eps_matching(prediction, eps, np.full(4, 0.3, np.float32))
+    assert loss == pytest.approx(np.mean((prediction - eps) ** 2), rel=1e-6)
+
+
+def test_eps_matching_weights():
+    # Signal-to-noise ratios 1/4, 1, 4, 16 and squared errors 1, 4, 9, 16.
+    alpha_bar = np.array([0.2, 0.5, 0.8, 16 / 17], np.float32)
+    eps = normal(1, 4, 3, 5, 2)
+    prediction = eps + np.arange(1, 5, dtype=np.float32)[:, None, None, None]
+    cases = {
+        None: [1, 4, 9, 16],
+        5.0: [1, 4, 9, 16 * 5 / 16],
+        1.0: [1, 4, 9 / 4, 16 / 16],
+        0.5: [1, 4 / 2, 9 / 8, 16 / 32],
+    }
+    for clip, per_image in cases.items():
+        loss = losses.eps_matching(prediction, eps, alpha_bar, snr_clip=clip)
+        assert loss == pytest.approx(np.mean(per_image), rel=1e-5), clip
+
+
+# --- classification ---
+
+
+def test_cross_entropy():
+    logits = np.log([[1, 1, 2], [6, 1, 1], [1, 8, 1]]).astype(np.float32)
+    loss, accuracy = losses.cross_entropy(logits, np.array([2, 0, 0]))
+    assert loss == pytest.approx(-np.log([2 / 4, 6 / 8, 1 / 10]).mean(), rel=1e-6)
+    assert accuracy == pytest.approx(2 / 3)
+
+
+# --- NT-Xent ---
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.5, 2.0])
+def test_nt_xent_of_perfect_pairs(tau):
+    # Views alike, images orthogonal: each row has one cosine 1 and 2B - 2 cosines 0.
+    b = 4
+    z = 3.0 * np.eye(b, 6, dtype=np.float32)  # the length does not matter
+    loss, accuracy = nt_xent(z, 0.5 * z, tau)
+    expected = np.log1p((2 * b - 2) * np.exp(-1 / tau))
+    assert loss == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert accuracy == 1
+
+
+def test_nt_xent_of_views_that_say_nothing():
+    # All equal: every one of the 2B - 1 others is as likely.
+    z = np.ones((5, 3), np.float32)
+    assert nt_xent(z, z, 0.2)[0] == pytest.approx(np.log(9), rel=1e-5)
+    # All 2B orthogonal: likewise.
+    z = np.eye(10, dtype=np.float32)
+    assert nt_xent(z[:5], z[5:], 0.2)[0] == pytest.approx(np.log(9), rel=1e-5)
+
+
+def test_nt_xent_of_crossed_pairs():
+    # The second view of each is the first view of the other.
+    z = np.eye(2, dtype=np.float32)
+    loss, accuracy = nt_xent(z, z[::-1], 0.5)
+    assert loss == pytest.approx(np.log(2 + np.exp(2)), rel=1e-5)
+    assert accuracy == 0
+
+
+def test_nt_xent_of_unlike_rows():
+    # One pair, opposite: the positive is the only other view, so nothing is left to tell.
+    first = np.array([[1, 0]], np.float32)
+    assert nt_xent(first, -first, 0.3)[0] == pytest.approx(0, abs=1e-6)
+    # Two pairs in the plane, at 0, 90 and 180, 270 degrees: each row has cosines 0, 0, -1.
+    first = np.array([[1, 0], [-1, 0]], np.float32)
+    second = np.array([[0, 1], [0, -1]], np.float32)
+    loss, _ = nt_xent(first, second, 0.5)
+    assert loss == pytest.approx(np.log(2 + np.exp(-2)), rel=1e-5)
+
+
+def test_nt_xent_does_not_depend_on_order():
+    first, second = normal(0, 8, 5), normal(1, 8, 5)
+    expected = nt_xent(first, second, 0.3)
+    order = np.random.default_rng(2).permutation(8)
+    for views in ((first[order], second[order]), (second, first)):
+        np.testing.assert_allclose(nt_xent(*views, 0.3), expected, rtol=1e-5)
+    # Only the pairing does.
+    assert abs(nt_xent(first, second[order], 0.3)[0] - expected[0]) > 0.05
+
+
+def test_nt_xent_temperature():
+    first = normal(0, 8, 5)
+    second = first + 0.1 * normal(1, 8, 5)
+    values = [float(nt_xent(first, second, tau)[0]) for tau in (0.05, 0.2, 0.5, 1, 1e4)]
+    assert np.all(np.diff(values) > 0)  # good pairs: sharper is lower
+    assert values[-1] == pytest.approx(np.log(15), rel=1e-3)  # in the limit, all alike
+    gradient = jax.jit(jax.grad(lambda tau: losses.nt_xent(first, second, tau)[0]))(0.2)
+    assert np.isfinite(gradient) and gradient > 0
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_nt_xent_is_of_the_global_batch(devices):
+    first, second = normal(0, 16, 5), normal(1, 16, 5)
+    expected = nt_xent(first, second, 0.3)[0]
+    per_device = nt_xent(first[:2], second[:2], 0.3)[0]
+    assert abs(expected - per_device) > 0.5
+    over = mesh.make_mesh(jax.devices()[:devices])
+    views = mesh.put_batch((first, second), over)
+    assert len(views[0].sharding.device_set) == devices
+    value_and_grad = jax.jit(jax.value_and_grad(lambda a, b: losses.nt_xent(a, b, 0.3)[0]))
+    value, gradient = value_and_grad(*views)
+    assert value == pytest.approx(float(expected), rel=1e-5)
+    alone = value_and_grad(first, second)[1]
+    assert np.abs(alone).max() > 1e-3
+    np.testing.assert_allclose(gradient, alone, atol=1e-6)
+
+
+def test_nt_xent_has_a_gradient_at_zero():
+    z = normal(0, 3, 4)
+    z[1] = 0
+    gradient = jax.jit(jax.grad(lambda a: losses.nt_xent(a, normal(1, 3, 4), 0.3)[0]))(z)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_alignment_and_uniformity():
+    z = np.array([[1, 0], [-1, 0]], np.float32)
+    # Perfect pairs: of each view's three others one at distance² 0 and two at 4.
+    alignment, uniformity = alignment_uniformity(z, 2 * z)
+    assert alignment == pytest.approx(0, abs=1e-6)
+    assert uniformity == pytest.approx(np.log((1 + 2 * np.exp(-8)) / 3), rel=1e-5)
+    # Pairs at right angles: distance² 2.
+    alignment, _ = alignment_uniformity(z, z[:, ::-1])
+    assert alignment == pytest.approx(2, rel=1e-6)
+
+
+# --- augmentation ---
+
+IMAGES = normal(5, 6, 12, 12, 3)
+
+
+def affine(seed, images, **amounts):
+    # Compiled anew in each call, so that it sees replaced draws.
+    return jax.jit(lambda key, x: augment.affine(key, x, **amounts))(jax.random.key(seed), images)
+
+
+def test_no_amounts_no_change():
+    assert augment.affine(jax.random.key(0), IMAGES) is IMAGES
+
+
+def test_tiny_amounts_change_little():
+    moved = affine(0, IMAGES, shift=1e-6, scale=1e-6, rotate=1e-4)
+    np.testing.assert_allclose(moved, IMAGES, atol=1e-3)
+
+
+def with_draws(monkeypatch, *rows):
+    """The uniform draws of each image: shift of rows, shift of columns, zoom, angle."""
+    draws = jnp.array(rows, jnp.float32)
+
+    def uniform(key, shape, minval, maxval):
+        assert (shape, minval, maxval) == (draws.shape, -1.0, 1.0)
+        return draws
+
+    monkeypatch.setattr(augment.jax.random, "uniform", uniform)
+
+
+def test_shift_by_whole_pixels(monkeypatch):
+    # A quarter of the side, 3 pixels; a positive draw looks further down or right.
+    with_draws(monkeypatch, (1, 0, 0, 0), (-1, 0, 0, 0), (0, 1, 0, 0), (0, -1 / 3, 0, 0))
+    x = IMAGES[:4]
+    moved = affine(0, x, shift=0.25)
+    rows = np.arange(12)
+    expected = [
+        x[0][np.minimum(rows + 3, 11)],  # the border row is continued
+        x[1][np.maximum(rows - 3, 0)],
+        x[2][:, np.minimum(rows + 3, 11)],
+        x[3][:, np.maximum(rows - 1, 0)],
+    ]
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
+
+
+def test_shift_is_a_share_of_each_side(monkeypatch):
+    with_draws(monkeypatch, (1, 1, 0, 0))
+    image = normal(6, 1, 8, 20, 1)
+    moved = affine(0, image, shift=0.25)
+    expected = image[:, np.minimum(np.arange(8) + 2, 7)][:, :, np.minimum(np.arange(20) + 5, 19)]
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
+
+
+def test_zoom_and_rotation(monkeypatch):
+    # Twice as large: the sampled positions are half as far from the centre.
+    with_draws(monkeypatch, (0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 0, -1))
+    rows, columns = np.meshgrid(np.arange(12.0), np.arange(12.0), indexing="ij")
+    ramp = np.stack([rows, columns], axis=-1)[None].astype(np.float32)
+    moved = affine(0, np.repeat(ramp, 3, 0), scale=1.0, rotate=90.0)
+    np.testing.assert_allclose(moved[0], 5.5 + (ramp[0] - 5.5) / 2, atol=1e-4)
+    quarter = np.rot90(ramp[0]), np.rot90(ramp[0], -1)
+    one, other = (np.allclose(moved[1], q, atol=1e-4) for q in quarter)
+    assert one != other
+    np.testing.assert_allclose(moved[2], quarter[int(one)], atol=1e-4)
+
+
+def test_amounts_stay_within_bounds_and_differ():
+    # A ramp says where each pixel was taken from.
+    ramp = np.broadcast_to(np.arange(32.0, dtype=np.float32)[:, None, None], (64, 32, 32, 1))
+    moved = np.asarray(affine(3, ramp, shift=0.125))
+    offset = (moved - ramp)[:, 16, 16, 0]
+    assert np.all(np.abs(offset) <= 4)
+    assert offset.min() < -3 and offset.max() > 3
+    assert len(np.unique(offset)) == 64
+
+
+def test_affine_is_a_function_of_its_key():
+    amounts = {"shift": 0.2, "scale": 0.1, "rotate": 10.0}
+    one = affine(1, IMAGES, **amounts)
+    np.testing.assert_array_equal(affine(1, IMAGES, **amounts), one)
+    assert np.abs(affine(2, IMAGES, **amounts) - one).max() > 0.1
+    assert one.shape == IMAGES.shape and one.dtype == IMAGES.dtype
+    half = affine(1, jnp.asarray(IMAGES, jnp.bfloat16), **amounts)
+    assert half.dtype == jnp.bfloat16

@@ -1,0 +1,135 @@
+"""`--mode=edit` on a model of a few thousand parameters: files, resume, devices, errors."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers import files, one_sentence
+from PIL import Image
+
+from cdsde import load_config
+from cdsde.edit import pipeline, text_directions
+from cdsde.edit import run as edit_run
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+CONFIG = "configs/edit_cat2dog.py"
+CAPTION = "a photo of a cat sitting on the grass"
+
+
+@pytest.fixture
+def task(golden, tmp_path):
+    """`task(**changes)`: a config for two pictures and the small model."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n in range(2):
+        coarse = np.random.default_rng(n).integers(0, 256, (6, 8, 3), np.uint8)
+        Image.fromarray(coarse).resize((160, 140)).save(folder / f"{n}.png")
+
+    def make(**changes):
+        plain = {
+            "model.path": golden / "latent" / "model",
+            "edit.input": folder,
+            "edit.caption": CAPTION,
+            "edit.image_size": 128,
+            "edit.steps": 3,
+            "edit.iterations": 2,
+            "edit.num_patches": 32,
+            "edit.step": 0.02,
+        }
+        more = {key.replace("__", "."): value for key, value in changes.items()}
+        return load_config(CONFIG, plain | more)
+
+    return make
+
+
+def pixels(folder):
+    return {p.name: np.asarray(Image.open(p), int) for p in sorted(folder.glob("?.png"))}
+
+
+EDITORS = ("pix2pix_zerocon", "pix2pix_zero", "ddim", "pnp", "dds", "cds")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", EDITORS)
+def test_an_edit_from_folder_to_folder(task, tmp_path, on_devices, method):
+    on_devices(1)
+    config = task(edit__method=method)
+    folder = edit_run.edit(config, tmp_path)
+    assert folder == tmp_path / "edits" / method
+    made = pixels(folder)
+    assert list(made) == ["0.png", "1.png"] and made["0.png"].shape == (128, 128, 3)
+    back = pixels(folder / "reconstructions")
+    assert all((made[name] != back[name]).any() for name in made)
+    assert Image.open(folder / "sheet.png").size[0] > 3 * 128
+    # Resumes: what is there stays, what is missing comes back as it was.
+    (folder / "1.png").unlink()
+    before = files(folder)
+    edit_run.edit(config, tmp_path)
+    assert files(folder)["0.png"] == before["0.png"]
+    # In a batch of two over two devices it is the same picture.
+    on_devices(2)
+    config.edit.update(batch_size=2, output=str(tmp_path / "both"))
+    both = pixels(edit_run.edit(config, tmp_path))
+    for name, image in both.items():
+        assert np.abs(image - made[name]).max() <= 1
+    assert np.abs(pixels(folder)["1.png"] - made["1.png"]).max() <= 1
+    config.edit.update(output=str(folder), strength=0.5)
+    with pytest.raises(ValueError, match="holds results made with other settings"):
+        edit_run.edit(config, tmp_path)
+
+
+def test_what_is_missing_is_named(task, tmp_path, golden):
+    def said(message, **changes):
+        with pytest.raises(ValueError, match=message) as error:
+            edit_run.edit(task(**changes), tmp_path)
+        assert one_sentence(str(error.value))
+
+    said("config.model.path is not given; --mode=edit needs it", model__path=None)
+    said("config.edit.target is not given", edit__target="")
+    said("config.model.path=/nowhere is no folder", model__path="/nowhere")
+    said("'/nowhere' does not exist", edit__input="/nowhere")
+    said("config.edit.image_size is 100; the model takes multiples of 64", edit__image_size=100)
+    said("say what the image shows with --config.edit.caption=TEXT", edit__caption=None)
+    said("does not hold 'a horse', which is to become", edit__source="a horse", edit__method="ddim")
+    said("there is no file /nowhere.txt; a bank has", edit__source_bank="/nowhere.txt")
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        folder = tmp_path / f"without_{part}"
+        shutil.copytree(golden / "latent" / "model", folder)
+        shutil.rmtree(folder / part)
+        said(f"without_{part}/{part}.* ", model__path=folder)
+    with pytest.raises(ValueError, match="config.edit.method is 'paint'; choose one of ddim"):
+        task(edit__method="paint")
+
+
+def test_words_are_swapped():
+    assert pipeline.swapped("woman or man", "man", "child") == "woman or child"
+    assert pipeline.swapped("A cat on grass", "a cat", "a dog") == "a dog on grass"
+    assert pipeline.swapped("the black cat sleeps", "a cat", "a dog") == "the black dog sleeps"
+
+
+def test_banks(tmp_path):
+    cat, dog = text_directions.bank("a cat"), text_directions.bank("a dog")
+    assert len(set(cat)) == len(cat) > 20
+    assert [s.replace("cat", "dog") for s in cat] == dog
+    path = tmp_path / "cat.txt"
+    path.write_text("a cat\n\n  the cat sleeps \n")
+    assert text_directions.read_bank(path) == ["a cat", "the cat sleeps"]
+    path.write_text("\n \n")
+    with pytest.raises(ValueError, match="has no sentence; a bank has one a line"):
+        text_directions.read_bank(path)
+
+
+def test_captions_of_a_captioner(task, tmp_path, golden):
+    folder = tmp_path / "blip"
+    shutil.copytree(golden / "latent" / "blip", folder)
+    with pytest.raises(ValueError, match="there is no .*vocab.txt"):
+        edit_run.captions_of(task(edit__caption=None, model__captioner=folder), None, [])
+    vocabulary = [f"word{n}" for n in range(97)]
+    vocabulary[10:13] = ["a", "picture", "of"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    config = task(edit__caption=None, model__captioner=folder)
+    source = edit_run.FilesSource(config.edit.input)
+    captions = edit_run.captions_of(config, source, [0])
+    assert list(captions) == ["0.png"] and captions["0.png"].startswith("word")
+    assert json.dumps(captions)

@@ -1,0 +1,309 @@
+"""A model of images and captions: trained, written as a folder, edited with, evaluated."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from cdsde import load_config, metrics
+from cdsde.data import captions, open_domain, tokenizer
+from cdsde.edit import pipeline
+from cdsde.edit import run as edit_run
+from cdsde.editing import attention_masks
+from cdsde.evaluate import edits, translations
+from cdsde.networks import features
+from cdsde.train.loop import train
+from cdsde.weights import diffusers, exchange
+from cdsde.weights.torch import convert
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+TINY = {
+    "data.image_size": 16,
+    "autoencoder.widths": (8, 16),
+    "autoencoder.groups": 4,
+    "latent.widths": (16, 32),
+    "latent.groups": 4,
+    "latent.heads": 2,
+    "latent.text_width": 16,
+    "latent.text_heads": 2,
+    "latent.vocabulary": 400,
+    "train.autoencoder.steps": 3,
+    "train.latent.steps": 3,
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "train.checkpoint_every": 2,
+    "model.path": None,
+    "edit.image_size": 16,
+    "edit.steps": 3,
+    "edit.source": "face",
+    "edit.target": "heart",
+    "edit.limit": 3,
+    "edit.regularise": False,  # it divides by the variance of noise that this network barely tells
+    "edit.num_patches": 8,
+}
+
+
+def test_metrics_of_edits(golden):
+    v = np.load(golden / "latent" / "metrics.npz")
+    a, b = v["keys_a"][None], v["keys_b"][None]
+    np.testing.assert_allclose(metrics.self_similarity(a)[0], v["self_similarity_a"], atol=2e-6)
+    distance = metrics.structure_distance(a, b)[0]
+    np.testing.assert_allclose(distance, v["structure_distance"], rtol=1e-5)
+    assert metrics.structure_distance(a, a)[0] == 0
+    x, y = np.eye(3, 4), np.array([[2.0, 0, 0, 0], [3, 4, 0, 0], [0, 0, -1, 0]])
+    np.testing.assert_allclose(metrics.clip_score(x, y), [1, 0.8, -1], rtol=1e-6)
+    alike = metrics.directional_similarity(np.eye(3, 4), np.zeros((3, 4)), np.array([3.0, 4, 0, 0]))
+    np.testing.assert_allclose(alike, [0.6, 0.8, 0], rtol=1e-6)
+    assert metrics.directional_similarity(x, x, x[0]).tolist() == [0, 0, 0]
+    picture = np.full((1, 4, 4, 3), 7, np.uint8)
+    mask = np.zeros((1, 4, 4), bool)
+    mask[0, :2] = True
+    kept = metrics.background(picture, mask)
+    assert kept.dtype == np.uint8 and (kept[0, :2] == 0).all() and (kept[0, 2:] == 7).all()
+
+
+def vit(width=12, depth=2, patch=4, side=8, seed=0):
+    """A state dict of DINO's names."""
+    r = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return r.normal(0, 0.3, shape).astype(np.float32)
+
+    tokens = (side // patch) ** 2 + 1
+    found = {"cls_token": draw(1, 1, width), "pos_embed": draw(1, tokens, width)}
+    found |= {"patch_embed.proj.weight": draw(width, 3, patch, patch)}
+    found |= {"patch_embed.proj.bias": draw(width), "norm.weight": draw(width)}
+    found["norm.bias"] = draw(width)
+    for n in range(depth):
+        shapes = {
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+            "mlp.fc1": (4 * width, width),
+            "mlp.fc2": (width, 4 * width),
+        }
+        for name, shape in shapes.items():
+            found[f"blocks.{n}.{name}.weight"] = draw(*shape)
+            found[f"blocks.{n}.{name}.bias"] = draw(shape[0])
+        for name in ("norm1", "norm2"):
+            found[f"blocks.{n}.{name}.weight"] = 1 + draw(width)
+            found[f"blocks.{n}.{name}.bias"] = draw(width)
+    return found
+
+
+def test_dino_is_pytorchs_transformer():
+    torch = pytest.importorskip("torch")
+    weights, width, heads = vit(), 12, 3
+    fields = dict(width=width, depth=2, heads=heads, patch=4, side=8)
+    apply, params = convert.from_state_dict(weights, "dino_vitb8", **fields)
+    x = np.random.default_rng(1).random((2, 8, 8, 3), np.float32)
+    ours = apply(params, jnp.asarray(x))
+
+    w = {k: torch.tensor(v) for k, v in weights.items()}
+    mean, std = (torch.tensor(v) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    pixels = ((torch.tensor(x) - mean) / std).permute(0, 3, 1, 2)
+    h = torch.nn.functional.conv2d(
+        pixels, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=4
+    )
+    h = torch.cat([w["cls_token"].expand(2, 1, width), h.flatten(2).transpose(1, 2)], 1)
+    h = h + w["pos_embed"]
+    for n in range(2):
+        layer = torch.nn.TransformerEncoderLayer(
+            width, heads, 4 * width, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
+        )
+        own = {
+            "self_attn.in_proj_": "attn.qkv.",
+            "self_attn.out_proj.": "attn.proj.",
+            "linear1.": "mlp.fc1.",
+            "linear2.": "mlp.fc2.",
+            "norm1.": "norm1.",
+            "norm2.": "norm2.",
+        }
+        layer.load_state_dict(
+            {a + k: w[f"blocks.{n}.{b}{k}"] for a, b in own.items() for k in ("weight", "bias")}
+        )
+        normed = layer.norm1(h)
+        qkv = normed @ w[f"blocks.{n}.attn.qkv.weight"].T + w[f"blocks.{n}.attn.qkv.bias"]
+        keys = qkv[..., width : 2 * width]
+        h = layer.train()(h)
+    h = torch.nn.functional.layer_norm(h, (width,), w["norm.weight"], w["norm.bias"], 1e-6)
+    np.testing.assert_allclose(ours["keys"], keys.detach().numpy(), atol=2e-5)
+    np.testing.assert_allclose(ours["class"], h[:, 0].detach().numpy(), atol=2e-5)
+
+
+def test_full_dino_takes_the_published_names():
+    network = features.DINO()
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x)
+    names = convert.published_shapes(shapes, "dino_vitb8")
+    assert names["blocks.11.attn.qkv.weight"] == (2304, 768)
+    assert names["pos_embed"] == (1, 785, 768)
+    assert names["patch_embed.proj.weight"] == (768, 3, 8, 8)
+    assert sum(np.prod(s) for s in names.values()) == 85_807_872  # published: 85.8 M
+
+
+def test_captions(tmp_path):
+    source = open_domain("emoji", "twemoji", "test")
+    texts = captions(source)
+    assert texts[source.ids.index("1f600")] == "twemoji grinning face"
+    folder = tmp_path / "train" / "cat"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    source = open_domain(tmp_path, "cat", "train")
+    with pytest.raises(ValueError, match=r"a\.txt is missing or empty: it says what the image"):
+        captions(source)
+    (folder / "a.txt").write_text(" a black cat \n")
+    assert captions(source) == ["a black cat"]
+
+
+def test_a_tokenizer_learned_and_kept(tmp_path):
+    texts = ["twemoji smiling face", "twemoji crying face", "red heart"]
+    learned = tokenizer.learn(texts, 60, length=12)
+    tokenizer.save(tmp_path, learned)
+    loaded = tokenizer.load(tmp_path)
+    told = [*texts, "a Crying  HEART", ""]
+    np.testing.assert_array_equal(learned(told), loaded(told))
+    assert loaded(told).shape == (5, 12) and loaded.end == 59
+    assert (tokenizer.learn(texts, 60, length=12)(told) == learned(told)).all()
+    where = tokenizer.word_positions(learned, "twemoji smiling face", "smiling")
+    ids = learned(["twemoji smiling face"])[0]
+    assert list(ids[where]) == learned.words.encode("smiling").ids
+    with pytest.raises(ValueError, match="does not hold the word 'sad'"):
+        tokenizer.word_positions(learned, "twemoji smiling face", "sad")
+
+
+def test_maps_become_masks():
+    maps = np.array([[[0.0, 1.0], [0.2, 0.4]]])
+    mask = attention_masks.enlarged(maps, 4)
+    assert mask.shape == (1, 4, 4) and mask[0, :2, 2:].all() and not mask[0, :2, :2].any()
+    assert mask[0, 2:, 2:].all() and not mask[0, 2:, :2].any()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A work folder with a model trained for a moment, and its config."""
+    workdir = tmp_path_factory.mktemp("words")
+    config = load_config("configs/emoji_words.py", TINY)
+    train(config, workdir)
+    config.model.path = str(exchange.export_weights(_of_latent(config), workdir))
+    return workdir, config
+
+
+def _of_latent(config):
+    config = config.copy_and_resolve_references()
+    config.export.stage = "latent"
+    return config
+
+
+@pytest.mark.slow
+def test_it_trains_and_is_written_like_any_other_model(trained):
+    _, config = trained
+    loaded = pipeline.load(config.model.path)
+    assert loaded.unet.widths == (16, 32) and loaded.encoder.tokenize.length == 16
+    assert 0.05 < loaded.factor < 50
+    index = json.loads((pipeline.place(config.model.path) / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    state = diffusers.state_dict(loaded.params["unet"])
+    assert state["conv_in.weight"].shape == (16, 4, 3, 3)
+    assert np.abs(state["conv_out.weight"]).max() > 0  # it begins at 0, and has learned
+
+
+@pytest.mark.slow
+def test_edits_of_a_data_set_and_their_evaluation(trained, tmp_path, golden, on_devices):
+    on_devices(1)
+    workdir, config = trained
+    config = config.copy_and_resolve_references()
+    folder = edit_run.edit(config, workdir)
+    source = edit_run.open_input(config)
+    chosen = edit_run.wanted(config, source)
+    assert len(chosen) == 3 and all("face" in captions(source)[j] for j in chosen)
+    assert len(list(folder.glob("1*.png"))) == 3
+
+    clip = tmp_path / "clip"
+    shutil.copytree(golden / "latent" / "clip", clip)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(golden / "latent" / "model" / "tokenizer" / name, clip)
+    config.eval.clip = str(clip)
+    config.eval.text = "a cat"
+    results = edits.evaluate_edits(config, workdir)
+    row = results["pix2pix_zerocon"]
+    assert -1 <= row["CLIP score"]["value"] <= 1 and row["CLIP score"]["images"] == 3
+    assert row["SSIM to source"]["images"] == 3
+    assert -1 <= row["EffNetLite0 direction"]["value"] <= 1
+    kept = json.loads((workdir / "eval" / "pix2pix_zerocon" / "metrics.json").read_text())
+    assert kept["realism"]["text"] == "a cat" and len(kept["realism"]["weights"]["clip"]) == 64
+    # The same numbers whichever the devices.
+    on_devices(2)
+    again = edits.evaluate_edits(config, workdir)["pix2pix_zerocon"]
+    assert again["CLIP score"]["value"] == pytest.approx(row["CLIP score"]["value"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_backgrounds_are_compared_where_the_word_is_not(trained, tmp_path, on_devices):
+    on_devices(1)
+    workdir, config = trained
+    config = config.copy_and_resolve_references()
+    config.edit.update(method="ddim", image_size=32, output=str(tmp_path / "edits"))
+    edit_run.edit(config, workdir)
+    r = np.random.default_rng(0)
+    shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3)}
+    shapes[10] = (256, 256, 3, 3)
+    alex = {f"features.{n}.weight": r.normal(0, 0.05, s).astype("f4") for n, s in shapes.items()}
+    alex |= {f"features.{n}.bias": np.zeros(s[0], "f4") for n, s in shapes.items()}
+    save_file(alex, tmp_path / "alex.safetensors")
+    config.eval.lpips_alex = str(tmp_path / "alex.safetensors")
+    row = edits.evaluate_edits(config, workdir)["ddim"]
+    assert 0 <= row["BG-LPIPS-Alex"]["value"] and row["LPIPS-Alex to source"]["value"] > 0
+    (folder,) = (workdir / "eval").glob("masks-*")
+    shown = sorted(folder.glob("*.png"))
+    assert len(shown) == 3
+    # Given masks: all object leaves no background to differ, and is as wide as the picture.
+    for path in shown:
+        Image.new("RGB", (32, 32), "white").save(path)
+    config.eval.masks = str(folder)
+    assert edits.evaluate_edits(config, workdir)["ddim"]["BG-LPIPS-Alex"]["value"] == 0
+    shown[0].unlink()
+    with pytest.raises(ValueError, match="white where the object is"):
+        edits.evaluate_edits(config, workdir)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_edited_is_said(trained, tmp_path):
+    _, config = trained
+    config = config.copy_and_resolve_references()
+    config.edit.source = "submarine"
+    with pytest.raises(ValueError, match="no caption of .* holds 'submarine'; choose another"):
+        edit_run.edit(config, tmp_path)
+    config.eval.methods = "sdedit"
+    with pytest.raises(ValueError, match="names 'sdedit'; choose from ddim, pix2pix_zero"):
+        load_config("configs/emoji_words.py", {"eval.methods": "sdedit"})
+
+
+@pytest.mark.slow
+def test_the_shipped_model_holds_a_picture_and_changes_what_is_asked(tmp_path):
+    given = {"edit.method": "ddim", "edit.source": "dark", "edit.target": "light", "edit.limit": 4}
+    config = load_config("configs/emoji_words.py", {**given, "edit.steps": 20})
+    folder = edit_run.edit(config, tmp_path)
+    source = edit_run.open_input(config)
+    read = translations.resized(edits.as_translation(config), source)
+    for j in edit_run.wanted(config, source):
+        name = f"{source.ids[j]}.png"
+        back = np.asarray(Image.open(folder / edit_run.RECONSTRUCTION / name), np.float64)
+        made = np.asarray(Image.open(folder / name), np.float64)
+        assert metrics.psnr(back[None] / 255, read(j)[None] / 255)[0] > 17
+        assert made.mean() > read(j).mean() + 2, "lighter"
+
+
+def test_sentences_are_the_captions_around_the_word():
+    config = load_config("configs/emoji_words.py", {"edit.source": "cat", "edit.target": "dog"})
+    (source, target) = pipeline.banks(edit_run.with_sentences(config).edit)
+    assert len(source) == len(target) > 5
+    assert all(a.replace("cat", "dog") == b for a, b in zip(source, target, strict=True))
+    config.edit.source = "submarine"
+    with pytest.raises(ValueError, match="no train caption holds 'submarine'"):
+        edit_run.with_sentences(config)

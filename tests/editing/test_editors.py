@@ -1,0 +1,311 @@
+"""Ladders, inversions, losses and whole edits against the published methods (golden/latent)."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from latent_vectors import close as close
+from latent_vectors import folder as folder
+from latent_vectors import nchw, nhwc
+
+from cdsde.data import tokenizer
+from cdsde.edit import text_directions
+from cdsde.editing import editors, guidance, ladders, regularise
+from cdsde.weights import diffusers
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+@pytest.fixture(scope="module")
+def model(golden):
+    """`(unet(x, t, context, ...) with parameters bound, the schedule)` of the small model."""
+    module, params = diffusers.load_unet(golden / "latent" / "model" / "unet")
+    schedule = ladders.read_schedule(golden / "latent" / "model" / "scheduler")
+    return lambda *args, **kwargs: module.apply(params, *args, **kwargs), schedule
+
+
+def load(folder, name):
+    return dict(np.load(folder / f"{name}.npz"))
+
+
+def test_ladders(folder, close, model):
+    schedule = model[1]
+    v = load(folder, "ddim")
+    close(schedule.alpha_bar, "ddim", "alphas_cumprod")
+    for steps in (10, 20, 50, 100):
+        np.testing.assert_array_equal(ladders.sampling(schedule, steps).t, v[f"timesteps_{steps}"])
+    eps = np.moveaxis(v["eps"], -3, -1)
+    x0 = nhwc(v["x0"])
+
+    def follow(x, ladder, noises):
+        states = []
+        for _, start, end, e in zip(*ladder, noises, strict=True):
+            x = ladders.move(x, e, start, end)
+            states.append(nchw(x))
+        return x, np.stack(states)
+
+    top, states = follow(x0, ladders.inversion(schedule, 50), eps)
+    close(states, "ddim", "inversion_states")
+    _, states = follow(top, ladders.sampling(schedule, 50), eps[::-1])
+    close(states, "ddim", "reverse_states")
+    official = ladders.inversion(schedule, 50, "p2p0")
+    assert len(official.t) == 48
+    close(follow(x0, official, eps[:48])[1], "ddim", "p2pzero_official_inversion_states")
+
+
+@pytest.mark.slow
+def test_inversions(folder, close, model):
+    unet, schedule = model
+    v = load(folder, "inversion")
+    x0 = nhwc(v["x0"])[None]
+    empty = load(folder, "edit_direction")["c_empty"]
+
+    def run(x, ladder, text, **kwargs):
+        def eps_fn(x, t):
+            return unet(x, t, jnp.asarray(text)[None])
+
+        return nchw(jax.jit(lambda x: ladders.run(x, ladder, eps_fn, **kwargs)[1])(x))[:, 0]
+
+    states = run(x0, ladders.inversion(schedule, 10), v["c"])
+    close(states, "inversion", "states")
+    again = run(nhwc(v["states"][-1])[None], ladders.sampling(schedule, 10), v["c"])
+    close(again, "inversion", "recon_states")
+    current = run(x0, ladders.inversion(schedule, 10, "current"), v["c"])
+    close(current, "inversion", "states_eps_at_current_t")
+    states = run(x0, ladders.inversion(schedule, 10), empty)
+    close(states, "inversion", "states_empty_prompt")
+    rolls = jnp.asarray(v["p2pzero_official_rolls"])
+    official = ladders.inversion(schedule, 10, "p2p0")
+    adjusted = dict(adjust=regularise.regularise, per_step=rolls)
+    close(run(x0, official, v["c"], **adjusted), "inversion", "p2pzero_official_states")
+    adjusted["per_step"] = rolls[jnp.arange(10) % 8]
+    states = run(x0, ladders.inversion(schedule, 10), v["c"], **adjusted)
+    close(states, "inversion", "states_regularised")
+
+
+def test_noise_regularisation(folder, close):
+    v = load(folder, "noise_reg")
+    e = nhwc(v["eps"])
+    first = v["rolls"][0, 0]
+    for function, name in (
+        (lambda e: regularise.autocorrelation(e, first), "auto_corr_first"),
+        (regularise.divergence, "kl_first"),
+    ):
+        value, slope = jax.value_and_grad(function)(e)
+        close(value, "noise_reg", name)
+        close(nchw(slope), "noise_reg", f"grad_{name}")
+    close(nchw(regularise.regularise(e[None], v["rolls"])[0]), "noise_reg", "eps_regularised")
+
+
+@pytest.mark.parametrize("side", [4, 6, 8, 24, 64])
+def test_shifts_are_never_none_and_fit(side):
+    shifts = np.asarray(regularise.draw_shifts(jax.random.key(0), (5, 5), 4, side))
+    sides = regularise.levels(side)
+    assert shifts.shape == (5, 5, 4, len(sides)) and shifts.min() >= 1
+    for level, n in enumerate(sides):
+        assert shifts[..., level].max() <= max(1, n // 2 - 1)
+    e = jax.random.normal(jax.random.key(1), (1, side, side, 4))
+    assert np.isfinite(regularise.regularise(e, shifts)).all()
+
+
+@pytest.mark.parametrize("roles", ["cds", "cut"])
+@pytest.mark.parametrize("patch", [1, 2])
+def test_patch_loss(folder, close, roles, patch):
+    v = load(folder, "nce")
+    source, edit = (jnp.asarray(v[n]).reshape(1, 16, 16, 20) for n in ("feat_ref", "feat_trg"))
+    ids = v[f"ids_ps{patch}"]
+
+    def each(edit):
+        return guidance.patch_loss(edit, source, ids, patch, 0.07, roles)[0]
+
+    close(each(edit), "nce", f"loss_per_patch_{roles}_ps{patch}")
+    slope = jax.grad(lambda e: each(e).mean())(edit).reshape(256, 20)
+    close(each(edit).mean(), "nce", f"loss_{roles}_ps{patch}")
+    close(slope, "nce", f"grad_trg_{roles}_ps{patch}")
+
+
+@pytest.mark.slow
+def test_losses_through_the_network(folder, close, model):
+    unet, _ = model
+    v = load(folder, "unet")
+    x, t = nhwc(v["sample"][:1]), v["timesteps"][:1]
+    _, maps, features = editors.observe(unet, x, t, v["encoder_hidden_states_ref"])
+    ids = {}
+    for name, chosen in v.items():
+        if name.startswith("cut_ids/"):
+            layer, patch = name.removeprefix("cut_ids/").rsplit("/ps", 1)
+            ids.setdefault(layer, {})[int(patch)] = chosen
+    assert len(ids) == 9
+
+    def of(x):
+        _, own, own_features = editors.observe(unet, x, t, v["encoder_hidden_states"][:1])
+        return (
+            guidance.map_loss(own, maps)[0],
+            guidance.feature_loss(own_features, features, ids, (16, 16))[0],
+        )
+
+    for n, name in enumerate(("loss_headmean", "cut_loss")):
+        value, slope = jax.jit(jax.value_and_grad(lambda x, n=n: of(x)[n]))(x)
+        close(value, "unet", name)
+        close(nchw(slope[0]), "unet", f"grad_{name}")
+
+
+def texts_of(v, negative="c"):
+    return editors.Texts(*(jnp.asarray(v[n]) for n in ("c", "c_hat", negative)))
+
+
+def ids_of(v, run):
+    ids = {}
+    for name, chosen in v.items():
+        if name.startswith(f"{run}ids/"):
+            layer, patch = name.removeprefix(f"{run}ids/").rsplit("/ps", 1)
+            ids.setdefault(layer, {})[int(patch)] = jnp.asarray(chosen)
+    return ids
+
+
+def edit(model, v, settings, ids, name="x_T"):
+    unet, schedule = model
+    x = nhwc(v[name])[None]
+    run = jax.jit(
+        lambda x, ids: editors.zerocon(
+            unet, x, ladders.sampling(schedule, 10), texts_of(v), settings, ids
+        )
+    )
+    _, states, told = run(x, ids)
+    told.pop("source")
+    return nchw(states)[:, 0], {k: np.asarray(value)[..., 0] for k, value in told.items()}
+
+
+@pytest.mark.slow
+def test_pix2pix_zero(folder, close, model):
+    v = load(folder, "traj_pix2pix_zero")
+    settings = editors.Zerocon(step=0.05, feature_weight=0.0, pair=True)
+    states, told = edit(model, v, settings, {})
+    close(states, "traj_pix2pix_zero", "states")
+    close(told["map"], "traj_pix2pix_zero", "loss_c")
+    close(told["gradient"], "traj_pix2pix_zero", "grad_norms_pair")
+    states, told = edit(model, v, settings._replace(step=0.0), {})
+    close(states, "traj_pix2pix_zero", "states_no_guidance")
+    close(told["map"], "traj_pix2pix_zero", "loss_c_no_guidance")
+
+
+@pytest.mark.slow
+def test_zerocon(folder, close, model):
+    v = load(folder, "traj_zerocon")
+    plain = editors.Zerocon(step=0.02)
+    ids = ids_of(v, "B1/")
+    states, told = edit(model, v, plain, ids)
+    close(states, "traj_zerocon", "B1/states")
+    close(told["map"], "traj_zerocon", "B1/loss_c")
+    close(told["feature"], "traj_zerocon", "B1/loss_e")
+    close(told["gradient"], "traj_zerocon", "B1/grad_norm")
+    states, _ = edit(model, v, plain._replace(feature_weight=0.0), ids)
+    close(states, "traj_zerocon", "B1_only_c/states")
+    states, _ = edit(model, v, plain._replace(step=0.0), ids)
+    close(states, "traj_zerocon", "B1_no_guidance/states")
+
+
+def test_zerocon_decoded(folder, close):
+    v = load(folder, "traj_zerocon")
+    module, params, factor = diffusers.load_vae(folder / "model" / "vae")
+    z = nhwc(v["B1/states"][-1])[None] / factor
+    image = module.apply(params, z, method="decode")
+    close(nchw(jnp.clip((image + 1) / 2, 0, 1)[0]), "traj_zerocon", "B1/image")
+
+
+@pytest.mark.slow
+def test_zerocon_by_the_letter(folder, close, model):
+    v = load(folder, "traj_zerocon")
+    settings = editors.Zerocon(step=0.2, feature_weight=0.5, scale=1.0, root=True, moved=False)
+    ids = ids_of(v, "B2/")
+    assert all(guidance.of_encoder(layer) for layer in ids)
+    states, told = edit(model, v, settings, ids)
+    close(states, "traj_zerocon", "B2/states")
+    close(told["map"], "traj_zerocon", "B2/loss_c")
+    close(told["gradient"], "traj_zerocon", "B2/grad_norm")
+
+
+@pytest.mark.slow
+def test_zerocon_in_pairs(folder, close, model):
+    v = load(folder, "traj_zerocon")
+    states, told = edit(model, v, editors.Zerocon(step=0.02, pair=True), ids_of(v, "B3/"))
+    close(states, "traj_zerocon", "B3/states")
+    close(told["feature"], "traj_zerocon", "B3/loss_e")
+    close(told["gradient"], "traj_zerocon", "B3/grad_norms_pair")
+
+
+def test_word_swap(folder, close, model):
+    unet, schedule = model
+    v = load(folder, "traj_wordswap")
+    empty = jnp.asarray(v["c_empty"])
+    texts = editors.Texts(empty, jnp.asarray(v["c_target"]), empty)
+    ladder = ladders.sampling(schedule, 10)
+    _, states = jax.jit(lambda x: editors.word_swap(unet, x, ladder, texts))(nhwc(v["x_T"])[None])
+    close(nchw(states)[:, 0], "traj_wordswap", "states")
+
+
+@pytest.mark.slow
+def test_plug_and_play(folder, close, model):
+    unet, schedule = model
+    v = load(folder, "traj_pnp")
+    texts = editors.Texts(*(jnp.asarray(v[n]) for n in ("c_empty", "c_target", "c_negative")))
+    ladder = ladders.sampling(schedule, 10)
+    inverted = nhwc(v["source_states"])[:, None]
+    _, states = jax.jit(lambda s: editors.plug_and_play(unet, s, ladder, texts))(inverted)
+    close(nchw(states)[:, 0], "traj_pnp", "states")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dds", "cds"])
+def test_delta_denoising(folder, close, model, method):
+    unet, schedule = model
+    v = load(folder, "traj_dds")
+    texts = editors.Texts(*(jnp.asarray(v[n]) for n in ("c_source", "c_target", "c_empty")))
+    more = {}
+    if method == "cds":
+        more = dict(feature_weight=3.0, ids=ids_of(load(folder, "traj_cds"), ""))
+    run = jax.jit(
+        lambda z: editors.delta_denoising(
+            unet, z, schedule, texts, jnp.asarray(v["timesteps"]),
+            nhwc(v["eps"])[:, None], rate=0.01, **more,
+        )
+    )  # fmt: skip
+    _, states, told = run(nhwc(v["z0"])[None])
+    close(nchw(states)[:, 0], f"traj_{method}", "states")
+    close(told["score"][:, 0], f"traj_{method}", "dds_grad_norm")
+    if method == "cds":
+        both = jnp.stack([told["feature"], told["gradient"]], -1)[:, 0]
+        close(both, "traj_cds", "cut_loss_and_grad_norm")
+
+
+def test_edit_direction(folder, close):
+    v = load(folder, "edit_direction")
+    tokenize = tokenizer.load(folder / "model" / "tokenizer")
+    module, params = diffusers.load_text_encoder(folder / "model" / "text_encoder")
+    said = json.loads((folder / "params.json").read_text())
+    np.testing.assert_array_equal(tokenize(said["source_sentences"]), v["source_ids"])
+    np.testing.assert_array_equal(tokenize(said["target_sentences"]), v["target_ids"])
+
+    encode = text_directions.Encoder(module, params, tokenize)
+    delta = text_directions.direction(encode, said["source_sentences"], said["target_sentences"])
+    close(delta, "edit_direction", "delta_c")
+    np.testing.assert_array_equal(delta[0], 0)
+    close(encode([said["source_prompt"]])[0] + delta, "edit_direction", "c_hat")
+
+
+def test_a_finer_inversion_passes_the_levels_of_sampling():
+    schedule = ladders.scaled_linear()
+    down = ladders.sampling(schedule, 50)
+    up = ladders.inversion(schedule, 999)
+    at = ladders.shared(up, down)
+    assert at[0] == 0 and len(at) == 51
+    np.testing.assert_array_equal(np.asarray(up.t)[at[1:] - 1], down.t[::-1])
+    # Predicting no noise, both ways come to the same states.
+    x = jnp.ones((1, 2, 2, 4))
+    _, states = ladders.run(x, up, lambda x, t: jnp.zeros_like(x))
+    _, coarse = ladders.run(x, ladders.inversion(schedule, 50), lambda x, t: jnp.zeros_like(x))
+    np.testing.assert_allclose(states[at], coarse, rtol=1e-4)
+    with pytest.raises(ValueError, match="does not pass the levels of 50 sampling steps"):
+        ladders.shared(ladders.inversion(schedule, 30), down)

