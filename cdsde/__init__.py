@@ -15,6 +15,31 @@ _MODULE_OF = {
     "load_sampler": "translation.compiled",
     "translate": "api",
 }
+# Modules of version 0.1, for whoever still says the old name.
+_MOVED = {
+    "config_checks": "config.checks",
+    "presets": "config.presets",
+    "sde": "diffusion.schedules",
+    "energies": "diffusion.energies",
+    "losses": "diffusion.losses",
+    "methods": "diffusion.methods",
+    "solvers": "diffusion.solvers",
+    "models": "networks.build",
+    "features": "evaluate.extractors",
+    "latent": "networks.stable_diffusion, cdsde.editing and cdsde.weights.diffusers",
+    "mesh": "runtime.mesh",
+    "report": "runtime.progress and cdsde.runtime.records",
+    "checkpoint": "weights.checkpoint",
+    "exchange": "weights.exchange",
+    "torch_weights": "weights.torch.convert",
+    "sampler": "translation.compiled",
+    "sample": "translation.run",
+    "discriminant": "translation.domain_statistics",
+    "colours": "diffusion.histograms",
+    "live": "serve.live",
+    "realism": "evaluate.realism",
+    "evaluate_edits": "evaluate.edits",
+}
 
 __all__ = ["__version__", *sorted(_MODULE_OF)]
 
@@ -22,6 +47,9 @@ __all__ = ["__version__", *sorted(_MODULE_OF)]
 def __getattr__(name: str):
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f"cdsde.{_MODULE_OF[name]}"), name)
+    if name in _MOVED:
+        # An ImportError is what `from cdsde import NAME` passes on with its text.
+        raise ImportError(f"cdsde.{name} is now cdsde.{_MOVED[name]}")
     raise AttributeError(f"module 'cdsde' has no attribute '{name}'")
 
 

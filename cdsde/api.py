@@ -1,7 +1,7 @@
 """cdsde from Python: load a config, translate pictures.
 
 import cdsde
-config = cdsde.load_config("configs/twemoji2fluent.py", {"sample.steps": 50})
+config = cdsde.load_config("twemoji2fluent", {"sample.steps": 50})
 result = cdsde.translate(config, ["smile.png", "heart.png"])      # uint8 [2, H, W, 3]
 """
 
@@ -17,22 +17,23 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.config import checks, command_line
-from cdsde.data import decode, image_id, resize
+from cdsde.data import decode, image_id, inputs
+from cdsde.runtime.padding import pad
 from cdsde.translation.compiled import Sampler, load_sampler
 
 
-def load_config(path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of a file, with overrides by dotted key, checked.
 
     Args:
-      path: a file of `configs/`.
+      path: a file of `configs/`, or its name alone: "cat2dog".
       overrides: such as `{"method": "egsde", "sample.steps": 50}`.
 
     Raises:
       ValueError: an unknown key (names the nearest), a value of the wrong type or out of range.
     """
     try:
-        config = command_line.load(str(path))
+        config = command_line.load(os.fspath(path))
         leaves = config_lib.key_paths(config)
         for key, value in (overrides or {}).items():
             command_line.check_key(leaves, key)
@@ -87,12 +88,10 @@ def translate(
     pixels = [
         x if isinstance(x, np.ndarray) else decode(x, n) for x, n in zip(images, names, strict=True)
     ]
-    d = config.data
-    batch = np.stack([resize(x, d.image_size, filter=d.filter, fit=d.fit) for x in pixels])
+    batch = np.stack([inputs.resized(config, x) for x in pixels])
     ids = np.array([image_id(str(n)) for n in names], np.uint32)
     if sampler is None:
         sampler, _ = load_sampler(config, workdir)
     count, step = len(batch), min(config.sample.batch_size, len(batch))
-    # The last batch is filled up: another size would be another program to compile.
-    rows = [np.arange(at, at + step).clip(max=count - 1) for at in range(0, count, step)]
-    return np.concatenate([sampler(batch[r], ids[r]) for r in rows])[:count]
+    parts = [slice(at, at + step) for at in range(0, count, step)]
+    return np.concatenate([sampler(*pad((batch[p], ids[p]), step)) for p in parts])[:count]

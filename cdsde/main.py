@@ -1,6 +1,6 @@
 """The command line: flags → config → one program. The only module that reads flags.
 
-python -m cdsde.main --config=configs/twemoji2fluent.py --mode=sample
+python -m cdsde.main --config=twemoji2fluent --mode=sample
 """
 
 from __future__ import annotations
@@ -8,26 +8,23 @@ from __future__ import annotations
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from cdsde.config import command_line
+from cdsde.config import EDITORS, checks, command_line
 from cdsde.runtime import logs
 
 MODES = ("train", "sample", "eval", "edit", "serve", "import", "export")
 
 FLAGS = flags.FLAGS
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The task, a file of configs/; --config.KEY=VALUE overrides any key of it."
-)
 MODE = flags.DEFINE_enum(
     "mode",
     None,
     MODES,
     "train: what the method needs and the work folder lacks; sample: translate images; "
-    "eval: measure the translated images; edit: change images by words; "
+    "eval: measure the results; edit: change images by words; "
     "serve: a page to try it on; "
     "import: published PyTorch weights into the work folder; "
     "export: the way back, to config.export.path.",
+    required=True,
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, logs, samples and results go (default: runs/TASK)."
@@ -46,18 +43,17 @@ def run(argv) -> None:
     """Dispatch on --mode."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument '{argv[1]}'; overrides are --config.KEY=VALUE")
-    # Imported late, so that --help and a mistyped key answer at once.
-    from cdsde.config import checks
-
-    config = CONFIG.value
+    config = FLAGS.config
     workdir = WORKDIR.value or f"runs/{config.task}"
     try:
         checks.validate(config)
+        _check_mode(MODE.value, config)
         if COORDINATOR.value is None and (PROCESSES.value, PROCESS.value) != (None, None):
             raise ValueError(
                 "--processes and --process are given without --coordinator=HOST:PORT, so each "
                 "process would do all of the work; add it"
             )
+        # Imported late, so that --help and a mistyped key answer at once.
         if COORDINATOR.value:
             from cdsde.runtime import mesh
 
@@ -69,7 +65,7 @@ def run(argv) -> None:
         except preemption.Preempted as reason:
             logging.warning("%s", reason)
             sys.exit(preemption.EXIT_CODE)
-    except (ValueError, OSError, ImportError, FloatingPointError, command_line.UserError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         # One sentence for people; the trace for those who ask for it.
         logging.debug("", exc_info=True)
         if logging.level_debug():
@@ -77,7 +73,21 @@ def run(argv) -> None:
         sys.exit(f"error: {error}")
 
 
+def _check_mode(mode: str, config) -> None:
+    """Raise ValueError where mode and method do not go together."""
+    if mode in ("sample", "serve") and config.method in EDITORS:
+        raise ValueError(
+            f"config.method is '{config.method}', which edits by words: use --mode=edit"
+        )
+    if mode == "edit" and config.method not in EDITORS:
+        raise ValueError(
+            f"config.method is '{config.method}', which translates: use --mode=sample, or choose "
+            f"one of {', '.join(EDITORS)}"
+        )
+
+
 def _program(mode: str, config):
+    """`(config, workdir) -> ...` of a mode."""
     if mode == "train":
         from cdsde.train.loop import train
 
@@ -98,7 +108,7 @@ def _program(mode: str, config):
         from cdsde.weights import exchange
 
         return exchange.import_weights if mode == "import" else exchange.export_weights
-    if config.method == "edit":
+    if config.method in EDITORS:
         from cdsde.evaluate.edits import evaluate_edits
 
         return evaluate_edits
@@ -108,9 +118,8 @@ def _program(mode: str, config):
 
 
 def main() -> None:
-    """Entry point of `python -m cdsde.main`."""
+    """Entry point of `cdsde` and `python -m cdsde.main`."""
     logs.show_own()
-    flags.mark_flags_as_required(["config", "mode"])
     app.run(run, flags_parser=command_line.parse)
 
 

@@ -19,5 +19,5 @@ def get_config():
     c = config.base()
     presets.egsde_256(c, source="cat", target="dog")
     c.data.root = "data/afhq"
-    c.sample.split = c.eval.split = "val"
+    c.sample.split = "val"
     return c

@@ -17,15 +17,15 @@ from cdsde import config
 
 def get_config():
     c = config.base()
-    c.task, c.method = "emoji_words", "edit"
+    c.task, c.method = "emoji_words", "pix2pix_zerocon"
     # Not flipped: names say left and right.
     c.data.update(source="twemoji", target="twemoji", image_size=64, flip=False)
     c.train.update(checkpoint_every=500)
     c.train.autoencoder.steps = 1_200
-    c.train.latent.update(steps=3_000, learning_rate=8e-4, ema=0.998)
-    c.train.latent.augment.shift = 0.03
+    c.train.latent.update(steps=3_000, learning_rate=8e-4, ema=0.998, shift=0.03)
     c.model.path = "shipped:emoji-words"
-    c.edit.update(image_size=64, batch_size=8, num_patches=64)
+    c.sample.batch_size = 8
+    c.edit.num_patches = 64
     # Chosen on val, by eye ("dark" to "light", "man" to "woman"): at the published scale of 5 this
     # model's colours saturate. Latents of 16x16 are a sixteenth of Stable Diffusion's, for which
     # the regularisation's steps are meant: there it costs the reconstruction.

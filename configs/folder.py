@@ -27,5 +27,4 @@ def get_config():
     c.train.sample_every = 2_000
     c.train.checkpoint_every = 500
     c.sample.update(steps=50, clip=True, split="val")
-    c.eval.split = "val"
     return c

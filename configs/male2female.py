@@ -18,5 +18,5 @@ def get_config():
     presets.egsde_256(c, source="male", target="female")
     presets.ddpm_256(c)
     c.data.root = "data/celeba_hq"
-    c.sample.split = c.eval.split = "val"
+    c.sample.split = "val"
     return c

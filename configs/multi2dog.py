@@ -15,5 +15,5 @@ def get_config():
     presets.egsde_256(c, source="cat,wild", target="dog")
     c.method = "egsde"
     c.data.root = "data/afhq"
-    c.sample.split = c.eval.split = "val"
+    c.sample.split = "val"
     return c

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How fast the 256² programs are on this machine's devices, in parts and whole.
-#   bash launch/bench.sh [--config=cat2dog] [--images=1,8] [--set=dtype=bfloat16] [--parts=step,input]
+#   bash launch/bench.sh [--config=cat2dog] [--images=1,8] [--config.dtype=bfloat16] [--parts=step,input]
 #   bash launch/bench.sh --parts=step --published=EGSDE_CHECKOUT --python=PYTHON_WITH_TORCH
 source "$(dirname "$0")/setup.sh"
 exec .venv/bin/python -m cdsde.scaling.bench "$@"

@@ -20,10 +20,10 @@ import numpy as np
 from absl import flags
 
 from cdsde import config as config_lib
-from cdsde.benchmark import plan, run, summary
+from cdsde.benchmark import guides, plan, summary
+from cdsde.benchmark.task import Task
 from cdsde.data import inputs, to_float
 from cdsde.diffusion import energies, schedules
-from cdsde.evaluate import translations
 from cdsde.networks import build
 from cdsde.translation import domain_statistics
 from cdsde.weights import resolve
@@ -55,24 +55,25 @@ def push(config, x0: np.ndarray) -> np.ndarray:
 
 def table(name: str) -> str:
     """The Markdown table of a task."""
-    task = run.Task(name, FOLDER, {"eval.split": "val"})
-    config = task.config
-    source = inputs.open_input(config)
-    read = translations.resized(config, source)
-    x0 = to_float(np.stack([read(j) for j in range(len(source))]))
-    of = config.copy_and_resolve_references()
-    of.sample.match_colours = plan.MATCHED
-    there, here, _ = inputs.training_examples(of, "sample.match_colours")
-    gap = there.mean((0, 1, 2)) - here.mean((0, 1, 2))
+    task = Task(name, FOLDER, {"sample.split": "val"})
+    config, source = task.config, task.source
+    images = [inputs.resized(config, source[j]["image"]) for j in range(len(source))]
+    x0 = to_float(np.stack(images))
+    matched = config.copy_and_resolve_references()
+    matched.sample.match_colours = plan.MATCHED
+    target, sources, _ = inputs.training_examples(matched, "sample.match_colours")
+    gap = target.mean((0, 1, 2)) - sources.mean((0, 1, 2))
     rows = [["gap of mean colour, grey levels", *(f"{v:.1f}" for v in gap), ""]]
-    files = {f"{n} step{'s'[: n > 1]}": str(task.trained("encoder", n)) for n in plan.TRAINED}
+    files = {
+        f"{n} step{'s'[: n > 1]}": str(guides.trained(task, "encoder", n)) for n in plan.TRAINED
+    }
     for label, file in {**files, "shipped": config.weights.encoder}.items():
-        of = config.copy_and_resolve_references()
-        of.weights.encoder = file
-        v = push(of, x0)
-        v /= np.linalg.norm(v)
-        cosine = v @ gap / np.linalg.norm(gap)
-        rows.append([label, *(f"{c:.2f}" for c in v), f"{cosine:.2f}"])
+        own = config.copy_and_resolve_references()
+        own.weights.encoder = file
+        direction = push(own, x0)
+        direction /= np.linalg.norm(direction)
+        cosine = direction @ gap / np.linalg.norm(gap)
+        rows.append([label, *(f"{c:.2f}" for c in direction), f"{cosine:.2f}"])
     header = [f"`{name}`", "red", "green", "blue", "cosine with the gap"]
     return summary.markdown(header, rows)
 

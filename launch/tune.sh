@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Fronts on the val split, from which the configs' settings are chosen: the benchmark's
-# own runs, with its table kept in benchmark/val/table.md.
-#   bash launch/tune.sh [TASKS] [METHODS] [FLAGS of python -m cdsde.benchmark, such as --set]
+# own runs, with its table kept in docs/results/val/table.md.
+#   bash launch/tune.sh [TASKS] [METHODS] [FLAGS of python -m cdsde.benchmark, such as --config.KEY=VALUE]
 names=()
 while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do names+=("$1"); shift; done
-exec bash "$(dirname "$0")/benchmark.sh" "${names[@]}" --set=eval.split=val --output=benchmark/val \
+exec bash "$(dirname "$0")/benchmark.sh" "${names[@]}" --config.sample.split=val --output=docs/results/val \
   --workdir=runs/benchmark_val --parts=fronts "$@"

@@ -14,35 +14,44 @@ from absl import flags
 
 from cdsde.benchmark import plan
 from cdsde.config import command_line
-from cdsde.runtime import logs, records
+from cdsde.runtime import files, logs
 
 PARTS = ("main", "fronts", "ablations", "solvers", "convergence")
 TASKS = "twemoji2fluent,noto2fluent,fluent2twemoji"
 
 
-def arguments(argv) -> argparse.Namespace:
-    """What the command line says."""
+def arguments(argv) -> tuple[argparse.Namespace, dict]:
+    """What the command line says, and the overrides of every task's config.
+
+    Raises:
+      UserError: an override is wrong.
+    """
+    rest, overrides = command_line.split_overrides(argv)
     parser = argparse.ArgumentParser("python -m cdsde.benchmark", allow_abbrev=False)
-    parser.add_argument("--tasks", default=TASKS, help="files of configs/, without their ending")
+    parser.add_argument(
+        "--tasks", default=TASKS, help="names of configs; --config.KEY=VALUE overrides each"
+    )
     parser.add_argument(
         "--methods", default=",".join(plan.METHODS), help="what config.method names"
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="questions, in this order")
     parser.add_argument("--seeds", type=int, default=5, help="of sampling, in the part main")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="override of every task's config; may stand often")  # fmt: skip
-    parser.add_argument("--output", default="benchmark", help="where results and report go")
+    parser.add_argument("--output", default="docs/results", help="where results and report go")
     parser.add_argument("--workdir", default="runs/benchmark", help="for pictures and networks")
-    return parser.parse_args(argv)
+    return parser.parse_args(rest), overrides
 
 
 def benchmark(argv=None) -> None:
     """Run what is missing; write results.json, table.md and report.html."""
-    args = arguments(argv)
+    try:
+        args, overrides = arguments(sys.argv[1:] if argv is None else argv)
+    except command_line.UserError as error:
+        sys.exit(f"error: {error}")
     flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers ask
     logs.show_own()
     # Imported late, so that --help and a mistyped flag answer at once.
     from cdsde.benchmark import run, summary
+    from cdsde.benchmark.task import Task
     from cdsde.runtime import preemption
 
     path = Path(args.output) / "results.json"
@@ -52,13 +61,12 @@ def benchmark(argv=None) -> None:
         parts = _names(args.parts, PARTS, "--parts")
         if args.seeds < 1:
             raise ValueError(f"--seeds is {args.seeds}; it must be at least 1")
-        overrides = command_line.assignments(args.set)
         for name in args.tasks.split(","):
-            task = run.Task(name, Path(args.workdir), overrides)
+            task = Task(name, Path(args.workdir), overrides)
             for part in parts:
                 run.go(task, run.plan_of(task, part, methods, args.seeds), results, path)
                 _write(results, path.parent)
-    except (ValueError, OSError, command_line.UserError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except preemption.Preempted as stopped:
         print(stopped, file=sys.stderr)
@@ -83,7 +91,7 @@ def _write(results: dict, folder: Path) -> None:
 
     used = {point["run"] for point in results["points"]}
     results["runs"] = {k: v for k, v in sorted(results["runs"].items()) if k in used}
-    records.write_json(folder / "results.json", results)
+    files.write_json(folder / "results.json", results)
     (folder / "table.md").write_text(summary.report(results))
     (folder / "report.html").write_text(page.page(results, folder))
 

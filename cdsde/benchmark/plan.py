@@ -13,9 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cdsde.config import GANS
+from cdsde.diffusion import methods as diffusion_methods
 
 METHODS = ("sdedit", "ilvr", "egsde", "contrastive_sde", *GANS)
-GUIDES = {"contrastive_sde": "encoder", "egsde": "classifier"}
+# The network that guides a method, beside the score network.
+GUIDES = {
+    name: method.networks[1]
+    for name, method in diffusion_methods.METHODS.items()
+    if len(method.networks) > 1
+}
 DOMAIN_NAMES = {"contrastive_sde": "λ_d", "egsde": "λ_s"}
 # Levels of the fronts as shares of T, and ILVR's factors as shares of the side: right for any task.
 STARTS = (0.1, 0.175, 0.25, 0.325, 0.4)
@@ -28,7 +34,6 @@ SOLVERS = {
     "DPM-Solver++(2M) ODE": {"sample.solver": "dpmpp_2m", "sample.eta": 0.0},
     "DPM-Solver++(2M) SDE": {"sample.solver": "dpmpp_2m", "sample.eta": 1.0},
 }
-COARSE = 4  # pixels a side that are left of a picture where little but its colours is
 MATCHED = 1000  # training images of each domain that say how colours are matched
 COLOURED = {"sdedit": {}, "contrastive_sde": {"contrastive_sde.domain_weight": 0.0}}
 GUIDED_BY = ("ancestral", "DPM-Solver++(2M) SDE")  # of them, with energies
@@ -129,78 +134,61 @@ def solvers(task: str, methods: Sequence[str], config) -> list[Run]:
 
 def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
     """Each energy alone, what the contrastive one compares and how, and the rounds K."""
-    runs = []
-
-    def add(method, series, **changes):
-        plain = {k.replace("__", "."): v for k, v in changes.items()}
-        runs.append(Run("ablations", task, method, series, None, plain))
-
-    # What the target's colours alone do: the same start, without and with what takes a look away.
-    matched = {"sample__match_colours": MATCHED}
+    runs: list[Run] = []
     if "sdedit" in methods:
-        add("sdedit", "as configured")
-        add("sdedit", "from matched colours", **matched)
+        _add(runs, task, "sdedit", "as configured")
+        # What the target's colours alone do.
+        _add(runs, task, "sdedit", "from matched colours", FROM_MATCHED)
     if "contrastive_sde" in methods:
-        name, own = "contrastive_sde", config.contrastive_sde
-        c = f"{name}__"
-        content = {f"{c}content_weight": own.content_weight or config.egsde.content_weight}
-        add(name, "as configured")
-        parts = {
-            "contrastive energy": {f"{c}weight": own.weight},
-            "low-pass energy": content,
-            "contrast of domains": {f"{c}domain_weight": own.domain_weight},
-        }
-        none = {key: 0.0 for part in parts.values() for key in part}
-        for part, values in parts.items():
-            if all(values.values()):
-                add(name, f"{part} alone", **{**none, **values})
-        for part, values in parts.items():
-            if all(values.values()):
-                add(name, f"without the {part}", **{key: 0.0 for key in values})
-        for space in ("embedding", "hidden", "features"):
-            if space != own.space:
-                add(name, f"in space '{space}'", **{f"{c}space": space})
-        # Its slope is larger by 1/τ.
-        nce = {f"{c}similarity": "nce", f"{c}temperature": 0.2, f"{c}weight": 0.2 * own.weight}
-        if config.encoder.pool != "none":
-            nce[f"{c}space"] = "features"
-        add(name, "PatchNCE", **nce)
-        for reference in ("perturbed", "lowpass"):
-            if reference != own.reference:
-                add(name, f"reference '{reference}'", **{f"{c}reference": reference})
-        band = 2 * own.factor
-        add(name, f"in the band of N = {band}", **{f"{c}band": band})
-        if own.domain_weight:
-            for where, changes in bands(config, name).items():
-                add(name, f"contrast of domains {where}", **changes)
-        cutoff = round(0.1 * config.sde.num_steps)
-        add(name, f"off below level {cutoff}", **{f"{c}cutoff": cutoff})
-        add(name, "K = 2 rounds", sample__rounds=2)
-        add(name, "from matched colours", **matched)
-        if own.domain_weight:
-            without = {f"{c}domain_weight": 0.0}
-            add(name, "from matched colours, λ_d = 0", **matched, **without)
+        _ablate_contrastive_sde(runs, task, config)
     if "egsde" in methods:
-        add("egsde", "as configured")
-        add("egsde", "from matched colours", **matched)
-        add("egsde", "domain energy alone", egsde__content_weight=0.0)
-        add("egsde", "low-pass energy alone", egsde__domain_weight=0.0)
-        for where, changes in bands(config, "egsde").items():
-            add("egsde", f"domain energy {where}", **changes)
+        _add(runs, task, "egsde", "as configured")
+        _add(runs, task, "egsde", "from matched colours", FROM_MATCHED)
+        _add(runs, task, "egsde", "domain energy alone", {"egsde.content_weight": 0.0})
+        _add(runs, task, "egsde", "low-pass energy alone", {"egsde.domain_weight": 0.0})
     for method in (m for m in methods if m in GUIDES):
         for n in (2 * config[method].factor, 4 * config[method].factor):
             if config.data.image_size // n > 1:
-                add(method, f"low-pass energy of N = {n}", **{f"{method}__factor": n})
+                changes = {f"{method}.factor": n}
+                _add(runs, task, method, f"low-pass energy of N = {n}", changes)
     return runs
 
 
-def bands(config, method: str) -> dict[str, dict]:
-    """Where in frequency the energy acts that takes the source's look away: words, changes."""
-    n = max(1, config.data.image_size // COARSE)
-    return {
-        f"of N = {n} and coarser": {f"{method}__domain_band": n},
-        f"finer than N = {n}": {f"{method}__domain_band": -n},
+FROM_MATCHED = {"sample.match_colours": MATCHED}
+
+
+def _add(runs: list[Run], task: str, method: str, series: str, changes: Mapping = {}) -> None:  # noqa: B006
+    runs.append(Run("ablations", task, method, series, None, dict(changes)))
+
+
+def _ablate_contrastive_sde(runs: list[Run], task: str, config) -> None:
+    name, own = "contrastive_sde", config.contrastive_sde
+    content = own.content_weight or config.egsde.content_weight
+    parts = {
+        "contrastive energy": {f"{name}.weight": own.weight},
+        "low-pass energy": {f"{name}.content_weight": content},
+        "contrast of domains": {f"{name}.domain_weight": own.domain_weight},
     }
+    none = {key: 0.0 for part in parts.values() for key in part}
+    parts = {part: values for part, values in parts.items() if all(values.values())}
+    _add(runs, task, name, "as configured")
+    for part, values in parts.items():
+        _add(runs, task, name, f"{part} alone", {**none, **values})
+    for part, values in parts.items():
+        _add(runs, task, name, f"without the {part}", {key: 0.0 for key in values})
+    for space in ("embedding", "hidden", "features"):
+        if space != own.space:
+            _add(runs, task, name, f"in space '{space}'", {f"{name}.space": space})
+    # Its slope is larger by 1/τ.
+    nce = {"similarity": "nce", "temperature": 0.2, "weight": 0.2 * own.weight}
+    if config.encoder.pool != "none":
+        nce["space"] = "features"
+    _add(runs, task, name, "PatchNCE", {f"{name}.{key}": value for key, value in nce.items()})
+    _add(runs, task, name, "K = 2 rounds", {"sample.rounds": 2})
+    _add(runs, task, name, "from matched colours", FROM_MATCHED)
+    if own.domain_weight:
+        without = {**FROM_MATCHED, f"{name}.domain_weight": 0.0}
+        _add(runs, task, name, "from matched colours, λ_d = 0", without)
 
 
 def convergence(task: str, methods: Sequence[str], config, file_of) -> list[Run]:

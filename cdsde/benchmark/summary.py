@@ -7,15 +7,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from cdsde.benchmark import floors, published
+from cdsde.diffusion import methods
 
-TITLES = {
-    "sdedit": "SDEdit",
-    "ilvr": "ILVR",
-    "egsde": "EGSDE",
-    "contrastive_sde": "Contrastive-SDE",
-    "cut": "CUT",
-    "fastcut": "FastCUT",
-}
+TITLES = {name: method.title for name, method in methods.METHODS.items()}
+TITLES |= {"cut": "CUT", "fastcut": "FastCUT"}
 # What the tables show, in this order, where it is there; ↓: lower is better.
 COLUMNS = {
     "FID": "FID ↓",

@@ -3,26 +3,17 @@
 from cdsde.config.derived import (
     domains,
     eval_methods,
+    gan_settings,
     get,
     key_paths,
-    named_methods,
+    method_settings,
     nearest,
     needed_stages,
     sources,
     stage_training,
     start_index,
 )
-from cdsde.config.keys import (
-    EDITORS,
-    GANS,
-    GUIDED,
-    LATENT,
-    METHODS,
-    NEEDS,
-    SDES,
-    STAGES,
-    base,
-)
+from cdsde.config.keys import EDITORS, GANS, GUIDED, LATENT, METHODS, SDES, STAGES, base
 
 __all__ = [
     "EDITORS",
@@ -30,15 +21,15 @@ __all__ = [
     "GUIDED",
     "LATENT",
     "METHODS",
-    "NEEDS",
     "SDES",
     "STAGES",
     "base",
     "domains",
     "eval_methods",
+    "gan_settings",
     "get",
     "key_paths",
-    "named_methods",
+    "method_settings",
     "nearest",
     "needed_stages",
     "sources",

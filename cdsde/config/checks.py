@@ -1,151 +1,120 @@
-"""The checks on a config: names, ranges, and what must fit together."""
+"""The checks on a config: what each key allows (keys.py says it), and what must fit together."""
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from cdsde import config as config_lib
+from cdsde.config import derived
+from cdsde.config.keys import EDITORS, GANS, GUIDED, KEYS, SDES
 
 
 def validate(config: ConfigDict) -> None:
-    """Check names, ranges and what must fit together.
+    """Check every key by itself, then what must fit together.
 
     Raises:
       ValueError: one sentence that names the key, the value seen and what is allowed.
     """
+    _each_key(config)
+    _methods(config)
+    _domains(config)
+    _training(config)
+    _networks(config)
+    if config.method in SDES:
+        _levels(config)
+        _lowpass(config)
+        _guides(config)
+    if config.method in GANS or config.train.stage in GANS:
+        _gan(config)
 
-    def one_of(key, allowed):
-        value = config_lib.get(config, key)
-        if value not in allowed:
-            raise ValueError(f"config.{key} is '{value}'; choose one of {', '.join(allowed)}")
 
-    def at_least(key, low, value=None):
-        value = config_lib.get(config, key) if value is None else value
-        if value is not None and value < low:
-            raise ValueError(f"config.{key} is {value}; it must be at least {low}")
+def _each_key(config: ConfigDict) -> None:
+    """Choices and least values, in the order of the table."""
+    for key, setting in KEYS.items():
+        value = derived.get(config, key)
+        if value is None:
+            continue
+        if key == "method" and value == "edit":
+            raise ValueError(
+                f"config.method is 'edit'; name the editor itself, one of {', '.join(EDITORS)}"
+            )
+        if setting.choices and value not in setting.choices:
+            allowed = ", ".join(str(c) for c in setting.choices if c != "")
+            raise ValueError(f"config.{key} is '{value}'; choose one of {allowed}")
+        if setting.minimum is not None and value < setting.minimum:
+            raise ValueError(f"config.{key} is {value}; it must be at least {setting.minimum}")
 
-    one_of("method", config_lib.METHODS)
-    editing = config.method == "edit"
-    known = config_lib.EDITORS if editing else config_lib.METHODS
-    for method in config_lib.named_methods(config):
+
+def _methods(config: ConfigDict) -> None:
+    known = EDITORS if config.method in EDITORS else (*SDES, *GANS)
+    for method in derived.eval_methods(config):
         if method not in known:
             raise ValueError(
                 f"config.eval.methods names '{method}'; choose from {', '.join(known)}"
             )
-    one_of("dtype", ("float32", "bfloat16"))
-    one_of("train.stage", ("",) + config_lib.STAGES)
-    one_of("data.filter", ("lanczos", "bicubic", "bilinear"))
-    one_of("edit.method", config_lib.EDITORS)
-    one_of("edit.inversion", ("next", "current", "p2p0"))
-    one_of("edit.layers", ("decoder", "encoder"))
-    counts = ("steps", "inversion_steps", "iterations", "batch_size", "num_patches")
-    for key in (f"edit.{name}" for name in counts):
-        at_least(key, 1)
-    one_of("data.fit", ("crop", "stretch"))
-    one_of("sde.schedule", ("linear", "cosine"))
-    one_of("score.arch", ("adm", "ddpm"))
-    one_of("score.prediction", ("eps", "v"))
-    one_of("train.score.levels", ("index", "log_snr"))
-    one_of("sample.spacing", ("index", "log_snr"))
-    one_of("sample.solver", ("ancestral", "ddim", "dpmpp_2m"))
-    one_of("sample.variance", ("fixedsmall", "fixedlarge"))
-    one_of("egsde.domain_similarity", ("cosine", "neg_l2"))
-    one_of("egsde.content_similarity", ("cosine", "neg_l2"))
-    one_of("contrastive_sde.space", ("embedding", "hidden", "features"))
-    one_of("contrastive_sde.similarity", ("cosine", "nce"))
-    pooled = config.encoder.pool != "none" and config.contrastive_sde.space != "features"
-    if config.contrastive_sde.similarity == "nce" and pooled:
-        raise ValueError(
-            "config.contrastive_sde.similarity is 'nce', which compares positions; it needs "
-            "config.contrastive_sde.space=features or an encoder with config.encoder.pool=none"
-        )
-    at_least("sample.match_colours", 0)
-    if config.sample.match_colours and config.method not in config_lib.SDES:
+    if config.sample.match_colours and config.method not in SDES:
         raise ValueError(
             f"config.sample.match_colours is {config.sample.match_colours}, and config.method "
             f"'{config.method}', which does not start from a perturbed source; set it to 0"
         )
-    one_of("contrastive_sde.reference", ("perturbed", "lowpass"))
-    at_least("contrastive_sde.domain_images", 0)
-    contrast = config.contrastive_sde
-    if contrast.domain_weight and not contrast.domain_images:
+
+
+def _domains(config: ConfigDict) -> None:
+    d = config.data
+    if d.load_size is not None and d.load_size < d.image_size:
         raise ValueError(
-            f"config.contrastive_sde.domain_weight is {contrast.domain_weight} and "
-            "domain_images 0, so that there is nothing to contrast; set domain_images, such as "
-            "128, or the weight 0"
+            f"config.data.load_size is {d.load_size}, less than config.data.image_size="
+            f"{d.image_size}; images are cut out of larger ones"
         )
-    one_of("ilvr.level", ("previous", "same"))
-    one_of("export.stage", config_lib.STAGES)
-    one_of("export.format", ("published", "cdsde"))
-    one_of("train.encoder.shared_time", ("batch", "pair"))
-    for stage in ("encoder", "classifier"):
-        one_of(f"{stage}.pool", ("attention", "adaptive", "none")[: 3 if stage == "encoder" else 2])
-    for stage in config_lib.GUIDED:
+    names = derived.sources(config)
+    if not names:
+        raise ValueError("config.data.source is empty; name the domain that is to be translated")
+    trained_on = derived.domains(config)
+    for key, name in [*(("source", name) for name in names), ("target", d.target)]:
+        if name not in trained_on:
+            raise ValueError(
+                f"config.data.{key} names '{name}', which is not one of config.data.domains "
+                f"({', '.join(trained_on)}); choose one of these, or list it there"
+            )
+
+
+def _training(config: ConfigDict) -> None:
+    t = config.train
+    if t.fine_tune and not t.stage:
+        raise ValueError(
+            "config.train.fine_tune is True and config.train.stage empty; name the network that "
+            "is trained on from its weights, such as --config.train.stage=score"
+        )
+    if t.accumulate > 1 and t.stage in GANS:
+        raise ValueError(
+            f"config.train.accumulate is {t.accumulate}, and {t.stage} trains three networks in "
+            "turns, whose batch is not cut into parts; set it to 1 and lower train.cut.batch_size"
+        )
+
+
+def _networks(config: ConfigDict) -> None:
+    for stage in GUIDED:
         for key in (f"{stage}.channel_mult", f"{stage}.attention_resolutions"):
-            numbers = config_lib.get(config, key)
+            numbers = derived.get(config, key)
             least = 1 if key.endswith("mult") else 0
             if len(numbers) < least or not all(type(n) is int and n > 0 for n in numbers):
                 raise ValueError(
                     f"config.{key} is {numbers}; it must be a tuple of whole numbers above 0, such "
                     "as '(1, 2)'"
                 )
-    for stage in config_lib.STAGES:
-        linear = ("linear",) if stage in config_lib.GANS else ()
-        one_of(f"train.{stage}.schedule", ("constant", "cosine", *linear))
-        one_of(f"train.{stage}.optimizer", ("adam", "muon"))
-        for key in ("steps", "batch_size", "accumulate"):
-            at_least(f"train.{stage}.{key}", 1)
-    if config.mesh.data != -1:
-        at_least("mesh.data", 1)
-    at_least("mesh.fsdp", 1)
-    for key in ("data.image_size", "train.log_every", "train.checkpoint_every", "train.keep"):
-        at_least(key, 1)
-    at_least("sample.sheet", 0)
-    for key in ("sample.rounds", "sample.batch_size", "sample.steps", "sample.limit"):
-        at_least(key, 1)
-    for key in ("train.steps", "train.batch_size", "eval.bootstrap", "sde.num_steps"):
-        at_least(key, 1)
-    at_least("train.encoder.temperature", 1e-4)
-    at_least("train.score.log_snr_std", 1e-3)
-    for stage in config_lib.GUIDED:
-        at_least(f"{stage}.group_channels", 1)
-    for method in config_lib.GANS:
-        one_of(f"{method}.gan", ("lsgan", "vanilla", "nonsaturating", "wgangp"))
-        for key in ("num_blocks", "num_patches", "discriminator_layers", "group_channels"):
-            at_least(f"{method}.{key}", 1)
-        widths = config[method].channels, config[method].discriminator_channels
-        group = config[method].group_channels
-        if any(width % group for width in widths):
+    size = config.data.image_size
+    for stage in GUIDED if config.method in SDES else ():
+        net = config[stage]
+        down = net.patch_size * 2 ** (len(net.channel_mult) - 1)
+        if size % down:
             raise ValueError(
-                f"config.{method}.group_channels is {group}; it must divide the channels, "
-                f"{widths[0]} and {widths[1]} (discriminator)"
-            )
-        last = 11 + config[method].num_blocks
-        if not config[method].layers or max(config[method].layers) > last:
-            raise ValueError(
-                f"config.{method}.layers is {config[method].layers}; name entries of the generator "
-                f"up to {last}, its last residual block"
-            )
-    load = config.data.load_size
-    if load is not None and load < config.data.image_size:
-        raise ValueError(
-            f"config.data.load_size is {load}, less than config.data.image_size="
-            f"{config.data.image_size}; images are cut out of larger ones"
-        )
-    if not config_lib.sources(config):
-        raise ValueError("config.data.source is empty; name the domain that is to be translated")
-
-    for key, name in [("source", n) for n in config_lib.sources(config)] + [
-        ("target", config.data.target)
-    ]:
-        if name not in config_lib.domains(config):
-            raise ValueError(
-                f"config.data.{key} names '{name}', which is not one of config.data.domains "
-                f"({', '.join(config_lib.domains(config))}); choose one of these, or list it there"
+                f"config.data.image_size is {size}, not a multiple of {down} as "
+                f"config.{stage}.channel_mult ({len(net.channel_mult)} levels) and patch_size "
+                f"{net.patch_size} ask for"
             )
 
-    total = config.sde.num_steps
-    start = config_lib.start_index(config) if config.method in config_lib.SDES else total
+
+def _levels(config: ConfigDict) -> None:
+    total, start = config.sde.num_steps, derived.start_index(config)
     if not 1 <= start <= total:
         raise ValueError(
             f"config.sample.start is {start}; it must lie in 1..{total} (config.sde.num_steps)"
@@ -157,26 +126,47 @@ def validate(config: ConfigDict) -> None:
             f"config.sample.start; lower it, or leave it out to take every level"
         )
 
+
+def _lowpass(config: ConfigDict) -> None:
     size = config.data.image_size
-    if config.method in config_lib.GANS and size % 4:
-        raise ValueError(f"config.data.image_size is {size}; {config.method} needs a multiple of 4")
-    for stage in config_lib.GUIDED if config.method in config_lib.SDES else ():
-        net = config[stage]
-        down = net.patch_size * 2 ** (len(net.channel_mult) - 1)
-        if size % down:
+    for key in (key for key in KEYS if key.endswith(".factor")):
+        factor = derived.get(config, key)
+        if size % factor or size // factor < 2:
             raise ValueError(
-                f"config.data.image_size is {size}, not a multiple of {down} as "
-                f"config.{stage}.channel_mult ({len(net.channel_mult)} levels) and patch_size "
-                f"{net.patch_size} ask for"
-            )
-    keys = ["egsde.factor", "contrastive_sde.factor", "ilvr.factor", "train.encoder.factor"]
-    bands = ("contrastive_sde.band", "contrastive_sde.domain_band", "egsde.domain_band")
-    keys += [key for key in bands if config_lib.get(config, key)]
-    for key in keys if config.method in config_lib.SDES else ():
-        given = config_lib.get(config, key)
-        factor = abs(given) if key in bands else given
-        if factor < 1 or size % factor or size // factor < 2:
-            raise ValueError(
-                f"config.{key} is {given}; the low-pass needs a divisor of "
+                f"config.{key} is {factor}; the low-pass needs a divisor of "
                 f"config.data.image_size={size} that leaves at least 2 pixels"
             )
+
+
+def _guides(config: ConfigDict) -> None:
+    c = config.contrastive_sde
+    pooled = config.encoder.pool != "none" and c.space != "features"
+    if c.similarity == "nce" and pooled:
+        raise ValueError(
+            "config.contrastive_sde.similarity is 'nce', which compares positions; it needs "
+            "config.contrastive_sde.space=features or an encoder with config.encoder.pool=none"
+        )
+    if c.domain_weight and not c.domain_images:
+        raise ValueError(
+            f"config.contrastive_sde.domain_weight is {c.domain_weight} and "
+            "domain_images 0, so that there is nothing to contrast; set domain_images, such as "
+            "128, or the weight 0"
+        )
+
+
+def _gan(config: ConfigDict) -> None:
+    c, size = config.cut, config.data.image_size
+    if size % 4:
+        raise ValueError(f"config.data.image_size is {size}; {config.method} needs a multiple of 4")
+    widths = c.channels, c.discriminator_channels
+    if any(width % c.group_channels for width in widths):
+        raise ValueError(
+            f"config.cut.group_channels is {c.group_channels}; it must divide the channels, "
+            f"{widths[0]} and {widths[1]} (discriminator)"
+        )
+    last = 11 + c.num_blocks
+    if not c.layers or max(c.layers) > last:
+        raise ValueError(
+            f"config.cut.layers is {c.layers}; name entries of the generator up to {last}, its "
+            "last residual block"
+        )

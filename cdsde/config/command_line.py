@@ -1,33 +1,42 @@
-"""Mistakes on the command line, told in one sentence each.
+"""Config files and overrides: found, executed once, and every mistake told in one sentence.
 
 ml_collections answers an unknown key with a long trace; here the overrides are looked at first.
+Every program takes them as `--config.KEY=VALUE`.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 import traceback
+from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
-from cdsde import config as config_lib
+from cdsde.config import derived, keys, renamed
 
 OVERRIDE = re.compile(r"^--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
+HELP = (
+    "The task: a file of configs/, or its name alone (cat2dog); --config.KEY=VALUE overrides any "
+    "key of it (docs/configuration.md)."
+)
 
 
 class UserError(Exception):
     """Something that the user can put right; its text is all that needs to be said."""
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parse flags as absl does, but explain what is wrong in one sentence and exit with 2."""
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parse flags as absl does; `FLAGS.config` is then the config with its overrides.
+
+    What is wrong is explained in one sentence, and the program exits with 2.
+    """
     try:
-        check_overrides(argv)
-        return flags.FLAGS(argv)
+        return parse_into(flags.FLAGS, argv)
     except UserError as error:
         message = str(error)
     except flags.Error as error:
@@ -39,138 +48,199 @@ def parse(argv: list[str]) -> list[str]:
     sys.exit(2)
 
 
-def config_path(argv: list[str]) -> str | None:
-    """The value of --config, None if it is not given.
+def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Define the flag `config` and parse all flags; returns what is left of the arguments.
 
     Raises:
-      UserError: it is given twice; overrides before the second would be lost.
+      UserError: the config file or an override is wrong.
+      flags.Error: another flag is.
     """
-    found = []
-    for position, argument in enumerate(argv):
+    path, rest = _without_config(list(argv))
+    if path is None:
+        # As a flag of the program, so that --help shows it.
+        flags.DEFINE(
+            flags.ArgumentParser(),
+            "config",
+            None,
+            HELP,
+            values,
+            flags.ArgumentSerializer(),
+            module_name=sys.argv[0],
+            required=True,
+        )
+    else:
+        config = load(path)
+        check_overrides(config, rest)
+        config_flags.DEFINE_config_dict("config", config, HELP, values, sys_argv=rest)
+    return values(rest)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments without overrides, and the overrides `{key: value}` for `load_config`.
+
+    For programs that open several configs: values get the type that the key has in every config.
+
+    Raises:
+      UserError: an override is wrong.
+    """
+    rest, overrides = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--set" or argument.startswith("--set="):
+            raise UserError("--set=KEY=VALUE is now --config.KEY=VALUE")
+        match = OVERRIDE.match(argument)
+        if match is None:
+            rest.append(argument)
+        elif match[2] is None:
+            overrides.append(f"{argument}={next(arguments, '')}")
+        else:
+            overrides.append(argument)
+    config, values = keys.base(), flags.FlagValues()
+    check_overrides(config, overrides)
+    argv = ["overrides", *overrides]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    values(argv)
+    return rest, dict(config_flags.get_override_values(values["config"]))
+
+
+def _without_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --config, and the arguments without it.
+
+    Raises:
+      UserError: it is given twice.
+    """
+    paths, rest = [], []
+    arguments = iter(argv)
+    for argument in arguments:
         if match := re.match(r"^--?config=(.*)$", argument):
-            found.append(match.group(1))
-        elif argument in ("--config", "-config") and position + 1 < len(argv):
-            found.append(argv[position + 1])
-    if len(found) > 1:
-        raise UserError(f"--config is given {len(found)} times ({', '.join(found)}); give it once")
-    return found[0] if found else None
+            paths.append(match[1])
+        elif argument in ("--config", "-config"):
+            paths.append(next(arguments, ""))
+        else:
+            rest.append(argument)
+    if len(paths) > 1:
+        raise UserError(f"--config is given {len(paths)} times ({', '.join(paths)}); give it once")
+    return (paths[0] if paths else None), rest
 
 
-def check_overrides(argv: list[str]) -> None:
-    """Check that the config file is there and that every override names a leaf and fits its type.
+def folder() -> Path:
+    """Where the configs of the project lie: `configs/` of the checkout, or of the wheel."""
+    package = Path(str(resources.files("cdsde")))
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find(name: str) -> Path:
+    """The config file of a path, or of the name of one of the project's configs.
+
+    Raises:
+      UserError: there is no such file; names those that there are.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    own = folder() / f"{path.stem}.py"
+    # A path into configs/ means the project's own one in any folder.
+    if path.parts[:-1] in ((), ("configs",)) and path.suffix in ("", ".py") and own.is_file():
+        return own
+    beside = sorted(path.parent.glob("*.py")) if len(path.parts) > 1 else []
+    known = [str(p) for p in beside] or sorted(p.stem for p in folder().glob("*.py"))
+    raise UserError(f"the config '{name}' is not a file; there are {', '.join(known)}")
+
+
+def load(path: str) -> ConfigDict:
+    """The config that a file makes: `get_config()`, or `get_config(ARGUMENT)` of `FILE:ARGUMENT`.
+
+    Raises:
+      UserError: there is no such file, it fails, or it has no get_config.
+    """
+    name, _, argument = str(path).partition(":")
+    file = find(name)
+    scope = {"__name__": "cdsde_config", "__file__": str(file)}
+    try:
+        exec(compile(file.read_text(), str(file), "exec"), scope)
+        if "get_config" in scope:
+            return scope["get_config"](*([argument] if argument else []))  # type: ignore[operator]
+    except Exception as error:
+        raise UserError(_failure(file, error)) from error
+    raise UserError(f"{file} has no get_config(), which makes the config of every such file")
+
+
+def _failure(file: Path, error: Exception) -> str:
+    """The sentence for a config file that fails."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    where = f"{file}, line {lines[-1]}," if lines else str(file)
+    if match := re.search(r'Key "([^"]+)" does not exist', str(error)):
+        near = derived.nearest(match[1], keys.KEYS)
+        return f"{where} sets '{match[1]}', which no config has; the nearest are {near}"
+    reason = " ".join(str(error).split())
+    return f"{where} fails with {type(error).__name__}: {reason}"
+
+
+def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Check that every override names a leaf and fits its type.
 
     Raises:
       UserError: one sentence that names the nearest valid keys or the type that is expected.
     """
-    path = config_path(argv)
-    if path is None:
-        return  # absl says that --config is required, or this is --help
-    config = load(path)
-    leaves = config_lib.key_paths(config)
+    leaves = derived.key_paths(config)
     for position, argument in enumerate(argv):
-        match = OVERRIDE.match(argument)
-        if match is None:
-            continue
-        key, value = match.groups()
-        if value is None and position + 1 < len(argv):
-            value = argv[position + 1]
-        _check_override(config, leaves, key, value)
+        if match := OVERRIDE.match(argument):
+            key, value = match.groups()
+            if value is None and position + 1 < len(argv):
+                value = argv[position + 1]
+            check_key(leaves, key)
+            _check_value(config, key, value)
 
 
-def load(path: str) -> ConfigDict:
-    """The config that a file makes.
-
-    Raises:
-      UserError: there is no such file (names those that there are), it fails, or it has no
-        get_config.
-    """
-    name, _, argument = path.partition(":")
-    if not Path(name).is_file():
-        found = sorted(str(p) for p in Path(name).parent.glob("*.py")) if name else []
-        near = f"; there are {', '.join(found)}" if found else ""
-        raise UserError(f"the config '{name}' is not a file{near}")
-    scope = {"__name__": "cdsde_config", "__file__": name}
-    try:
-        exec(compile(Path(name).read_text(), name, "exec"), scope)
-        if "get_config" in scope:
-            return scope["get_config"](*([argument] if argument else []))
-    except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
-        where = f"{name}, line {lines[-1]}," if lines else name
-        if match := re.search(r'Key "([^"]+)" does not exist', str(error)):
-            near = config_lib.nearest(match[1], config_lib.key_paths(config_lib.base()))
-            raise UserError(
-                f"{where} sets '{match[1]}', which no config has; the nearest are {near}"
-            ) from error
-        reason = " ".join(str(error).split())
-        raise UserError(f"{where} fails with {type(error).__name__}: {reason}") from error
-    raise UserError(f"{name} has no get_config(), which makes the config of every such file")
-
-
-def check_key(leaves: list[str], key: str) -> None:
+def check_key(leaves: Sequence[str], key: str) -> None:
     """Check that a dotted key is one of `leaves`.
 
     Raises:
-      UserError: one sentence that names the nearest keys, or those of the group that it is.
+      UserError: one sentence that names the nearest keys, those of the group that it is, or what
+        a key of an earlier version is called now.
     """
     if key in leaves:
         return
     if inner := [leaf for leaf in leaves if leaf.startswith(f"{key}.")]:
         raise UserError(f"config.{key} is a group of keys; set one of {', '.join(inner[:6])}")
-    raise UserError(f"config has no key '{key}'; the nearest are {config_lib.nearest(key, leaves)}")
+    if sentence := renamed.about(key):
+        raise UserError(sentence)
+    raise UserError(f"config has no key '{key}'; the nearest are {derived.nearest(key, leaves)}")
 
 
 def wrong_type(config: ConfigDict, key: str, value) -> str:
     """The sentence for a value that does not fit its key."""
-    wanted = _type(config, key)
+    expected = _type(config, key)
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    shape = plain.get(wanted, "a tuple such as '(1, 2)'" if wanted is tuple else wanted)
+    shape = plain.get(expected, "a tuple such as '(1, 2)'" if expected is tuple else expected)
     return f"config.{key} is {shape}, and '{value}' is not"
 
 
 def _type(config: ConfigDict, key: str) -> type:
     *groups, last = key.split(".")
-    group = config_lib.get(config, ".".join(groups)) if groups else config
+    group = derived.get(config, ".".join(groups)) if groups else config
     return group.get_type(last)
 
 
-def _check_override(config: ConfigDict, leaves: list[str], key: str, value: str | None) -> None:
-    check_key(leaves, key)
-    wanted = _type(config, key)
+def _check_value(config: ConfigDict, key: str, value: str | None) -> None:
+    expected = _type(config, key)
     if value is None:
-        if wanted is not bool:
+        if expected is not bool:
             raise UserError(f"config.{key} needs a value: --config.{key}=VALUE")
-        return
-    if not _fits(wanted, value):
+    elif not _fits(expected, value):
         raise UserError(wrong_type(config, key, value))
 
 
-def _fits(wanted: type, value: str) -> bool:
-    if wanted is bool:
+def _fits(expected: type, value: str) -> bool:
+    if expected is bool:
         return value.lower() in ("true", "false", "1", "0", "t", "f")
-    if wanted in (int, float):
+    if expected in (int, float):
         try:
-            wanted(value)
+            expected(value)
         except ValueError:
             return False
-    if wanted is tuple:
+    if expected is tuple:
         return re.match(r"^\s*\(.*\)\s*$|^[\d.,\s]+$", value) is not None
     return True
-
-
-def assignments(texts) -> dict:
-    """`{KEY: value}` of KEY=VALUE texts: a number, a tuple or True where VALUE reads as one.
-
-    Raises:
-      ValueError: a text without "=".
-    """
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set={text} is not KEY=VALUE, such as --set=data.root=DIR")
-        try:
-            found[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[key] = value
-    return found

@@ -1,4 +1,4 @@
-"""What follows from the keys of a config: domains, stages, levels; and keys by dotted name."""
+"""What follows from the keys of a config: networks, training, domains, levels; keys by name."""
 
 from __future__ import annotations
 
@@ -7,50 +7,72 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from cdsde.config.keys import NEEDS
+from cdsde.config.keys import EDITORS, GANS, GUIDED_SDES, LATENT, SDES
 
-
-def key_paths(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Dotted names of all leaves."""
-    names = []
-    for name in config:
-        value, path = config[name], f"{prefix}{name}"
-        names += key_paths(value, f"{path}.") if isinstance(value, ConfigDict) else [path]
-    return names
-
-
-def nearest(wanted: str, existing: Iterable[str], most: int = 3) -> str:
-    """The names nearest to a mistyped one, for an error message.
-
-    A dotted key is compared as a whole and by its last part, so that `train.batchsize` and
-    `batch_size` both lead to `train.batch_size`.
-    """
-    existing = list(existing)
-    tail = {name: name.rsplit(".", 1)[-1] for name in existing}
-    last = wanted.rsplit(".", 1)[-1]
-
-    def score(name: str) -> float:
-        return max(
-            difflib.SequenceMatcher(None, wanted, name).ratio(),
-            0.99 * difflib.SequenceMatcher(None, last, tail[name]).ratio(),
-        )
-
-    # Of names that are as near, the shorter one.
-    return ", ".join(sorted(existing, key=lambda name: (-score(name), len(name)))[:most])
+# Of the training of a stage, what is no key: each value is that of all stages but those named.
+_TRAINING = {
+    "optimizer": "adam",
+    "muon_rate": 0.02,
+    "schedule": "cosine",
+    "warmup": 200,
+    "weight_decay": 0.0,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "ema": 0.99,
+}
+_TRAINING_OF = {
+    # Published: Adam with β1 = 0.5, a rate that falls in the last epochs, no clipping.
+    "cut": {"beta1": 0.5, "schedule": "linear", "warmup": 0, "clip_norm": 0.0},
+    "autoencoder": {"warmup": 100},
+}
+# FastCUT trains half as long, and its rate falls in the last quarter rather than half.
+_DECAY_PARTS = {"cut": 2, "fastcut": 4}
+# What tells FastCUT from CUT where the config leaves it open (Park et al. 2020, section 4).
+_GAN_OBJECTIVE = {
+    "cut": {"nce_weight": 1.0, "identity": True, "flip_equivariance": False},
+    "fastcut": {"nce_weight": 10.0, "identity": False, "flip_equivariance": True},
+}
 
 
 def needed_stages(method: str) -> tuple[str, ...]:
     """The networks that a method runs, in the order in which they are trained."""
-    return NEEDS[method]
+    if method in SDES:
+        return GUIDED_SDES[method].networks
+    return LATENT if method in EDITORS else (method,)
 
 
 def stage_training(config: ConfigDict, stage: str) -> ConfigDict:
-    """`config.train.STAGE` with `config.train.{steps,batch_size}` put in where they are set."""
-    training = config.train[stage].copy_and_resolve_references()
+    """How a stage is trained: its group, what all stages share, and what is no key."""
+    group = "cut" if stage in GANS else stage
+    c = ConfigDict(
+        {**_TRAINING, "clip_norm": config.train.clip_norm, **_TRAINING_OF.get(group, {})}
+    )
+    c.update(config.train[group].to_dict())
+    if stage == "fastcut":
+        c.steps //= 2
     for name in ("steps", "batch_size"):
         if config.train[name] is not None:
-            training[name] = config.train[name]
-    return training
+            c[name] = config.train[name]
+    if stage in GANS:
+        c.decay = c.steps // c.epoch // _DECAY_PARTS[stage]
+    c.update(accumulate=config.train.accumulate, fine_tune=config.train.fine_tune)
+    return c
+
+
+def gan_settings(config: ConfigDict, method: str) -> ConfigDict:
+    """`config.cut` with what the method decides where a key is None."""
+    c = ConfigDict(config.cut.to_dict())
+    for name, value in _GAN_OBJECTIVE[method].items():
+        if c[name] is None:
+            c[name] = value
+    return c
+
+
+def method_settings(config: ConfigDict) -> ConfigDict:
+    """The settings of `config.method`: its group, of a GAN those of its variant."""
+    if config.method in GANS:
+        return gan_settings(config, config.method)
+    return config.edit if config.method in EDITORS else config[config.method]
 
 
 def sources(config: ConfigDict) -> tuple[str, ...]:
@@ -64,15 +86,16 @@ def domains(config: ConfigDict) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def named_methods(config: ConfigDict) -> tuple[str, ...]:
-    """What `eval.methods` names: methods, or of edits by words editors."""
-    return tuple(m.strip() for m in config.eval.methods.split(",") if m.strip())
-
-
 def eval_methods(config: ConfigDict) -> tuple[str, ...]:
-    """The methods (or editors) that `--mode=eval` looks at: `eval.methods`, or the config's own."""
-    own = config.edit.method if config.method == "edit" else config.method
-    return named_methods(config) or (own,)
+    """The methods that `--mode=eval` looks at: `eval.methods`, or the config's own."""
+    named = tuple(m.strip() for m in config.eval.methods.split(",") if m.strip())
+    return named or (config.method,)
+
+
+def start_index(config: ConfigDict) -> int:
+    """M: `config.sample.start`, or the method's own where that is None."""
+    start = config.sample.start
+    return config[config.method].start if start is None else start
 
 
 def get(config: ConfigDict, key: str):
@@ -82,7 +105,30 @@ def get(config: ConfigDict, key: str):
     return config
 
 
-def start_index(config: ConfigDict) -> int:
-    """M: `config.sample.start`, or the method's own where that is not set."""
-    start = config.sample.start
-    return config[config.method].start if start is None else start
+def key_paths(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Dotted names of all leaves."""
+    names = []
+    for name in config:
+        value, path = config[name], f"{prefix}{name}"
+        names += key_paths(value, f"{path}.") if isinstance(value, ConfigDict) else [path]
+    return names
+
+
+def nearest(name: str, existing: Iterable[str], most: int = 3) -> str:
+    """The names nearest to a mistyped one, for an error message.
+
+    A dotted key is compared as a whole and by its last part, so that `train.batchsize` and
+    `batch_size` both lead to `train.batch_size`.
+    """
+    existing = list(existing)
+    tail = {other: other.rsplit(".", 1)[-1] for other in existing}
+    last = name.rsplit(".", 1)[-1]
+
+    def score(other: str) -> float:
+        return max(
+            difflib.SequenceMatcher(None, name, other).ratio(),
+            0.99 * difflib.SequenceMatcher(None, last, tail[other]).ratio(),
+        )
+
+    # Of names that are as near, the shorter one.
+    return ", ".join(sorted(existing, key=lambda other: (-score(other), len(other)))[:most])

@@ -1,8 +1,11 @@
-"""Every key of a config, with its default and its meaning, and the checks on them.
+"""Every key of a config: its default, what it means, and which values it takes.
 
-A task's file in `configs/` calls `base()` and changes what differs. Keys that may be None are
-`placeholder(type)`, so that they can be set from the command line. No number is written twice:
-what follows from others is derived where it is used.
+A task's file in `configs/` calls `base()` and changes what differs; the defaults are the published
+256² set-up of EGSDE's cat→dog wherever it says something. A key whose default is a type may also be
+None, and then is. No number is written twice: what follows from other keys is in derived.py, and
+what a method's own keys are is in its file in diffusion/methods/.
+
+`python -m cdsde.config.reference` prints this table as docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -10,380 +13,411 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-SDES = ("contrastive_sde", "egsde", "sdedit", "ilvr")
+from cdsde.diffusion.methods import METHODS as GUIDED_SDES
+from cdsde.diffusion.methods.method import Setting
+
+SDES = tuple(GUIDED_SDES)
 GANS = ("cut", "fastcut")
-METHODS = (*SDES, *GANS, "edit")
 EDITORS = ("ddim", "pix2pix_zero", "pix2pix_zerocon", "pnp", "dds", "cds")
-GUIDED = ("score", "encoder", "classifier")  # the networks of the SDE methods
-LATENT = ("autoencoder", "latent")  # a small latent diffusion model for edits by words
-STAGES = GUIDED + GANS + LATENT  # what is trained; a GAN is a stage of its own
-NEEDS = {  # the stages whose networks a method runs
-    "cut": ("cut",),
-    "fastcut": ("fastcut",),
-    "edit": LATENT,
-    "contrastive_sde": ("score", "encoder"),
-    "egsde": ("score", "classifier"),
-    "sdedit": ("score",),
-    "ilvr": ("score",),
-}
+METHODS = (*SDES, *GANS, *EDITORS)
+GUIDED = ("score", "encoder", "classifier")  # networks of the SDE methods
+LATENT = ("autoencoder", "latent")  # networks of a small latent diffusion model, for edits
+STAGES = (*GUIDED, *GANS, *LATENT)  # each is trained by itself; a GAN's three networks together
+
+Group = dict[str, Setting]
 
 
-def _training(steps: int, batch_size: int, learning_rate: float, **changes) -> ConfigDict:
-    """How one stage is trained."""
-    c = ConfigDict()
-    c.fine_tune = False  # begin from imported weights or config.weights.STAGE, not at random
-    c.steps = steps  # optimiser steps
-    c.batch_size = batch_size  # images a step, over all devices and processes
-    c.optimizer = "adam"  # adam | muon: kernels' steps are made orthogonal, vectors have Adam's
-    c.learning_rate = learning_rate  # peak, after the warm-up
-    c.muon_rate = 0.02  # muon: the peak for kernels
-    # constant | cosine (to 0 at `steps`) | linear (GANs: epoch by epoch, over the last `decay`)
-    c.schedule = "constant"
-    c.warmup = 500  # steps of linear warm-up
-    c.weight_decay = 0.0  # AdamW; 0 is Adam
-    c.beta1 = 0.9
-    c.beta2 = 0.999
-    c.clip_norm = 1.0  # global norm of the gradient; 0 switches clipping off
-    c.accumulate = 1  # micro-batches a step; the encoder's negatives come from its micro-batch
-    c.ema = 0.9999  # decay of the parameters' moving average (what sampling uses)
-    c.augment = ConfigDict()  # on top of the flip; each image is moved by its own random amounts
-    c.augment.shift = 0.0  # up to this share of the side, each axis
-    c.augment.scale = 0.0  # zoom by a factor within 1 ± scale
-    c.augment.rotate = 0.0  # up to so many degrees
-    c.update(changes)
-    return c
+def _adm(num_res_blocks: int, attention: tuple[int, ...]) -> Group:
+    """Keys that the ADM U-Net and its encoder half share."""
+    return {
+        "channels": Setting(128, "Width of the first level.", minimum=1),
+        "channel_mult": Setting((1, 1, 2, 2, 4, 4), "Width of each level, times `channels`."),
+        "num_res_blocks": Setting(num_res_blocks, "Residual blocks a level.", minimum=1),
+        "attention_resolutions": Setting(
+            attention, "Sides of the maps that have attention, on the network's own grid."
+        ),
+        "num_head_channels": Setting(64, "Channels of an attention head."),
+        "resblock_updown": Setting(True, "Residual blocks change the resolution."),
+        "group_channels": Setting(
+            1, "Least number of channels that are normalised together; published: 1.", minimum=1
+        ),
+        "patch_size": Setting(
+            1, "Pixels a side that become one position before the first layer.", minimum=1
+        ),
+    }
 
 
-def _encoder_half(**changes) -> ConfigDict:
-    """Architecture of an encoder half (EGSDE's classifier: half an ADM U-Net)."""
-    c = ConfigDict()
-    c.channels = 128
-    c.channel_mult = (1, 1, 2, 2, 4, 4)
-    c.num_res_blocks = 2
-    c.attention_resolutions = (32, 16, 8)
-    c.num_heads = 4
-    c.num_head_channels = 64  # -1: use num_heads
-    c.use_scale_shift_norm = True
-    c.resblock_updown = True
-    c.conv_resample = True
-    c.new_attention_order = False
-    c.pool = "attention"  # attention | adaptive (mean) | none (encoder only: a vector a position)
-    c.dropout = 0.0
-    c.group_channels = 1  # at least so many channels a group of normalisation; published: 1
-    c.patch_size = 1  # space-to-depth before the first convolution; 1 in published networks
-    c.update(changes)
-    return c
+def _training(steps: int, batch_size: int, learning_rate: float, **more: Setting) -> Group:
+    """Keys of the training of a stage."""
+    return {
+        "steps": Setting(steps, "Optimiser steps.", minimum=1),
+        "batch_size": Setting(
+            batch_size, "Images a step over all devices; pairs for CUT.", minimum=1
+        ),
+        "learning_rate": Setting(learning_rate, "Peak rate, after the warm-up."),
+        **more,
+    }
 
 
-def _gan(**changes) -> ConfigDict:
-    """A method of CUT's family: networks and objective."""
-    c = ConfigDict()
-    c.channels = 64
-    c.num_blocks = 9
-    c.discriminator_channels = 64
-    c.discriminator_layers = 3
-    c.group_channels = 1  # normalised together in both networks; published: 1, instance norm
-    c.patch_features = 256  # width of the vectors that are compared
-    c.layers = (0, 4, 8, 12, 16)  # of the generator, whose features are compared
-    c.num_patches = 256  # positions drawn in each
-    c.temperature = 0.07
-    c.across_batch = False  # negatives from the whole batch, too; published: from the same image
-    c.gan = "lsgan"  # lsgan | vanilla | nonsaturating | wgangp
-    c.gan_weight = 1.0
-    c.nce_weight = 1.0
-    c.identity = True  # the target's own images must come out as they are
-    c.flip_equivariance = False  # the generator sees every other batch mirrored
-    c.update(changes)
-    return c
+def _schedule(kind: str, warmup: int = 500) -> Group:
+    return {
+        "schedule": Setting(
+            kind,
+            "Learning rate after the warm-up; a cosine reaches 0 at the last step.",
+            choices=("constant", "cosine"),
+        ),
+        "warmup": Setting(warmup, "Steps of linear warm-up.", minimum=0),
+    }
 
 
-def base() -> ConfigDict:
-    """The defaults: the published 256² set-up of EGSDE's cat→dog wherever it says something."""
-    c = ConfigDict()
-    c.task = "base"  # names the default work folder, runs/TASK
-    # contrastive_sde | egsde | sdedit | ilvr | cut | fastcut | edit (by words: edit.method)
-    c.method = "contrastive_sde"
-    c.dtype = "float32"  # compute dtype of convolutions and products: float32 | bfloat16
-    c.remat = False  # recompute blocks in the backward pass: less memory, more time
+def _guide_training(learning_rate: float, batch_size: int) -> Group:
+    """Training of a network that guides: EGSDE's classifier, the contrastive encoder."""
+    return _training(
+        5_000,
+        batch_size,
+        learning_rate,
+        **_schedule("cosine"),
+        weight_decay=Setting(0.05, "AdamW's weight decay of matrices and kernels.", minimum=0),
+        ema=Setting(0.999, "Decay of the parameters' moving average.", minimum=0),
+        max_index=Setting(1000, "Noise levels are drawn below this index.", minimum=1),
+    )
 
-    # Devices of all processes in training: batches are split over all of them.
-    m = c.mesh = ConfigDict()
-    m.data = -1  # how many groups of devices, each with the whole network; -1: what fsdp leaves
-    m.fsdp = 1  # devices that share the training state of one network: less memory, more traffic
 
-    d = c.data = ConfigDict()
-    d.root = "emoji"  # emoji (embedded) | a folder DIR/{train,val,test}/{domain}/ | tfds:NAME
-    d.data_dir = placeholder(str)  # where TFDS data sets are kept (None: TFDS's default)
-    d.source = "twemoji"  # domain that is translated; several: "cat,wild"
-    d.target = "fluent"  # domain that is translated to
-    d.domains = ()  # what encoder and classifier are trained on; (): the sources, then the target
-    d.image_size = 256
-    d.filter = "lanczos"  # lanczos | bicubic | bilinear, on uint8, shorter side to image_size
-    d.fit = "crop"  # crop: the centre square | stretch: both sides to image_size
-    d.flip = True  # random horizontal flips in training
-    d.load_size = placeholder(int)  # read larger than image_size and cut out at random (GANs)
-    d.workers = 0  # decoding processes; 0: in this process, small sets cached in memory
+_NUM_HEADS = Setting(4, "Attention heads where `num_head_channels` is -1.", minimum=1)
 
-    s = c.sde = ConfigDict()
-    s.schedule = "linear"  # linear | cosine
-    s.num_steps = 1000  # T
-
-    n = c.score = ConfigDict()
-    n.arch = "adm"  # adm | ddpm
-    n.channels = 128
-    n.channel_mult = (1, 1, 2, 2, 4, 4)
-    n.num_res_blocks = 1
-    n.attention_resolutions = (16,)  # in pixels of the network's own grid
-    n.num_heads = 4
-    n.num_head_channels = 64  # -1: use num_heads
-    n.use_scale_shift_norm = True
-    n.resblock_updown = True
-    n.conv_resample = True
-    n.new_attention_order = False
-    n.learn_sigma = True  # 6 output channels; the variance half is never used (nor trained here)
-    n.dropout = 0.0
-    n.prediction = "eps"  # what the network's output means: eps | v; published networks: eps
-    n.group_channels = 1  # at least so many channels a group of normalisation (adm); published: 1
-    n.patch_size = 1  # space-to-depth at both ends; 1 in published networks
-
-    c.classifier = _encoder_half()
-    c.encoder = _encoder_half()
-    c.encoder.hidden_dim = 256  # width of the pooled vector; pool="none": of each position's
-    c.encoder.embed_dim = 128  # width after the projection head
-
-    # A small latent diffusion model, trained here for edits by words.
-    n = c.autoencoder = ConfigDict()
-    n.widths = (32, 48, 64)  # of the levels; each but the last halves the side
-    n.blocks = 1  # residual blocks a level (one more in the decoder)
-    n.channels = 4  # of the latents
-    n.groups = 8  # of normalisation
-    n = c.latent = ConfigDict()
-    n.widths = (64, 112, 144)
-    n.blocks = 1
-    n.heads = 4
-    n.groups = 16
-    n.text_width = 128  # of the text encoder
-    n.text_depth = 2
-    n.text_heads = 4
-    n.text_length = 16  # tokens of a caption
-    n.vocabulary = 1500  # tokens learned from the captions
-
-    # Files or names of weights used when the work folder has no checkpoint of a network:
-    # "shipped:NAME" (part of the package) or a file for --mode=import.
-    w = c.weights = ConfigDict()
-    w.score = placeholder(str)
-    w.encoder = placeholder(str)
-    w.classifier = placeholder(str)
-    w.cut = placeholder(str)
-    w.fastcut = placeholder(str)
-    w.autoencoder = placeholder(str)
-    w.latent = placeholder(str)
-
-    t = c.train = ConfigDict()
-    # score | encoder | classifier | cut | fastcut | autoencoder | latent; "": all that the method
-    # needs and that are not there
-    t.stage = ""
-    t.steps = placeholder(int)  # overrides the stage's own
-    t.batch_size = placeholder(int)  # overrides the stage's own
-    t.seed = 0
-    t.score = _training(
+GROUPS: dict[str, Group] = {
+    "": {
+        "task": Setting("base", "Names the default work folder, `runs/TASK`."),
+        "method": Setting("contrastive_sde", "What translates, or edits by words.", METHODS),
+        "dtype": Setting(
+            "float32", "Compute dtype of convolutions and products.", ("float32", "bfloat16")
+        ),
+        "remat": Setting(False, "Recompute blocks in the backward pass: less memory, more time."),
+    },
+    "mesh": {
+        "fsdp": Setting(
+            1,
+            "Devices that share the training state of one network. Batches are split over all "
+            "devices in any case.",
+            minimum=1,
+        ),
+    },
+    "data": {
+        "root": Setting(
+            "emoji",
+            "`emoji` (in the package), a folder `DIR/{train,val,test}/{domain}/`, or `tfds:NAME`.",
+        ),
+        "data_dir": Setting(str, "Folder of TFDS data sets. None: TFDS's default."),
+        "source": Setting("twemoji", "Domain that is translated; several: `cat,wild`."),
+        "target": Setting("fluent", "Domain that is translated to."),
+        "domains": Setting(
+            (), "Domains that encoder and classifier are trained on. (): the sources, the target."
+        ),
+        "image_size": Setting(256, "Side of the square images, in pixels.", minimum=1),
+        "filter": Setting(
+            "lanczos", "Resampling, on uint8 pixels.", ("lanczos", "bicubic", "bilinear")
+        ),
+        "fit": Setting(
+            "crop",
+            "`crop`: the shorter side to `image_size`, then the centre square; `stretch`: both "
+            "sides.",
+            ("crop", "stretch"),
+        ),
+        "flip": Setting(True, "Mirror training images left to right at random."),
+        "load_size": Setting(
+            int,
+            "Read training images at this size and cut `image_size` out at random. None: no.",
+        ),
+        "workers": Setting(
+            0,
+            "Processes that decode; 0: in this process, and small sets are kept in memory.",
+            minimum=0,
+        ),
+    },
+    "sde": {
+        "schedule": Setting("linear", "Noise schedule β.", ("linear", "cosine")),
+        "num_steps": Setting(1000, "T, the number of noise levels.", minimum=1),
+    },
+    "score": {
+        "arch": Setting("adm", "Architecture of the score network.", ("adm", "ddpm")),
+        **_adm(1, (16,)),
+        "num_heads": _NUM_HEADS,
+        "use_scale_shift_norm": Setting(True, "The time scales and shifts; False: is added."),
+        "conv_resample": Setting(
+            True, "Convolutions change the resolution, without `resblock_updown`."
+        ),
+        "new_attention_order": Setting(False, "Order of heads in the published attention."),
+        "learn_sigma": Setting(
+            True, "Six output channels, of which the last three (a variance) are never used."
+        ),
+        "dropout": Setting(0.0, "Share of features dropped in training.", minimum=0),
+        "prediction": Setting("eps", "What the network's output means.", ("eps", "v")),
+    },
+    "encoder": {
+        **_adm(2, (32, 16, 8)),
+        "pool": Setting(
+            "attention",
+            "How positions become one vector; `adaptive`: mean; `none`: a vector each.",
+            ("attention", "adaptive", "none"),
+        ),
+        "hidden_dim": Setting(256, "Width of the vectors before the head.", minimum=1),
+        "embed_dim": Setting(128, "Width after the projection head.", minimum=1),
+    },
+    "classifier": {
+        **_adm(2, (32, 16, 8)),
+        "pool": Setting(
+            "attention",
+            "How positions become one vector; `adaptive`: mean.",
+            ("attention", "adaptive"),
+        ),
+    },
+    "cut": {
+        "channels": Setting(64, "Width of the generator.", minimum=1),
+        "num_blocks": Setting(9, "Residual blocks of the generator.", minimum=1),
+        "discriminator_channels": Setting(64, "Width of the discriminator.", minimum=1),
+        "discriminator_layers": Setting(3, "Layers of the discriminator.", minimum=1),
+        "group_channels": Setting(
+            1, "Channels normalised together; published: 1, instance norm.", minimum=1
+        ),
+        "patch_features": Setting(256, "Width of the vectors that are compared.", minimum=1),
+        "layers": Setting((0, 4, 8, 12, 16), "Layers of the generator that are compared."),
+        "num_patches": Setting(256, "Positions drawn in each layer.", minimum=1),
+        "temperature": Setting(0.07, "τ of PatchNCE.", minimum=1e-4),
+        "gan": Setting("lsgan", "GAN loss.", ("lsgan", "nonsaturating")),
+        "gan_weight": Setting(1.0, "λ of the GAN loss."),
+        "nce_weight": Setting(float, "λ of PatchNCE. None: 1 for `cut`, 10 for `fastcut`."),
+        "identity": Setting(
+            bool, "Images of the target must come out as they are. None: for `cut`."
+        ),
+        "flip_equivariance": Setting(
+            bool, "The generator sees every other batch mirrored. None: for `fastcut`."
+        ),
+    },
+    "autoencoder": {
+        "widths": Setting((32, 48, 64), "Width of each level; each but the last halves the side."),
+        "channels": Setting(4, "Channels of the latents.", minimum=1),
+    },
+    "latent": {
+        "widths": Setting((64, 112, 144), "Width of each level of the U-Net."),
+        "heads": Setting(4, "Attention heads of the U-Net.", minimum=1),
+        "text_width": Setting(128, "Width of the text encoder.", minimum=1),
+        "text_depth": Setting(2, "Layers of the text encoder.", minimum=1),
+        "text_length": Setting(16, "Tokens of a caption.", minimum=3),
+        "vocabulary": Setting(1500, "Tokens learned from the captions.", minimum=1),
+    },
+    "weights": {
+        stage: Setting(
+            str,
+            f"Weights of `{stage}` where the work folder has no checkpoint of it: `shipped:NAME`, "
+            "or a file.",
+        )
+        for stage in STAGES
+    },
+    "train": {
+        "stage": Setting(
+            "", "Which network to train. Empty: all that the method needs and lacks.", ("", *STAGES)
+        ),
+        "steps": Setting(int, "Optimiser steps. None: the stage's own.", minimum=1),
+        "batch_size": Setting(int, "Images a step. None: the stage's own.", minimum=1),
+        "seed": Setting(0, "Decides initial parameters, order of images and noise.", minimum=0),
+        "fine_tune": Setting(
+            False, "Begin from imported weights or `weights.STAGE`, not at random."
+        ),
+        "accumulate": Setting(
+            1,
+            "Parts of a batch, one after the other, whose gradients are averaged: less memory.",
+            minimum=1,
+        ),
+        "clip_norm": Setting(
+            1.0, "Largest global norm of a gradient; 0: any. CUT is not clipped.", minimum=0
+        ),
+        "log_every": Setting(50, "Steps between lines of the log.", minimum=1),
+        "checkpoint_every": Setting(1_000, "Steps between checkpoints.", minimum=1),
+        "keep": Setting(2, "Checkpoints kept.", minimum=1),
+        "sample_every": Setting(
+            10_000, "Steps between sheets of the score stage; 0: none.", minimum=0
+        ),
+    },
+    "train.score": _training(
         500_000,
         64,
         1e-4,
-        snr_clip=0.0,  # γ of min-SNR; 0: simple loss
-        levels="index",  # drawn uniformly | log_snr: normal in log ᾱ/(1-ᾱ), as EDM does
-        log_snr_mean=2.4,  # of that normal distribution; EDM's
-        log_snr_std=2.4,
-    )
-    t.encoder = _training(
-        5_000,
-        64,
-        3e-4,
-        weight_decay=0.05,
-        schedule="cosine",
-        ema=0.999,
-        temperature=0.2,  # τ of NT-Xent
-        factor=32,  # N of the low-pass view φ
-        colour=0.0,  # that view's colours moved at random by so much; the encoder then cannot tell
-        # by colour alone
-        shared_time="batch",  # one t per batch | pair (then t tells pairs apart)
-        max_index=1000,  # t is drawn below this index
-    )
-    t.classifier = _training(
-        5_000, 32, 3e-4, weight_decay=0.05, schedule="cosine", ema=0.999, max_index=1000
-    )
-    # Published: horse → zebra, 1,334 images an epoch, one pair a step; Adam, β1 = 0.5.
-    for name, epochs, decay in (("cut", 400, 200), ("fastcut", 200, 50)):
-        t[name] = _training(
-            epochs * 1334,
-            1,  # pairs: an image of each domain
-            2e-4,
-            beta1=0.5,
-            schedule="linear",
-            epoch=1334,  # steps
-            decay=decay,  # epochs
-            warmup=0,
-            clip_norm=0.0,
-            ema=0.0,
-        )
-    t.autoencoder = _training(2_000, 16, 1e-3, schedule="cosine", warmup=100, ema=0.99, kl=1e-3)
-    t.latent = _training(
+        optimizer=Setting(
+            "adam", "`muon` makes the steps of kernels orthogonal.", ("adam", "muon")
+        ),
+        muon_rate=Setting(0.02, "Peak rate of Muon, for kernels; vectors have `learning_rate`."),
+        **_schedule("constant"),
+        beta2=Setting(0.999, "Adam's β2.", minimum=0),
+        ema=Setting(0.9999, "Decay of the parameters' moving average.", minimum=0),
+        snr_clip=Setting(0.0, "γ of min-SNR weighting; 0: the simple loss.", minimum=0),
+        levels=Setting(
+            "index",
+            "Noise levels are drawn evenly, or normally in log-SNR as EDM does.",
+            ("index", "log_snr"),
+        ),
+        log_snr_mean=Setting(2.4, "Mean of that normal distribution; EDM's."),
+        log_snr_std=Setting(2.4, "Its standard deviation; EDM's.", minimum=1e-3),
+    ),
+    "train.encoder": {
+        **_guide_training(3e-4, 64),
+        "temperature": Setting(0.2, "τ of NT-Xent.", minimum=1e-4),
+        "factor": Setting(32, "N of the low-pass that makes the second view.", minimum=1),
+    },
+    "train.classifier": _guide_training(3e-4, 32),
+    # Published: horse → zebra, 1,334 images an epoch, one pair a step, 400 epochs.
+    "train.cut": _training(
+        400 * 1334,
+        1,
+        2e-4,
+        epoch=Setting(1334, "Steps of an epoch, by which the rate decays.", minimum=1),
+        ema=Setting(0.0, "Decay of the generator's moving average.", minimum=0),
+    ),
+    "train.autoencoder": _training(
+        2_000, 16, 1e-3, kl=Setting(1e-3, "Weight of the KL divergence.", minimum=0)
+    ),
+    "train.latent": _training(
         10_000,
         32,
         5e-4,
-        schedule="cosine",
-        warmup=200,
-        ema=0.999,
-        snr_clip=5.0,
-        drop_text=0.1,  # share of the images shown without their caption
-    )
-    t.log_every = 50  # steps
-    t.checkpoint_every = 1_000  # steps
-    t.keep = 2  # checkpoints kept
-    t.sample_every = 10_000  # steps between sheets of the score stage; 0: none
-    t.sample_images = 8  # images on such a sheet
+        ema=Setting(0.999, "Decay of the parameters' moving average.", minimum=0),
+        snr_clip=Setting(5.0, "γ of min-SNR weighting; 0: the simple loss.", minimum=0),
+        drop_text=Setting(0.1, "Share of images shown without their caption.", minimum=0),
+        shift=Setting(0.0, "Images are moved at random by up to this share of the side."),
+    ),
+    "sample": {
+        "input": Setting(
+            str, "An image or a folder of images. None: `split` of the source domain."
+        ),
+        "output": Setting(str, "Folder of the results. None: `WORKDIR/samples/METHOD`."),
+        "split": Setting("test", "Split that is translated, edited and evaluated."),
+        "start": Setting(int, "M, index + 1 of the first noise level. None: the method's own."),
+        "rounds": Setting(1, "K, how often a method goes down the levels.", minimum=1),
+        "steps": Setting(int, "Network evaluations a round. None: every level below M.", minimum=1),
+        "spacing": Setting("index", "In what the levels are evenly spaced.", ("index", "log_snr")),
+        "match_colours": Setting(
+            0,
+            "Training images of each domain, from which the source's channels get the target's "
+            "histograms before it is perturbed; 0: it keeps its own.",
+            minimum=0,
+        ),
+        "solver": Setting(
+            "ancestral",
+            "Solver of the reverse SDE; `dpmpp_2m`: DPM-Solver++ of second order.",
+            ("ancestral", "ddim", "dpmpp_2m"),
+        ),
+        "variance": Setting(
+            "fixedsmall", "σ² of the ancestral step.", ("fixedsmall", "fixedlarge")
+        ),
+        "eta": Setting(0.0, "η of ddim and dpmpp_2m: 0 is the ODE, 1 the SDE.", minimum=0),
+        "clip": Setting(False, "Clip the predicted x0 to [-1, 1] in each step."),
+        "follow": Setting(
+            False, "Follow the content energy's gradient exactly in a step, not by one Euler step."
+        ),
+        "seed": Setting(0, "Seed of the noise."),
+        "batch_size": Setting(16, "Images at a time.", minimum=1),
+        "limit": Setting(int, "Only the first so many images.", minimum=1),
+        "sheet": Setting(16, "Images on the contact sheet; 0: no sheet.", minimum=0),
+        "trajectory": Setting(False, "Also a strip and a film of each image on its way."),
+    },
+    **{name: dict(method.settings) for name, method in GUIDED_SDES.items()},
+    "model": {
+        "path": Setting(
+            str,
+            "Latent diffusion model: a folder in diffusers' layout, or `shipped:NAME`.",
+        ),
+        "captioner": Setting(str, "Folder of a BLIP, for images without a caption."),
+    },
+    "edit": {
+        "source": Setting("", "What is to change, such as `a cat`."),
+        "target": Setting("", "What it becomes, such as `a dog`."),
+        "caption": Setting(
+            str, "Caption of every image. None: NAME.txt beside NAME.png, or the captioner's."
+        ),
+        "templates": Setting(
+            (),
+            "Sentences with {} for source and target. (): captions of the data that hold "
+            "`source`; for `sample.input`, sentences about photos.",
+        ),
+        "source_bank": Setting(str, "File of sentences about the source. None: `templates`."),
+        "target_bank": Setting(str, "File of sentences about the target. None: `templates`."),
+        "steps": Setting(50, "Steps of inversion and sampling.", minimum=1),
+        "inversion_steps": Setting(int, "Steps of the inversion. None: `steps`.", minimum=1),
+        "inversion": Setting(
+            "next", "Where the inversion's noise is predicted.", ("next", "current", "p2p0")
+        ),
+        "regularise": Setting(True, "Keep the inverted noise noise-like (pix2pix-zero)."),
+        "strength": Setting(1.0, "Times the direction from source to target."),
+        "scale": Setting(float, "Of classifier-free guidance. None: the editor's own."),
+        "negative": Setting(str, "Text that guidance leads away from. None: the editor's own."),
+        "step": Setting(0.1, "λ, length of a gradient step."),
+        "map_weight": Setting(1.0, "λ_c of the cross-attention maps."),
+        "feature_weight": Setting(3.0, "λ_e of the patch contrast (pix2pix_zerocon, cds)."),
+        "patches": Setting((1, 2), "Sides of the patches."),
+        "num_patches": Setting(256, "Patches drawn in each layer.", minimum=1),
+        "temperature": Setting(0.07, "τ of the patch contrast.", minimum=1e-4),
+        "layers": Setting("decoder", "Whose features are contrasted.", ("decoder", "encoder")),
+        "convolution": Setting(0.8, "pnp: share of the steps whose features are the source's."),
+        "attention": Setting(0.5, "pnp: share of the steps whose attention is the source's."),
+        "iterations": Setting(200, "dds, cds: gradient steps.", minimum=1),
+        "rate": Setting(0.1, "dds, cds: rate of the gradient steps."),
+    },
+    "eval": {
+        "methods": Setting("", "Methods side by side: `sdedit,egsde`. Empty: `method`."),
+        "bootstrap": Setting(1000, "Resamples of the 95% interval.", minimum=1),
+        "reference": Setting(
+            "train", "Split of the target that realism is measured against; empty: none."
+        ),
+        "cache": Setting(
+            str, "Folder of the reference's statistics. None: `WORKDIR/eval/reference`."
+        ),
+        "inception": Setting(str, "FID, KID: `pt_inception-2015-12-05-6726825d.pth`."),
+        "lpips_alex": Setting(str, "LPIPS: torchvision's `alexnet-owt-7be5be79.pth`."),
+        "lpips_vgg": Setting(str, "LPIPS: torchvision's `vgg16-397923af.pth`."),
+        "clip": Setting(str, "CLIP score of edits: a folder of CLIP, with its tokenizer."),
+        "text": Setting(str, "Text of the CLIP score. None: `edit.target`."),
+        "dino": Setting(str, "Structure distance of edits: `dino_vitbase8_pretrain.pth`."),
+        "masks": Setting(
+            str,
+            "PNGs, white where the object is, for LPIPS of the background. None: where the model "
+            "looks for `edit.source`.",
+        ),
+    },
+    "export": {
+        "stage": Setting("score", "Which network is written; `latent`: a whole model.", STAGES),
+        "format": Setting(
+            "published",
+            "`published`: names that published code reads; `cdsde`: float16, with a card.",
+            ("published", "cdsde"),
+        ),
+        "path": Setting(
+            str, "`.pt`, `.pth` or `.safetensors`. None: `WORKDIR/export/STAGE.safetensors`."
+        ),
+    },
+    "serve": {
+        "host": Setting(
+            "127.0.0.1", "Who may open the page: this machine alone; `0.0.0.0`: everybody."
+        ),
+        "port": Setting(7860, "Port of the page.", minimum=1),
+        "tasks": Setting((), "Configs that can be chosen beside this one."),
+    },
+}
+KEYS: dict[str, Setting] = {
+    f"{group}.{name}".removeprefix("."): setting
+    for group, settings in GROUPS.items()
+    for name, setting in settings.items()
+}
 
-    s = c.sample = ConfigDict()
-    s.input = placeholder(str)  # an image or a folder; None: the source domain's `split`
-    s.output = placeholder(str)  # None: WORKDIR/samples/METHOD
-    s.split = "test"
-    s.start = placeholder(int)  # M, index + 1 at which the reverse SDE starts; None: the method's
-    s.rounds = 1  # K
-    s.steps = placeholder(int)  # network evaluations a round; None: every index below M
-    s.spacing = "index"  # in what the levels are evenly spaced: index | log_snr
-    # So many training images of each domain say how the source is given the target's colours before
-    # it is perturbed, channel by channel (histogram specification); 0: it keeps its own
-    s.match_colours = 0
-    s.solver = "ancestral"  # ancestral | ddim | dpmpp_2m (DPM-Solver++ of second order)
-    s.variance = "fixedsmall"  # fixedsmall | fixedlarge (ancestral)
-    s.eta = 0.0  # ddim, dpmpp_2m: 0 deterministic (the ODE), 1 the SDE
-    s.clip = False  # clip the predicted x0 to [-1, 1] at each step (helps with few steps)
-    s.follow = False  # low-pass energy: follow its gradient in a step, not one Euler step of it
-    s.seed = 0
-    s.batch_size = 16
-    s.limit = placeholder(int)  # only the first so many images
-    s.sheet = 16  # images on sheet.png; 0: no sheet
-    s.trajectory = False  # also trajectories/NAME.{png,webp}: each image on its way
 
-    # Methods. Weights may be changed without compiling again.
-    c.sdedit = ConfigDict(dict(start=500))
-    c.ilvr = ConfigDict(
-        dict(
-            start=1000,
-            factor=32,
-            level="previous",  # of the projected source: previous | same
-            from_noise=True,  # start from noise alone; False: from the perturbed source
-        )
-    )
-    c.egsde = ConfigDict(
-        dict(
-            start=500,
-            domain_weight=500.0,  # λ_s
-            domain_similarity="cosine",  # cosine | neg_l2, of classifier features
-            domain_band=0,  # of the domain energy, as contrastive_sde.band
-            content_weight=2.0,  # λ_i
-            content_similarity="neg_l2",  # neg_l2 | cosine, of the low-passed images
-            factor=32,  # N
-        )
-    )
-    c.contrastive_sde = ConfigDict(
-        dict(
-            start=500,
-            weight=500.0,  # λ of the contrastive energy
-            space="embedding",  # embedding (after the head) | hidden (before it) | features
-            reference="perturbed",  # x_i: perturbed source | lowpass: φ(x0) perturbed to i
-            content_weight=2.0,  # λ_i of the low-pass energy kept beside it; 0: none
-            factor=32,  # N
-            similarity="cosine",  # cosine | nce: patch contrast, for maps
-            temperature=0.07,  # τ of nce
-            # It guides only what a low-pass of this factor N keeps; -N: only what that takes away;
-            # 0: all frequencies
-            band=0,
-            cutoff=0,  # the contrastive energy is off below this index
-            # Contrast of domains: between mean features of so many training images of each; 0: none
-            domain_images=0,
-            domain_weight=0.0,  # λ_d; from the one mean to the other the energy falls by 1
-            domain_band=0,  # of the contrast of domains, as band
-        )
-    )
-
-    c.cut = _gan()
-    c.fastcut = _gan(nce_weight=10.0, identity=False, flip_equivariance=True)
-
-    x = c.export = ConfigDict()
-    x.stage = "score"  # score | encoder | classifier | cut | fastcut | latent (a whole model)
-    x.format = "published"  # published names, for published code | cdsde: float16 with a card
-    x.path = placeholder(
-        str
-    )  # FILE.pt, .pth or .safetensors; None: WORKDIR/export/STAGE.safetensors
-
-    v = c.serve = ConfigDict()
-    v.host = "127.0.0.1"  # who may open the page: this machine alone; 0.0.0.0 is everybody
-    v.port = 7860
-    v.tasks = ()  # config files that can be chosen beside this one
-    v.max_steps = 100  # of the slider: the program is compiled once for as many
-
-    # Text-guided editing with a latent diffusion model on disk, in the layout of diffusers.
-    c.model = ConfigDict()
-    # DIR/{unet,vae,text_encoder,tokenizer,scheduler}, or "shipped:NAME"
-    c.model.path = placeholder(str)
-    c.model.captioner = placeholder(str)  # a BLIP folder, for captions that are not given
-    d = c.edit = ConfigDict()
-    d.method = "pix2pix_zerocon"  # ddim | pix2pix_zero | pix2pix_zerocon | pnp | dds | cds
-    # An image or a folder; None: images of data.source's `split` whose captions hold `source`.
-    d.input = placeholder(str)
-    d.split = "test"
-    d.output = placeholder(str)  # None: WORKDIR/edits/METHOD
-    d.source = ""  # what is to change: "a cat"
-    d.target = ""  # into what: "a dog"
-    # Of the image; None: the data's own, NAME.txt beside NAME.png, or the captioner's.
-    d.caption = placeholder(str)
-    # Sentences with {} for source and target; (): the data's captions that hold `source`, or, for
-    # images of `input`, built-in ones of photos.
-    d.templates = ()
-    d.source_bank = placeholder(str)  # a sentence a line; None: templates around `source`
-    d.target_bank = placeholder(str)
-    d.image_size = 512  # shorter side, then the centre square
-    d.steps = 50  # of the inversion and of the sampling
-    d.inversion_steps = placeholder(int)  # None: as many; plug-and-play's own code: 999
-    d.inversion = "next"  # next | current | p2p0: where the inversion's noise is predicted
-    d.regularise = True  # keep the inverted noise noise-like (pix2pix-zero, pix2pix_zerocon)
-    d.strength = 1.0  # times the direction from source to target
-    d.scale = placeholder(float)  # of classifier-free guidance; None: the method's own
-    d.negative = placeholder(str)  # what it leads away from; None: the method's own
-    d.step = 0.1  # λ, of the gradient steps
-    d.map_weight = 1.0  # λ_c, of the cross-attention maps
-    d.feature_weight = 3.0  # λ_e, of the patches (pix2pix_zerocon, cds)
-    d.patches = (1, 2)  # sides of a patch
-    d.num_patches = 256
-    d.temperature = 0.07
-    d.layers = "decoder"  # decoder | encoder: whose features are compared
-    d.convolution = 0.8  # pnp: share of the steps in which it is the source's
-    d.attention = 0.5
-    d.iterations = 200  # dds, cds
-    d.rate = 0.1
-    d.seed = 0
-    d.batch_size = 1
-    d.limit = placeholder(int)
-
-    e = c.eval = ConfigDict()
-    e.split = "test"
-    e.methods = ""  # methods whose results are evaluated side by side: "sdedit,egsde"; "": method
-    e.bootstrap = 1000  # resamples of the 95% interval
-    e.seed = 0
-    # Realism: the target's images of this split are what results are compared with; "": left out.
-    e.reference = "train"
-    e.cache = placeholder(str)  # folder of their statistics; None: WORKDIR/eval/reference
-    # Published weights of feature networks, each adding its metrics; EfficientNet-Lite0's come with
-    # the package's requirements.
-    e.inception = placeholder(str)  # FID, KID: pt_inception-2015-12-05-6726825d.pth
-    e.lpips_alex = placeholder(str)  # LPIPS: torchvision's alexnet-owt-7be5be79.pth
-    e.lpips_vgg = placeholder(str)  # LPIPS: torchvision's vgg16-397923af.pth
-    # Edits by words (a config with `edit.target`).
-    e.clip = placeholder(str)  # CLIP score: a folder of CLIP, with its tokenizer
-    e.text = placeholder(str)  # what pictures are held against; None: edit.target
-    e.dino = placeholder(str)  # structure distance: dino_vitbase8_pretrain.pth
-    e.masks = placeholder(str)  # for the background: a folder of PNGs, white where the object is;
-    # None: where the model of model.path looks for edit.source
-    # A misspelt key in a config file fails rather than being a new one that nobody reads.
-    return c.lock()
+def base() -> ConfigDict:
+    """A config with every key at its default; locked, so that a misspelt key fails."""
+    config = ConfigDict()
+    for key, setting in KEYS.items():
+        *groups, last = key.split(".")
+        inner = config
+        for name in groups:
+            if name not in inner:
+                inner[name] = ConfigDict()
+            inner = inner[name]
+        may_be_none = isinstance(setting.default, type)
+        inner[last] = placeholder(setting.default) if may_be_none else setting.default
+    return config.lock()

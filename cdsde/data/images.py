@@ -6,7 +6,6 @@ Contract: an image at rest is uint8 [H, W, 3] in RGB, 0 to 255; inside the progr
 
 import io
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from absl import logging
 from PIL import Image, ImageOps
 
 from cdsde.data.sheets import contact_sheet as contact_sheet
+from cdsde.runtime.files import replacing
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp")
 FILTERS = {
@@ -129,13 +129,12 @@ def resize(
     return image
 
 
-def to_float(image: np.ndarray) -> np.ndarray:
-    """uint8 [..., H, W, C] to float32 in [-1, 1]: x / 127.5 - 1.
+def to_float(image):
+    """uint8 [..., H, W, C] to float32 in [-1, 1]: x / 127.5 - 1; NumPy or JAX arrays.
 
     Raises:
       ValueError: the array is not uint8.
     """
-    image = np.asarray(image)
     if image.dtype != np.uint8:
         raise ValueError(
             f"to_float takes uint8, not {image.dtype}: the image is converted already."
@@ -175,13 +174,8 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"'{path}' needs an image [H, W, 3], not {list(image.shape)}: pass one.")
     image = image if image.dtype == np.uint8 else to_uint8(image)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
+    with replacing(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:

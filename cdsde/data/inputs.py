@@ -1,4 +1,4 @@
-"""What a run reads, as its config says: sources to translate, true targets, training examples."""
+"""What a run reads, as its config says: images to translate, true targets, training examples."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cdsde import config as config_lib
 from cdsde.data import tokenizer
 from cdsde.data.domains import JoinedSource, open_domain, open_pairs
 from cdsde.data.images import resize
-from cdsde.data.sources import FilesSource, captions
+from cdsde.data.sources import FilesSource, Source, captions
 
 
-def open_input(config: ConfigDict):
+def open_input(config: ConfigDict) -> Source:
     """The images to translate: `sample.input`, or the split of every source domain."""
     if config.sample.input is not None:
         return FilesSource(config.sample.input)
@@ -23,21 +23,30 @@ def open_input(config: ConfigDict):
     return JoinedSource(parts) if len(parts) > 1 else parts[names[0]]
 
 
-def open_truth(config: ConfigDict):
+def open_truth(config: ConfigDict) -> Source | None:
     """The true pairs of `open_input`'s images, in the same order; None where there are none."""
     if config.sample.input is not None:
         return None
     d = config.data
     names = config_lib.sources(config)
-    parts = {name: open_pairs(d.root, name, d.target, config.sample.split) for name in names}
-    if None in parts.values():
-        return None
+    parts = {}
+    for name in names:
+        pairs = open_pairs(d.root, name, d.target, config.sample.split)
+        if pairs is None:
+            return None
+        parts[name] = pairs
     return JoinedSource(parts) if len(parts) > 1 else parts[names[0]]
 
 
-def open_split(config: ConfigDict, domain: str, split: str):
+def open_split(config: ConfigDict, domain: str, split: str) -> Source:
     """The images of one domain and split of the config's data."""
     return open_domain(config.data.root, domain, split, data_dir=config.data.data_dir)
+
+
+def resized(config: ConfigDict, image: np.ndarray) -> np.ndarray:
+    """An image as the config's networks see it: uint8 `[H, W, 3]` → `[S, S, 3]`."""
+    d = config.data
+    return resize(image, d.image_size, filter=d.filter, fit=d.fit)
 
 
 def training_examples(config: ConfigDict, key: str) -> tuple[np.ndarray, np.ndarray, str]:
@@ -58,21 +67,20 @@ def training_examples(config: ConfigDict, key: str) -> tuple[np.ndarray, np.ndar
     for part in images:
         digest.update(part.tobytes())
     counts = ", ".join(f"{len(i)} of {d}" for i, d in zip(images, domains, strict=True))
-    where = f"train, {counts} (sha256 {digest.hexdigest()[:12]})"
-    return images[0], np.concatenate(images[1:]), where
+    about = f"train, {counts} (sha256 {digest.hexdigest()[:12]})"
+    return images[0], np.concatenate(images[1:]), about
 
 
 def _examples_of(config: ConfigDict, domain: str, key: str) -> np.ndarray:
-    d, count = config.data, config_lib.get(config, key)
+    count = config_lib.get(config, key)
     try:
-        source = open_domain(d.root, domain, "train", data_dir=d.data_dir)
+        source = open_split(config, domain, "train")
     except ValueError as error:
         raise ValueError(
             f"config.{key}={count} reads training images: {error} Or set it to 0."
         ) from error
     drawn = np.sort(np.random.default_rng(0).permutation(len(source))[:count])
-    read = (source[int(j)]["image"] for j in drawn)
-    return np.stack([resize(image, d.image_size, filter=d.filter, fit=d.fit) for image in read])
+    return np.stack([resized(config, source[int(j)]["image"]) for j in drawn])
 
 
 def train_captions(config: ConfigDict) -> list[list[str]]:
@@ -81,11 +89,8 @@ def train_captions(config: ConfigDict) -> list[list[str]]:
     Raises:
       ValueError: an image has none.
     """
-    d = config.data
-    return [
-        captions(open_domain(d.root, n, "train", data_dir=d.data_dir))
-        for n in config_lib.domains(config)
-    ]
+    domains = config_lib.domains(config)
+    return [captions(open_split(config, domain, "train")) for domain in domains]
 
 
 def tokenizer_of(config: ConfigDict) -> tokenizer.ClipTokenizer:

@@ -15,6 +15,7 @@ import numpy as np
 
 from cdsde.data.images import resize
 from cdsde.data.sources import Source, image_id
+from cdsde.runtime.padding import pad
 
 # Sources whose resized images fit into this many bytes are kept in memory.
 CACHE_BYTES = 256 * 2**20
@@ -248,33 +249,33 @@ def eval_batches(
       ValueError: a size is not positive (at the call), or an image is broken (when its turn comes).
     """
     _check_positive(image_size=image_size, batch_size=batch_size)
-    wanted = list(range(len(source)) if indices is None else indices)
-    return _eval_batches(source, image_size, batch_size, filter, fit, wanted)
+    chosen = list(range(len(source)) if indices is None else indices)
+    return _eval_batches(source, image_size, batch_size, filter, fit, chosen)
 
 
 def _eval_batches(
-    source: Source, size: int, batch_size: int, filter: str, fit: str, wanted: list[int]
+    source: Source, size: int, batch_size: int, filter: str, fit: str, indices: list[int]
 ) -> Iterator[dict]:
     def make(start: int) -> dict:
-        chosen = wanted[start : start + batch_size]
+        chosen = indices[start : start + batch_size]
         items = [source[index] for index in chosen]
         pixels = [resize(item["image"], size, filter=filter, fit=fit) for item in items]
         names = [item["id"] for item in items]
-        padding = batch_size - len(chosen)
-        names += names[-1:] * padding
+        ids = np.array([image_id(name) for name in names], np.uint32)
+        images, ids = pad((np.stack(pixels), ids), batch_size)
         return {
-            "image": np.stack(pixels + pixels[-1:] * padding),
-            "id": np.array([image_id(name) for name in names], np.uint32),
-            "name": names,
+            "image": images,
+            "id": ids,
+            "name": names + names[-1:] * (batch_size - len(names)),
             "mask": np.arange(batch_size) < len(chosen),
         }
 
     with futures.ThreadPoolExecutor(1) as executor:
         upcoming = None
-        for start in range(0, len(wanted), batch_size):
+        for start in range(0, len(indices), batch_size):
             current = upcoming or executor.submit(make, start)
             following = start + batch_size
-            upcoming = executor.submit(make, following) if following < len(wanted) else None
+            upcoming = executor.submit(make, following) if following < len(indices) else None
             yield current.result()
 
 

@@ -165,7 +165,7 @@ def patch_contrast(encode: Callable, temperature: float = 0.07) -> Energy:
     return energy
 
 
-class Discriminant(NamedTuple):
+class DomainDirection(NamedTuple):
     """What tells two domains apart in a network's features, linearly.
 
     Attributes:
@@ -177,40 +177,21 @@ class Discriminant(NamedTuple):
     normal: jax.Array
 
 
-def domain_contrast(features: Callable, discriminant: Discriminant) -> Energy:
+def domain_contrast(features: Callable, direction: DomainDirection) -> Energy:
     """Equation (5): more like the target than like the source, on the mean over positions.
 
     Args:
       features: `(x, i) -> [B, h, w, D]`.
-      discriminant: at the level nearest to i; D wide.
+      direction: its row of the level nearest to i is used; D wide.
     """
 
-    index, normal = map(jnp.asarray, discriminant)
+    index, normal = map(jnp.asarray, direction)
 
     def energy(y, x_t, i):
         level = jnp.argmin(jnp.abs(index - i))
         return jnp.mean(unit(features(y, i)) @ normal[level], axis=(1, 2))
 
     return energy
-
-
-def in_band(energy: Energy, factor: int) -> Energy:
-    """The energy, guiding only one band of frequencies; its value is what it was.
-
-    Args:
-      energy: of all frequencies.
-      factor: N > 0: the frequencies that the low-pass of N keeps, with the gradient φᵀ∇E; -N: those
-        that it takes away, with ∇E - φᵀ∇E; 0: the energy as it is.
-    """
-    if not factor:
-        return energy
-
-    def banded(y, x_t, i):
-        low = lowpass(y, abs(factor))
-        guided = low if factor > 0 else y - low
-        return energy(guided + jax.lax.stop_gradient(y - guided), x_t, i)
-
-    return banded
 
 
 def total(energies: Sequence[Energy]) -> Callable:

@@ -1,12 +1,11 @@
-r"""The target's colours for the source, before anything is translated: histogram specification.
+r"""Histogram specification: give an image's channels the histograms of other images.
 
-A value v of a channel becomes the value that as large a part of the target's pixels lies below as
-of the source's lies below v,
+Map each value to the target value of equal cumulative frequency (quantile matching),
 
     v' = G_t⁻¹(G_s(v)),  G(v) = P(pixel < v) + P(pixel = v)/2                                   (1)
 
-each channel by itself, from training images of both domains. No network knows of it: what it alone
-does to a measure of realism is what guidance has to be better than.
+each channel by itself, from unpaired images of a source and a target domain. No network is
+involved: what this alone does to a measure of realism is what guidance has to beat.
 """
 
 from __future__ import annotations
@@ -19,22 +18,21 @@ SHAPE = (3, 256)
 
 
 def table(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Equation (1) of each channel and value, float32 `[3, 256]` in 0 … 255.
+    """Equation (1) for each channel and value, float32 `[3, 256]` in 0 … 255.
 
-    Both are uint8 `[N, H, W, 3]`. Values that the source does not have are between their
-    neighbours'.
+    Both are uint8 `[N, H, W, 3]`. Values that the source does not have are interpolated.
     """
     values = np.arange(256)
 
-    def below(images, channel):
+    def cumulative(images, channel):
         count = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., 0].size
-        there = count > 0
-        return (np.cumsum(count) - count / 2)[there], values[there]
+        present = count > 0
+        return (np.cumsum(count) - count / 2)[present], values[present]
 
     rows = []
     for channel in range(3):
-        share, value = below(source, channel)
-        mapped = np.interp(share, *below(target, channel))
+        share, value = cumulative(source, channel)
+        mapped = np.interp(share, *cumulative(target, channel))
         rows.append(np.interp(values, value, mapped))
     return np.asarray(rows, np.float32)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cdsde.data import tokenizer
+from cdsde.data import to_float, tokenizer
 from cdsde.edit import text_directions
 from cdsde.editing import attention_masks, editors, guidance, ladders, regularise
 from cdsde.runtime import trees
 from cdsde.weights import diffusers
+from cdsde.weights.resolve import SHIPPED, shipped_folder
 
 OWN_SCALE = {"pnp": 7.5, "dds": 7.5, "cds": 7.5}  # classifier-free guidance; 5 for the others
-DELTA = ("dds", "cds")
-SHIPPED = "shipped:"
+WITHOUT_INVERSION = ("dds", "cds")
 GUIDED = ("pix2pix_zero", "pix2pix_zerocon")
 
 
@@ -40,22 +39,25 @@ class Model(NamedTuple):
     vae: Any
     params: dict
     factor: float
-    schedule: ladders.Schedule
+    schedule: ladders.LatentSchedule
     encoder: text_directions.Encoder
     digests: dict[str, str]
 
 
 def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
-    """A model of diffusers' layout.
+    """A model of diffusers' layout; "shipped:NAME" is one of the package.
 
     Raises:
       ValueError: the folder, a part or a file of it is missing or does not fit; it is named.
     """
-    folder = place(folder)
+    name = str(folder)
+    if name.startswith(SHIPPED):
+        folder = shipped_folder("models") / name.removeprefix(SHIPPED)
+    folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"config.model.path={folder} is no folder; name a model on disk")
     # The small files first: what is missing is told before gigabytes are read.
-    schedule = ladders.read_schedule(folder / "scheduler")
+    schedule = diffusers.read_schedule(folder / "scheduler")
     tokenize = tokenizer.load(folder / "tokenizer")
     for part in ("unet", "vae", "text_encoder"):
         diffusers.read_config(folder / part)
@@ -69,38 +71,29 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     return Model(unet, vae, params, factor, schedule, encoder, digests)
 
 
-def place(path: str | Path) -> Path:
-    """A model's folder; "shipped:NAME" is one of the package."""
-    name = str(path)
-    if not name.startswith(SHIPPED):
-        return Path(path)
-    return Path(str(resources.files("cdsde") / "assets" / "models")) / name.removeprefix(SHIPPED)
-
-
-def program(model: Model, e: ConfigDict, size: int):
+def program(model: Model, config: ConfigDict):
     """The pure function of an edit: `(params, images, texts, key, ids) -> (edit, reconstruction)`.
 
     images are uint8 `[B, S, S, 3]`, texts an `editors.Texts` of `[B, 77, D]`, ids uint32 `[B]` of
     the images; both results are float32 `[B, S, S, 3]`, about [-1, 1]. Texts may change.
     """
-    schedule = model.schedule
-    edit = _of_ladders if e.method not in DELTA else _of_scores
+    edit = _score_edit if config.method in WITHOUT_INVERSION else _inverted_edit
 
-    def run(params, images, said, key, image_ids):
+    def run(params, images, texts, key, image_ids):
         def decode(z):
             return model.vae.apply(params["vae"], z / model.factor, method="decode")
 
         unet, z = noise_of(model, params), _encode(model, params, images)
-        made, back = edit(unet, schedule, e, said, z, key, image_ids)
-        return decode(made), decode(back)
+        edited, reconstructed = edit(unet, model.schedule, config, texts, z, key, image_ids)
+        return decode(edited), decode(reconstructed)
 
     return run
 
 
 def word_maps(model: Model, e: ConfigDict):
-    """`(params, images, texts [B, 77, D], words bool [B, 77]) -> [B, s, s]`; see `masks.of_words`.
+    """`(params, images, texts [B, 77, D], words bool [B, 77]) -> [B, s, s]`.
 
-    images are uint8 `[B, S, S, 3]`, their captions the texts.
+    See `attention_masks.of_words`; images are uint8 `[B, S, S, 3]`, their captions the texts.
     """
     up = ladders.inversion(model.schedule, e.steps, e.inversion)
 
@@ -112,7 +105,7 @@ def word_maps(model: Model, e: ConfigDict):
 
 
 def noise_of(model: Model, params):
-    """The U-Net as a function that tells noise, whatever it predicts."""
+    """The U-Net as a function that gives the noise, whatever it predicts."""
 
     def unet(x, t, context, *args, **kwargs):
         out = model.unet.apply(params["unet"], x, t, context, *args, **kwargs)
@@ -124,86 +117,89 @@ def noise_of(model: Model, params):
 
 
 def _encode(model: Model, params, images):
-    x0 = images.astype(jnp.float32) / 127.5 - 1
-    return model.factor * model.vae.apply(params["vae"], x0, method="encode").mean
+    return model.factor * model.vae.apply(params["vae"], to_float(images), method="encode").mean
 
 
-def _scale(e: ConfigDict):
-    return e.scale if e.scale is not None else OWN_SCALE.get(e.method, 5.0)
+def _scale(config: ConfigDict):
+    scale = config.edit.scale
+    return scale if scale is not None else OWN_SCALE.get(config.method, 5.0)
 
 
-def _of_ladders(unet, schedule, e, said, z, key, image_ids):
+def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
     """Inverted, then sampled in another way: `(edited, reconstructed)` latents."""
+    e, method = config.edit, config.method
     down = ladders.sampling(schedule, e.steps)
     finer = e.inversion_steps or e.steps
     up = ladders.inversion(schedule, finer, e.inversion)
-    for_noise, for_patches = jax.random.split(key, 3)[:2]
+    noise_key, patch_key = jax.random.split(key, 3)[:2]
 
     def eps_fn(x, t):
-        return unet(x, t, said.source)
+        return unet(x, t, texts.source)
 
-    adjust = dict(adjust=None, per_step=None)
-    if e.regularise and e.method in GUIDED:
-        drawn = regularise.draw_shifts(for_noise, (len(up.t), 5, 5), z.shape[-1], z.shape[1])
-        adjust = dict(adjust=regularise.regularise, per_step=drawn)
-    top, states = ladders.run(z, up, eps_fn, **adjust)
+    adjust, shifts = None, None
+    if e.regularise and method in GUIDED:
+        adjust = regularise.towards_noise
+        shifts = regularise.draw_shifts(noise_key, (len(up.t), 5, 5), z.shape[-1], z.shape[1])
+    top, states = ladders.run(z, up, eps_fn, adjust=adjust, per_step=shifts)
     if finer != e.steps:
         states = states[ladders.shared(up, down)]
         top = states[-1]
-    if e.method in GUIDED:
-        return guided(unet, down, e, said, top, for_patches)
-    back, _ = ladders.run(top, down, eps_fn)
-    if e.method == "pnp":
+    if method in GUIDED:
+        return guided(unet, down, config, texts, top, patch_key)
+    reconstructed, _ = ladders.run(top, down, eps_fn)
+    if method == "pnp":
         shares = e.convolution, e.attention
-        made, _ = editors.plug_and_play(unet, states, down, said, _scale(e), *shares)
+        edited, _ = editors.plug_and_play(unet, states, down, texts, _scale(config), *shares)
     else:
-        made, _ = editors.word_swap(unet, top, down, said, _scale(e))
-    return made, back
+        edited, _ = editors.word_swap(unet, top, down, texts, _scale(config))
+    return edited, reconstructed
 
 
-def guided(unet, down: ladders.Ladder, e: ConfigDict, said: editors.Texts, top: jax.Array, key):
+def guided(unet, down: ladders.Ladder, config: ConfigDict, texts: editors.Texts, top, key):
     """The denoising of pix2pix-zero and pix2pix-zeroCon: `(edited, reconstructed)` latents.
 
     top is `[B, h, w, 4]`, the inverted latents; the key draws the patches.
     """
-    contrast = e.method == "pix2pix_zerocon"
+    e, contrast = config.edit, config.method == "pix2pix_zerocon"
     settings = editors.Zerocon(
         step=e.step,
         map_weight=e.map_weight,
         feature_weight=e.feature_weight if contrast else 0.0,
-        scale=_scale(e),
+        scale=_scale(config),
         temperature=e.temperature,
         pair=not contrast,
     )
-    patches = _patches(unet, top, said, e, key, e.steps) if contrast else {}
-    made, _, told = editors.zerocon(unet, top, down, said, settings, patches)
-    return made, told["source"]
+    patches = _patches(unet, top, texts, e, key, e.steps) if contrast else {}
+    edited, _, measured = editors.zerocon(unet, top, down, texts, settings, patches)
+    return edited, measured["source"]
 
 
-def _of_scores(unet, schedule, e, said, z, key, image_ids):
+def _score_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
     """DDS and CDS: levels of each iteration from the seed, noise from seed and image."""
-    for_levels, for_noise, for_patches = jax.random.split(key, 3)
-    levels = jax.random.randint(for_levels, (e.iterations,), 50, 949)
-    own = jax.vmap(jax.random.fold_in, (None, 0))(for_noise, image_ids)
-    drawn = jax.vmap(lambda k: jax.random.normal(k, (e.iterations, *z.shape[1:])))(own)
-    more = {}
-    if e.method == "cds":
-        patches = _patches(unet, z, said, e, for_patches, e.iterations)
-        more = dict(feature_weight=e.feature_weight, ids=patches, temperature=e.temperature)
-    made, _, _ = editors.delta_denoising(
-        unet, z, schedule, said, levels, jnp.moveaxis(drawn, 1, 0), _scale(e), e.rate, **more
+    e = config.edit
+    level_key, noise_key, patch_key = jax.random.split(key, 3)
+    levels = jax.random.randint(level_key, (e.iterations,), 50, 949)
+    own = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, image_ids)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (e.iterations, *z.shape[1:])))(own)
+    contrast = {}
+    if config.method == "cds":
+        patches = _patches(unet, z, texts, e, patch_key, e.iterations)
+        contrast = dict(feature_weight=e.feature_weight, ids=patches, temperature=e.temperature)
+    noise = jnp.moveaxis(noise, 1, 0)
+    edited, _, _ = editors.delta_denoising(
+        unet, z, schedule, texts, levels, noise, _scale(config), e.rate, **contrast
     )
-    return made, z
+    return edited, z
 
 
-def _patches(unet, z, said, e, key, steps: int) -> dict[str, Any]:
-    """Patches of every layer looked at, drawn anew for each step: a row a step."""
+def _patches(unet, z, texts: editors.Texts, e: ConfigDict, key, steps: int) -> dict[str, Any]:
+    """Patches of every layer that is compared, drawn anew for each step: a row a step."""
     chosen = guidance.of_decoder if e.layers == "decoder" else guidance.of_encoder
 
     def features(z, context):
         return editors.observe(unet, z[:1], jnp.int32(1), context[:1])[2]
 
-    shapes, side = jax.eval_shape(features, z, said.source), z.shape[1:3]
+    shapes, side = jax.eval_shape(features, z, texts.source), z.shape[1:3]
 
     def draw(key):
         return guidance.draw_ids(key, shapes, chosen, side, e.num_patches, tuple(e.patches))
@@ -211,15 +207,16 @@ def _patches(unet, z, said, e, key, steps: int) -> dict[str, Any]:
     return jax.vmap(draw)(jax.random.split(key, steps))
 
 
-def said(model: Model, e: ConfigDict, captions: list[str]) -> editors.Texts:
+def texts_of(model: Model, config: ConfigDict, captions: list[str]) -> editors.Texts:
     """The texts of edits of images with these captions, `[B, 77, D]` each.
 
     Raises:
       ValueError: no source or target is named; word swap where the caption lacks the word.
     """
-    source = model.encoder(captions)
-    if e.method in GUIDED:
-        target = source + e.strength * text_directions.direction(model.encoder, *banks(e))[None]
+    e, source = config.edit, model.encoder(captions)
+    if config.method in GUIDED:
+        direction = text_directions.direction(model.encoder, *banks(e))
+        target = source + e.strength * direction[None]
         negative = source if e.negative is None else model.encoder([e.negative])
     else:
         target = model.encoder([swapped(c, e.source, e.target) for c in captions])
@@ -256,8 +253,8 @@ def swapped(caption: str, source: str, target: str) -> str:
 
 def place_of(words: str, caption: str) -> int | None:
     """Where a caption first has these words, whole ("man" is not in "woman"); in any case."""
-    found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", caption, re.IGNORECASE)
-    return found and found.start()
+    match = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", caption, re.IGNORECASE)
+    return match.start() if match else None
 
 
 def bare(concept: str) -> str:

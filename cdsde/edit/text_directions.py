@@ -16,6 +16,7 @@ import numpy as np
 
 from cdsde.data.tokenizer import ClipTokenizer
 from cdsde.networks.stable_diffusion.clip import CLIPTextModel
+from cdsde.runtime.padding import pad
 
 BATCH = 32
 PLACES = ("on the grass", "in the park", "at home", "by the sea", "in the snow", "on a table")
@@ -40,8 +41,8 @@ class Encoder(NamedTuple):
         rows = []
         for start in range(0, len(ids), BATCH):
             part = ids[start : start + BATCH]
-            filled = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), 0)])
-            rows.append(np.asarray(_hidden(self.module, self.params, filled))[: len(part)])
+            hidden = _hidden(self.module, self.params, pad(part, BATCH))
+            rows.append(np.asarray(hidden)[: len(part)])
         return np.concatenate(rows)
 
 

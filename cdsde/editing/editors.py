@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cdsde.diffusion import schedules
 from cdsde.editing import guidance, ladders
 from cdsde.networks.stable_diffusion.unet import Injection
 
@@ -52,9 +53,7 @@ class Zerocon(NamedTuple):
       map_weight, feature_weight: λ_c, λ_e; with λ_e = 0 it is pix2pix-zero's guidance.
       scale: w of classifier-free guidance.
       temperature: τ of (2).
-      root: the un-squared norm of the printed equation in place of (1).
       pair: pix2pix-zero's form.
-      moved: the step goes on from the moved latent; False: from where it was.
     """
 
     step: Any = 0.1
@@ -62,9 +61,7 @@ class Zerocon(NamedTuple):
     feature_weight: Any = 3.0
     scale: Any = 5.0
     temperature: float = 0.07
-    root: bool = False
     pair: bool = False
-    moved: bool = True
 
 
 def _rows(text: jax.Array, batch: int) -> jax.Array:
@@ -125,7 +122,7 @@ def zerocon(
             context = jnp.concatenate([_rows(texts.negative, batch), context])
         _, own_maps, own_features = observe(unet, edit, t, context)
         doubled = {k: jnp.concatenate([m] * count) for k, m in maps.items()}
-        of_maps = guidance.map_loss(own_maps, doubled, settings.root)
+        of_maps = guidance.map_loss(own_maps, doubled)
         of_maps = of_maps.reshape(count, batch).mean(0)
         last = {k: f[-batch:] for k, f in own_features.items()}
         of_features = jnp.zeros(batch) + guidance.feature_loss(
@@ -143,7 +140,7 @@ def zerocon(
         at = copies - settings.step * slope
         first, last = (at[:batch], at[-batch:])
         noise = guided_eps(unet, last, t, texts, settings.scale, first)
-        edit = ladders.move(first if settings.moved else edit, noise, start, end)
+        edit = ladders.move(first, noise, start, end)
         length = jnp.sqrt(jnp.sum(slope**2, axis=(1, 2, 3)))
         if settings.pair:
             length = length.reshape(2, batch)
@@ -204,7 +201,7 @@ def plug_and_play(
 def delta_denoising(
     unet: Callable,
     z: jax.Array,
-    schedule: ladders.Schedule,
+    schedule: ladders.LatentSchedule,
     texts: Texts,
     t: jax.Array,
     noise: jax.Array,
@@ -240,7 +237,7 @@ def delta_denoising(
     z0, normaliser = z, z.shape[1] * z.shape[2]
 
     def noisy(x, e, i):
-        return jnp.sqrt(alpha_bar[i]) * x + jnp.sqrt(1 - alpha_bar[i]) * e
+        return schedules.perturb(x, e, alpha_bar[i])
 
     def lengths(g):
         return jnp.sqrt(jnp.sum(g**2, axis=(1, 2, 3)))

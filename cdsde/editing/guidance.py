@@ -7,7 +7,7 @@ r"""What an edit is held to: the source's cross-attention maps, and its features
 M are attention maps of the source and M̂ of the edit; s are the source's feature vectors, pooled
 over patches and of length 1, e the edit's at the same places. Sources: pix2pix-zero for (1),
 Contrastive Denoising Score for (2): the query is the source, and the gradient flows through
-positives and negatives alike. `roles="cut"` has it the other way round, as CUT and ZeCon do.
+positives and negatives alike.
 """
 
 from __future__ import annotations
@@ -40,22 +40,13 @@ def of_encoder(path: str) -> bool:
     return path.startswith("down_blocks.") and (path.endswith(".attn1") or ".resnets." in path)
 
 
-def map_loss(edit: Mapping, source: Mapping, root: bool = False) -> jax.Array:
-    """Equation (1), `[B]`.
-
-    Args:
-      edit, source: maps `[B, heads, L, M]` by layer; of the source none is differentiated.
-      root: the square root of the plain sum of squares, as printed in the paper; its gradient is
-        0, not NaN, where the maps are equal.
-    """
-    total = 0.0
+def map_loss(edit: Mapping, source: Mapping) -> jax.Array:
+    """Equation (1), `[B]`, of maps `[B, heads, L, M]` by layer; the source's are constants."""
+    total = jnp.zeros(())
     for layer, maps in edit.items():
         squared = (maps - jax.lax.stop_gradient(source[layer])) ** 2
-        each = squared.sum((-2, -1))
-        total += each.sum(-1) if root else each.mean(-1)
-    if not root:
-        return total
-    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1.0)), 0.0)
+        total += squared.sum((-2, -1)).mean(-1)
+    return total
 
 
 def as_map(x: jax.Array, height: int, width: int) -> jax.Array:
@@ -82,7 +73,6 @@ def patch_loss(
     ids: jax.Array,
     patch: int = 1,
     temperature: float = 0.07,
-    roles: str = "cds",
 ) -> jax.Array:
     """Equation (2) of one layer and patch size, each patch's `[B, n]`.
 
@@ -91,12 +81,10 @@ def patch_loss(
       ids: `[n]` patches looked at, of the pooled map.
       patch: side of a patch.
       temperature: τ.
-      roles: "cds" or "cut".
     """
     e = unit(pooled(edit, patch)[:, ids], eps=1e-12)
     s = jax.lax.stop_gradient(unit(pooled(source, patch)[:, ids], eps=1e-12))
-    query, key = (s, e) if roles == "cds" else (e, s)
-    logits = jnp.einsum("bic,bjc->bij", query, key)
+    logits = jnp.einsum("bic,bjc->bij", s, e)
     same = jnp.einsum("bii->bi", logits)
     # As published: the positive comes first and once more as -10 among the negatives.
     n = logits.shape[-1]

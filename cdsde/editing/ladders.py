@@ -14,30 +14,37 @@ readings of where its noise is predicted:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cdsde.diffusion import schedules
+
 INVERSIONS = ("next", "current", "p2p0")
 
 
-class Schedule(NamedTuple):
-    """Noise levels of a model.
+class LatentSchedule(NamedTuple):
+    """Noise levels of a latent diffusion model.
 
     Attributes:
       alpha_bar: ᾱ, float32 `[T]`.
-      offset: of the lowest rung.
+      offset: index of the lowest rung.
       prediction: what the network's output means: "epsilon" or "v_prediction".
+      clean: ᾱ of the clean latent; diffusers takes ᾱ_0 for it, or 1 (`set_alpha_to_one`).
     """
 
     alpha_bar: np.ndarray
     offset: int = 1
     prediction: str = "epsilon"
+    clean: float | None = None
+
+    @property
+    def clean_alpha_bar(self) -> np.float32:
+        """`clean`, or ᾱ_0 where it is None."""
+        return np.float32(self.alpha_bar[0] if self.clean is None else self.clean)
 
 
 class Ladder(NamedTuple):
@@ -53,39 +60,7 @@ class Ladder(NamedTuple):
     end: Any
 
 
-def scaled_linear(first: float = 0.00085, last: float = 0.012, count: int = 1000) -> Schedule:
-    """SD-1.x's: √β evenly spaced, in float32 as the published code computes it."""
-    root = np.linspace(np.sqrt(first), np.sqrt(last), count, dtype=np.float32)
-    return Schedule(np.cumprod(1 - root**2, dtype=np.float32))
-
-
-def read_schedule(folder: str | Path) -> Schedule:
-    """The schedule of a diffusers folder's `scheduler/`; DDIM is run whatever sampler it names.
-
-    Raises:
-      ValueError: no file, or a schedule other than "scaled_linear" and "linear".
-    """
-    path = Path(folder) / "scheduler_config.json"
-    if not path.is_file():
-        raise ValueError(f"there is no {path}; it says the noise levels of the model")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    kind = config.get("beta_schedule")
-    first, last = config["beta_start"], config["beta_end"]
-    count = config["num_train_timesteps"]
-    if kind == "scaled_linear":
-        schedule = scaled_linear(first, last, count)
-    elif kind == "linear":
-        beta = np.linspace(first, last, count, dtype=np.float32)
-        schedule = Schedule(np.cumprod(1 - beta, dtype=np.float32))
-    else:
-        raise ValueError(f"{path} names the schedule '{kind}'; scaled_linear and linear are known")
-    return schedule._replace(
-        offset=config.get("steps_offset", 0),
-        prediction=config.get("prediction_type", "epsilon"),
-    )
-
-
-def rungs(schedule: Schedule, steps: int) -> tuple[np.ndarray, int]:
+def rungs(schedule: LatentSchedule, steps: int) -> tuple[np.ndarray, int]:
     """Ascending indices, `[steps]`, and their spacing.
 
     Raises:
@@ -98,24 +73,29 @@ def rungs(schedule: Schedule, steps: int) -> tuple[np.ndarray, int]:
     return np.arange(steps) * spacing + schedule.offset, spacing
 
 
-def sampling(schedule: Schedule, steps: int) -> Ladder:
-    """Down to the clean latent, which is taken to be at ᾱ_0."""
+def sampling(schedule: LatentSchedule, steps: int) -> Ladder:
+    """Down to the clean latent."""
     t, spacing = rungs(schedule, steps)
-    below = schedule.alpha_bar[np.maximum(t - spacing, 0)]
+    below = _alpha_bar(schedule, t - spacing)
     return Ladder(*(x[::-1].copy() for x in (t, schedule.alpha_bar[t], below)))
 
 
-def inversion(schedule: Schedule, steps: int, kind: str = "next") -> Ladder:
+def inversion(schedule: LatentSchedule, steps: int, kind: str = "next") -> Ladder:
     """Up from the clean latent, by one of `INVERSIONS`."""
     t, spacing = rungs(schedule, steps)
     a = schedule.alpha_bar
     if kind == "p2p0":
         t = t[1:-1]
         return Ladder(t, a[t - 1], a[t + spacing - 1])
-    start = a[np.maximum(t - spacing, 0)]
+    start = _alpha_bar(schedule, t - spacing)
     if kind == "current":
         return Ladder(np.maximum(t - spacing, 0), start, a[t])
     return Ladder(t, start, a[t])
+
+
+def _alpha_bar(schedule: LatentSchedule, t: np.ndarray) -> np.ndarray:
+    """ᾱ_t; below the lowest level that of the clean latent."""
+    return np.where(t < 0, schedule.clean_alpha_bar, schedule.alpha_bar[np.maximum(t, 0)])
 
 
 def shared(up: Ladder, down: Ladder) -> np.ndarray:
@@ -127,28 +107,26 @@ def shared(up: Ladder, down: Ladder) -> np.ndarray:
     Raises:
       ValueError: a rung of `down` is none of `up`.
     """
-    wanted, rungs_up = np.asarray(down.t)[::-1], np.asarray(up.t)
-    if not np.isin(wanted, rungs_up).all():
+    rungs_down, rungs_up = np.asarray(down.t)[::-1], np.asarray(up.t)
+    if not np.isin(rungs_down, rungs_up).all():
         raise ValueError(
-            f"an inversion of {len(rungs_up)} steps does not pass the levels of {len(wanted)} "
+            f"an inversion of {len(rungs_up)} steps does not pass the levels of {len(rungs_down)} "
             "sampling steps; take a multiple of them that divides the schedule alike, or one less "
             "than its levels"
         )
-    return np.concatenate([[0], 1 + np.searchsorted(rungs_up, wanted)])
+    return np.concatenate([[0], 1 + np.searchsorted(rungs_up, rungs_down)])
 
 
 def move(x: jax.Array, eps: jax.Array, start, end) -> jax.Array:
-    """Equation (1)."""
-    clean = (x - jnp.sqrt(1 - start) * eps) / jnp.sqrt(start)
-    return jnp.sqrt(end) * clean + jnp.sqrt(1 - end) * eps
+    """Equation (1): from ᾱ `start` to ᾱ `end`."""
+    return schedules.perturb(schedules.eps_to_x0(x, eps, start), eps, end)
 
 
-def to_eps(schedule: Schedule, x: jax.Array, out: jax.Array, t) -> jax.Array:
+def to_eps(schedule: LatentSchedule, x: jax.Array, out: jax.Array, t) -> jax.Array:
     """The noise that a network's output means."""
     if schedule.prediction == "epsilon":
         return out
-    alpha_bar = jnp.asarray(schedule.alpha_bar)[t]
-    return jnp.sqrt(alpha_bar) * out + jnp.sqrt(1 - alpha_bar) * x
+    return schedules.v_to_eps(x, out, schedules.gather(schedule.alpha_bar, t))
 
 
 def run(

@@ -55,7 +55,7 @@ def divergence(e: jax.Array) -> jax.Array:
     return variance + jnp.mean(e) ** 2 - 1 - jnp.log(variance + 1e-7)
 
 
-def regularise(
+def towards_noise(
     e: jax.Array, shifts: jax.Array, correlation: float = 20.0, normal: float = 20.0
 ) -> jax.Array:
     """Descend (1) and (2) in turns, from the noise that a network predicted.

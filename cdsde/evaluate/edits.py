@@ -19,14 +19,13 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import metrics
-from cdsde.data import captions, decode, eval_batches, resize, tokenizer, write_png
-from cdsde.data.inputs import open_split
+from cdsde.data import captions, decode, eval_batches, inputs, resize, tokenizer, write_png
 from cdsde.edit import pipeline
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks
 from cdsde.evaluate import extractors, translations
-from cdsde.runtime import mesh, trees
-from cdsde.runtime.records import output_names
+from cdsde.runtime import mesh, records, trees
+from cdsde.runtime.padding import pad
 from cdsde.weights import diffusers
 
 BATCH = 8
@@ -35,7 +34,7 @@ TITLE = "the edit"
 
 
 def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
-    """Evaluate the edits by `config.edit.method`, or by each editor of `config.eval.methods`.
+    """Evaluate the edits by `config.method`, or by each editor of `config.eval.methods`.
 
     Writes WORKDIR/eval/METHOD/{metrics.json, metrics.csv, per_image.csv} and, for several methods,
     WORKDIR/eval/sheet.png with their edits side by side. Prints the table.
@@ -48,124 +47,125 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
         should be.
     """
     methods = config_lib.eval_methods(config)
-    config = as_translation(config)
-    source = edit_run.open_input(config)
-    wanted = edit_run.wanted(config, source)
+    source = inputs.open_input(config)
+    chosen = edit_run.chosen_images(config, source)
     originals = translations.resized(config, source)
-    how: dict = {"weights": {}}
     networks = translations.lpips(config)
-    judges = _judges(config, workdir, source, wanted, originals, networks, how)
+    judges, how = _judges(config, workdir, source, chosen, originals, networks)
     pairwise = translations.pairwise_metrics(networks)
     results, columns = {}, {"source": originals}
     for method in methods:
-        config.edit.method = method
-        folder = edit_run.output_folder(config, workdir)
-        per_image = translations.measure(config, source, None, folder, pairwise, wanted)
-        read = translations.written(config, source, folder)
-        back = translations.written(config, source, folder / edit_run.RECONSTRUCTION)
-        columns |= {edit_run.RECONSTRUCTED: columns.get(edit_run.RECONSTRUCTED, back), method: read}
+        own = config.copy_and_resolve_references()
+        own.method = method
+        folder = records.output_folder(own, workdir)
+        per_image = translations.measure(own, source, None, folder, pairwise, chosen)
+        read = translations.written(own, source, folder)
+        reconstructed = translations.written(own, source, folder / edit_run.RECONSTRUCTION)
+        columns.setdefault(edit_run.RECONSTRUCTED, reconstructed)
+        columns[method] = read
         for name, judge in judges.items():
-            per_image[name] = _of_each(judge, read, wanted)
-        results[method] = translations.summarise(per_image, config.eval.bootstrap, config.eval.seed)
+            per_image[name] = _of_each(judge, read, chosen)
+        results[method] = translations.summarise(per_image, config.eval.bootstrap)
         if jax.process_index() == 0:
-            translations.write(config, workdir, method, per_image, results[method], how, folder)
+            translations.write(own, workdir, per_image, results[method], how, folder)
     if jax.process_index() > 0:
         return results
     print(translations.render(results, title=TITLE), flush=True)
     if len(methods) > 1 and config.sample.sheet:
         path = Path(workdir) / "eval" / "sheet.png"
-        write_png(path, translations.comparison(wanted[: config.sample.sheet], columns))
+        write_png(path, translations.comparison(chosen[: config.sample.sheet], columns))
         logging.info("edits side by side in %s", path)
     return results
 
 
-def as_translation(config: ConfigDict) -> ConfigDict:
-    """The config with an edit's reading of images in place of a translation's."""
-    config = config.copy_and_resolve_references()
-    config.data.update(image_size=config.edit.image_size, filter=edit_run.FILTER, fit="crop")
-    return config
-
-
-def _of_each(judge: Callable, read: Callable, wanted: list[int]) -> np.ndarray:
+def _of_each(judge: Callable, read: Callable, chosen: list[int]) -> np.ndarray:
     """`judge(pictures, numbers) -> [b]` of every picture, `[N]`; each process its share."""
-    mine, values = list(mesh.share(len(wanted))), []
+    mine, values = list(mesh.share(len(chosen))), []
     for at in range(0, len(mine), BATCH):
-        chosen = [wanted[n] for n in mine[at : at + BATCH]]
-        pictures = np.stack([read(j) for j in chosen])
-        filled = np.concatenate([pictures, np.repeat(pictures[-1:], BATCH - len(chosen), 0)])
-        numbers = chosen + chosen[-1:] * (BATCH - len(chosen))
-        values.append(np.asarray(judge(filled, numbers), np.float64)[: len(chosen)])
+        numbers = np.array([chosen[n] for n in mine[at : at + BATCH]])
+        pictures = np.stack([read(j) for j in numbers])
+        filled = pad((pictures, numbers), BATCH)
+        values.append(np.asarray(judge(*filled), np.float64)[: len(numbers)])
     return mesh.gather_rows(np.concatenate(values), mine)
 
 
-def _judges(config, workdir, source, wanted, originals, networks, how) -> dict[str, Callable]:
-    """`{metric: judge}` of what `config.eval` names weights for; `how` is told what they are."""
-    e, found = config.eval, {}
+def _judges(config, workdir, source, chosen, originals, networks) -> tuple[dict, dict]:
+    """`({metric: judge}, how)`: what `config.eval` names weights for, and what they are."""
+    e = config.eval
+    judges: dict[str, Callable] = {}
+    how: dict = {"weights": {title: network.hash for title, network in networks.items()}}
 
     def real(numbers):
         return np.stack([originals(j) for j in numbers])
 
     if e.clip is not None:
-        found["CLIP score"] = _clip(e.clip, e.text or config.edit.target, how)
+        how["text"] = e.text or config.edit.target
+        judges["CLIP score"], how["weights"]["clip"] = _clip(e.clip, how["text"])
     if e.dino is not None:
         dino = extractors.load("dino_vitb8", e.dino)
         how["weights"]["dino_vitb8"] = dino.hash
-        distance = jax.jit(metrics.structure_distance)
-        found["structure distance"] = lambda made, numbers: distance(
-            dino(made)["keys"], dino(real(numbers))["keys"]
-        )
-    if (judge := _direction(config, real, how)) is not None:
-        found["EffNetLite0 direction"] = judge
-    how["weights"] |= {title: network.hash for title, network in networks.items()}
-    objects = _masks(config, workdir, source, wanted, how) if networks else None
-    for title, network in networks.items() if objects is not None else ():
-
-        def of_background(made, numbers, network=network):
-            mask = np.stack([objects[j] for j in numbers])
-            both = (metrics.background(x, mask) for x in (made, real(numbers)))
-            return network(*both)["distance"]
-
-        found[f"BG-{title}"] = of_background
-    return found
+        judges["structure distance"] = _structure(dino, real)
+    if (measured := _direction(config, real)) is not None:
+        judges["EffNetLite0 direction"], how["direction"], digest = measured
+        how["weights"]["efficientnet_lite0"] = digest
+    if networks and (masks := _masks(config, workdir, source, chosen)) is not None:
+        objects, how["masks"] = masks
+        for title, network in networks.items():
+            judges[f"BG-{title}"] = _background(network, objects, real)
+    return judges, how
 
 
-def _direction(config, real: Callable, how: dict) -> Callable | None:
-    """Whether an edit goes where the images of the one word lie from those of the other.
+def _structure(dino: extractors.Extractor, real: Callable) -> Callable:
+    distance = jax.jit(metrics.structure_distance)
+    return lambda made, numbers: distance(dino(made)["keys"], dino(real(numbers))["keys"])
 
-    By the train split's captions; None where there are none, or too few images for a mean.
-    """
-    if config.edit.input is not None:
-        return None
-    train = open_split(config, config_lib.sources(config)[0], "train")
-    texts, read = captions(train), translations.resized(config, train)
-    extractor = extractors.load("efficientnet_lite0")
 
-    def seen(pictures):
-        return np.asarray(extractor(pictures)["pooled"], np.float64)
-
-    means = []
-    for concept in (config.edit.source, config.edit.target):
-        words = pipeline.bare(concept)
-        has = [j for j, text in enumerate(texts) if pipeline.place_of(words, text) is not None]
-        if len(has) < FEWEST:
-            logging.info("%d train images say '%s': no direction is measured", len(has), words)
-            return None
-        means.append(_of_each(lambda pictures, _: seen(pictures), read, has).mean(0))
-        how.setdefault("direction", {})[words] = len(has)
-    how["weights"]["efficientnet_lite0"] = extractor.hash
-    direction = means[1] - means[0]
-
+def _background(network: extractors.Extractor, objects: dict, real: Callable) -> Callable:
     def judge(made, numbers):
-        return metrics.directional_similarity(seen(made), seen(real(numbers)), direction)
+        mask = np.stack([objects[j] for j in numbers])
+        both = (metrics.background(x, mask) for x in (made, real(numbers)))
+        return network(*both)["distance"]
 
     return judge
 
 
-def _clip(folder: str, text: str, how: dict) -> Callable:
-    """Cosine with the text, by the CLIP of a folder."""
+def _direction(config, real: Callable) -> tuple[Callable, dict, str] | None:
+    """Whether an edit goes where the images of the one word lie from those of the other.
+
+    By the train split's captions; None where there are none, or too few images for a mean.
+
+    Returns:
+      `(judge, images of each word, hash of the network)`.
+    """
+    if config.sample.input is not None:
+        return None
+    train = inputs.open_split(config, config_lib.sources(config)[0], "train")
+    texts, read = captions(train), translations.resized(config, train)
+    extractor = extractors.load("efficientnet_lite0")
+
+    def features(pictures):
+        return np.asarray(extractor(pictures)["pooled"], np.float64)
+
+    means, counts = [], {}
+    for concept in (config.edit.source, config.edit.target):
+        words = pipeline.bare(concept)
+        matching = [j for j, text in enumerate(texts) if pipeline.place_of(words, text) is not None]
+        if len(matching) < FEWEST:
+            logging.info("%d train images say '%s': no direction is measured", len(matching), words)
+            return None
+        means.append(_of_each(lambda pictures, _: features(pictures), read, matching).mean(0))
+        counts[words] = len(matching)
+    direction = means[1] - means[0]
+
+    def judge(made, numbers):
+        return metrics.directional_similarity(features(made), features(real(numbers)), direction)
+
+    return judge, counts, extractor.hash
+
+
+def _clip(folder: str, text: str) -> tuple[Callable, str]:
+    """Cosine with the text by the CLIP of a folder, and the digest of its parameters."""
     module, params = diffusers.load_clip(folder)
-    how["weights"]["clip"] = trees.digest(params)
-    how["text"] = text
     ids = tokenizer.load(folder)([text])
     words = module.apply(params, ids, method="embed_text")
     mean, std = (np.array(x, np.float32) for x in (edit_run.CLIP_MEAN, edit_run.CLIP_STD))
@@ -180,23 +180,26 @@ def _clip(folder: str, text: str, how: dict) -> Callable:
         small = np.stack([resize(picture, size, filter="bicubic") for picture in made])
         return cosine(params, (small.astype(np.float32) / 255 - mean) / std)
 
-    return judge
+    return judge, trees.digest(params)
 
 
-def _masks(config, workdir, source, wanted, how) -> dict[int, np.ndarray] | None:
-    """Objects by number of the image, bool `[S, S]`: given ones, or where the model looks."""
-    names, size = output_names(source.ids), config.edit.image_size
+def _masks(config, workdir, source, chosen) -> tuple[dict[int, np.ndarray], str] | None:
+    """Objects by number of the image, bool `[S, S]`, and where they are from.
+
+    The given ones, or where the model looks.
+    """
+    names, size = records.output_names(source.ids), config.data.image_size
     if config.eval.masks is not None:
         folder = Path(config.eval.masks)
-        if missing := [names[j] for j in wanted if not (folder / names[j]).is_file()]:
+        if missing := [names[j] for j in chosen if not (folder / names[j]).is_file()]:
             raise ValueError(
                 f"config.eval.masks={folder} has no {missing[0]}; it holds a PNG of each image's "
                 "name, white where the object is"
             )
-        how["masks"] = str(folder)
+        about = str(folder)
     elif config.model.path is not None:
-        folder = _looked_up(config, workdir, source, wanted, names)
-        how["masks"] = "cross-attention of the source to the word"
+        folder = _attention_masks(config, workdir, source, chosen, names)
+        about = "cross-attention of the source to the word"
     else:
         return None
 
@@ -204,38 +207,39 @@ def _masks(config, workdir, source, wanted, how) -> dict[int, np.ndarray] | None
         mask = resize(decode(folder / name, name), size, filter="bilinear")
         return mask[..., 0] > 127
 
-    return {j: read(names[j]) for j in wanted}
+    return {j: read(names[j]) for j in chosen}, about
 
 
-def _looked_up(config, workdir, source, wanted, names) -> Path:
+def _attention_masks(config, workdir, source, chosen, names) -> Path:
     """The folder of masks by cross-attention, made where they are missing."""
-    loaded = pipeline.load(config.model.path)
-    e, devices = config.edit, mesh.make_mesh(jax.local_devices())
-    spoken = edit_run.captions_of(config, source, wanted)
-    said = [list(spoken.values()), e.source, e.image_size, e.steps, loaded.digests]
-    name = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
+    model = pipeline.load(config.model.path)
+    e, size, devices = config.edit, config.data.image_size, mesh.make_mesh(jax.local_devices())
+    texts = edit_run.captions_of(config, source, chosen)
+    decisive = [list(texts.values()), e.source, size, e.steps, model.digests]
+    name = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:8]
     folder = Path(workdir) / "eval" / f"masks-{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    run = jax.jit(pipeline.word_maps(loaded, e))
-    params = mesh.put_replicated(loaded.params, devices)
+    run = jax.jit(pipeline.word_maps(model, e))
+    params = mesh.put_replicated(model.params, devices)
     words = pipeline.bare(e.source)
-    mine = [wanted[n] for n in mesh.share(len(wanted))]
+    mine = [chosen[n] for n in mesh.share(len(chosen))]
     by_id = dict(zip(source.ids, names, strict=True))
     batches = eval_batches(
         source,
-        image_size=e.image_size,
-        batch_size=mesh.round_up(e.batch_size, devices),
-        filter=edit_run.FILTER,
+        image_size=size,
+        batch_size=mesh.round_up(config.sample.batch_size, devices),
+        filter=config.data.filter,
+        fit=config.data.fit,
         indices=[j for j in mine if not (folder / names[j]).exists()],
     )
     for batch in batches:
-        texts = [spoken[name] for name in batch["name"]]
-        where = [tokenizer.word_positions(loaded.encoder.tokenize, text, words) for text in texts]
-        rows = (batch["image"], loaded.encoder(texts), np.stack(where))
-        found = mesh.local_rows(run(params, *mesh.put_batch(rows, devices)))
-        found = attention_masks.enlarged(found, e.image_size)
-        for name, mask, real in zip(batch["name"], found, batch["mask"], strict=True):
-            if real:
-                write_png(folder / by_id[name], np.repeat(np.uint8(255) * mask[..., None], 3, -1))
+        own = [texts[name] for name in batch["name"]]
+        where = [tokenizer.word_positions(model.encoder.tokenize, text, words) for text in own]
+        rows = (batch["image"], model.encoder(own), np.stack(where))
+        maps = mesh.local_rows(run(params, *mesh.put_batch(rows, devices)))
+        masks = attention_masks.enlarged(maps, size)
+        for row in np.flatnonzero(batch["mask"]):
+            picture = np.repeat(np.uint8(255) * masks[row][..., None], 3, -1)
+            write_png(folder / by_id[batch["name"][row]], picture)
     mesh.barrier("masks")
     return folder

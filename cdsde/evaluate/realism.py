@@ -22,6 +22,8 @@ from absl import logging
 from cdsde import metrics
 from cdsde.evaluate import extractors
 from cdsde.runtime import mesh
+from cdsde.runtime.files import replacing
+from cdsde.runtime.padding import pad
 
 BATCH = 32
 LAYOUT = 3  # of the files; part of their names, so that older ones are not read
@@ -104,7 +106,7 @@ def statistics(
     return made
 
 
-def compare(name: str, made: Statistics, real: Statistics, seed: int = 0) -> dict[str, dict]:
+def compare(name: str, made: Statistics, real: Statistics) -> dict[str, dict]:
     """Every distance of extractor `name`: `{"FID": {"value", "low", "high", "images"}, ...}`.
 
     Intervals are of the translated images alone (`metrics.jackknife_interval`); where not all their
@@ -116,7 +118,7 @@ def compare(name: str, made: Statistics, real: Statistics, seed: int = 0) -> dic
         kept = len(next(iter(made.kept.values())))
         low = high = None
         if statistic is not None and kept == made.count > 3:
-            low, high = metrics.jackknife_interval(statistic, made.count, seed=seed)
+            low, high = metrics.jackknife_interval(statistic, made.count)
         results[title] = {"value": value, "low": low, "high": high, "images": made.count}
 
     for title, layer in measure.frechet.items():
@@ -161,8 +163,7 @@ def _compute(extractor, read, count, devices, keep) -> Statistics:
         at = mine[start : start + size]
         images = np.stack([read(j) for j in at])
         digests += map(_digest, images)
-        rows = np.concatenate([images, np.repeat(images[-1:], size - len(images), 0)])
-        out = extractor.apply(params, mesh.put_batch(rows, devices))
+        out = extractor.apply(params, mesh.put_batch(pad(images, size), devices))
         for layer in layers:
             f = mesh.local_rows(out[layer])[: len(images)]
             if layer in measure.frechet.values():
@@ -198,13 +199,11 @@ def _digest_of_all(digests, at) -> str:
 
 
 def _write(path: Path, made: Statistics) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"images": np.array(made.count)} | {f"kept/{k}": v for k, v in made.kept.items()}
     for layer, m in made.moments.items():
         arrays |= {f"{field}/{layer}": value for field, value in m._asdict().items()}
-    temporary = path.with_suffix(".new.npz")
-    np.savez(temporary, **arrays)
-    temporary.rename(path)
+    with replacing(path) as temporary:
+        np.savez(temporary, **arrays)
 
 
 def _read(path: Path, images: str) -> Statistics:

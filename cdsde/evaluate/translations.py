@@ -22,9 +22,9 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import metrics
-from cdsde.data import contact_sheet, decode, inputs, resize, write_png
+from cdsde.data import contact_sheet, decode, inputs, write_png
 from cdsde.evaluate import extractors, realism
-from cdsde.runtime import mesh, progress, records
+from cdsde.runtime import files, mesh, progress, records
 
 TO_SOURCE, TO_PAIR = "source", "true target"
 UNCHANGED = "source unchanged"  # row of the realism table: what doing nothing scores
@@ -50,42 +50,39 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
             f"config.eval.methods names {len(methods)} methods, config.sample.output one folder; "
             "leave the latter out to read WORKDIR/samples/METHOD of each"
         )
-    config = config.copy_and_resolve_references()
-    config.sample.split = config.eval.split
-    source = inputs.open_input(config)
-    pairs = inputs.open_truth(config)
+    source, pairs = inputs.open_input(config), inputs.open_truth(config)
     networks = lpips(config)
     pairwise = pairwise_metrics(networks)
+    configs = {method: _of_method(config, method) for method in methods}
+    folders = {name: records.output_folder(of, workdir) for name, of in configs.items()}
     per_image, results = {}, {}
-    for method in methods:
-        config.method = method
-        folder = records.output_folder(config, workdir)
-        _check_record(config, folder)
+    for method, folder in folders.items():
+        _check_record(configs[method], folder)
         per_image[method] = measure(config, source, pairs, folder, pairwise)
-        results[method] = summarise(per_image[method], config.eval.bootstrap, config.eval.seed)
-    distances, how = measure_realism(config, workdir, methods, source, pairs)
-    floors = {name: row for name, row in distances.items() if name not in methods}
-    for method in methods:
-        config.method = method
-        results[method] |= distances.get(method, {})
+        results[method] = summarise(per_image[method], config.eval.bootstrap)
+    realism_rows, how = measure_realism(config, workdir, folders, source, pairs)
+    floors = {name: row for name, row in realism_rows.items() if name not in methods}
+    record = {**how, "floors": floors, "lpips": {k: n.hash for k, n in networks.items()}}
+    for method, folder in folders.items():
+        results[method] |= realism_rows.get(method, {})
         if jax.process_index() == 0:
-            record = {**how, "floors": floors, "lpips": {k: n.hash for k, n in networks.items()}}
-            folder = records.output_folder(config, workdir)
-            write(config, workdir, method, per_image[method], results[method], record, folder)
-    if jax.process_index() > 0:
-        return results
-    print(render(results, floors), flush=True)
-    if len(methods) > 1 and config.sample.sheet:
-        path = Path(workdir) / "eval" / "sheet.png"
-        shown = range(len(source))[: config.sample.limit][: config.sample.sheet]
-        columns = {"source": resized(config, source)}
-        for method in methods:
-            made = records.output_folder(_of_method(config, method), workdir)
-            columns[method] = written(config, source, made)
-        columns |= {TO_PAIR: resized(config, pairs)} if pairs is not None else {}
-        write_png(path, comparison(shown, columns))
-        logging.info("results side by side in %s", path)
+            write(configs[method], workdir, per_image[method], results[method], record, folder)
+    if jax.process_index() == 0:
+        print(render(results, floors), flush=True)
+        if len(methods) > 1 and config.sample.sheet:
+            _write_sheet(config, workdir, folders, source, pairs)
     return results
+
+
+def _write_sheet(config: ConfigDict, workdir, folders: dict[str, Path], source, pairs) -> None:
+    """WORKDIR/eval/sheet.png: the methods' results side by side."""
+    path = Path(workdir) / "eval" / "sheet.png"
+    shown = range(len(source))[: config.sample.limit][: config.sample.sheet]
+    columns = {"source": resized(config, source)}
+    columns |= {method: written(config, source, made) for method, made in folders.items()}
+    columns |= {TO_PAIR: resized(config, pairs)} if pairs is not None else {}
+    write_png(path, comparison(shown, columns))
+    logging.info("results side by side in %s", path)
 
 
 def pairwise_metrics(networks: dict[str, extractors.Extractor]) -> dict:
@@ -97,8 +94,8 @@ def pairwise_metrics(networks: dict[str, extractors.Extractor]) -> dict:
     def of_network(extractor):
         return lambda a, b: np.asarray(extractor(a, b)["distance"], np.float64)
 
-    found = {name: of_floats(metric) for name, metric in metrics.METRICS.items()}
-    return found | {title: of_network(network) for title, network in networks.items()}
+    plain = {name: of_floats(metric) for name, metric in metrics.METRICS.items()}
+    return plain | {title: of_network(network) for title, network in networks.items()}
 
 
 def lpips(config: ConfigDict) -> dict[str, extractors.Extractor]:
@@ -148,19 +145,18 @@ def open_reference(config: ConfigDict, workdir) -> Reference:
     return Reference(tuple(rulers), how)
 
 
-def distances(reference: Reference, read: Callable, count: int, seed: int = 0) -> dict[str, dict]:
+def distances(reference: Reference, read: Callable, count: int) -> dict[str, dict]:
     """Every distance of `count` images, `read(j)` uint8 `[H, W, 3]`, to the reference's."""
     row: dict[str, dict] = {}
     for extractor, truth in reference.rulers:
         made = realism.statistics(extractor, read, count)
-        row |= realism.compare(extractor.name, made, truth, seed)
+        row |= realism.compare(extractor.name, made, truth)
     return row
 
 
 def resized(config: ConfigDict, images) -> Callable[[int], np.ndarray]:
     """`number -> uint8 [H, W, 3]` of a source's images, resized as for sampling."""
-    d = config.data
-    return lambda j: resize(images[j]["image"], d.image_size, filter=d.filter, fit=d.fit)
+    return lambda j: inputs.resized(config, images[j]["image"])
 
 
 def written(config: ConfigDict, source, folder) -> Callable[[int], np.ndarray]:
@@ -169,7 +165,7 @@ def written(config: ConfigDict, source, folder) -> Callable[[int], np.ndarray]:
     return lambda j: _read(Path(folder) / names[j], config.data.image_size)
 
 
-def measure_realism(config: ConfigDict, workdir, methods, source, pairs):
+def measure_realism(config: ConfigDict, workdir, folders: dict[str, Path], source, pairs):
     """Distances of every method's results, and of the floors, to the target's real images.
 
     Returns:
@@ -184,15 +180,11 @@ def measure_realism(config: ConfigDict, workdir, methods, source, pairs):
         logging.info("%d images are too few for metrics of realism: left out", count)
         return {}, {}
     reference = open_reference(config, workdir)
-    sets = {}
-    for method in methods:
-        folder = records.output_folder(_of_method(config, method), workdir)
-        sets[method] = written(config, source, folder)
+    sets = {method: written(config, source, folder) for method, folder in folders.items()}
     sets[UNCHANGED] = resized(config, source)
     if pairs is not None:
         sets[TO_PAIR] = resized(config, pairs)
-    seed = config.eval.seed
-    rows = {name: distances(reference, read, count, seed) for name, read in sets.items()}
+    rows = {name: distances(reference, read, count) for name, read in sets.items()}
     return rows, reference.how
 
 
@@ -203,20 +195,20 @@ def _of_method(config: ConfigDict, method: str) -> ConfigDict:
 
 
 def measure(
-    config: ConfigDict, source, pairs, folder, pairwise, wanted=None
+    config: ConfigDict, source, pairs, folder, pairwise, chosen=None
 ) -> dict[str, np.ndarray]:
     """Every metric of every image: `{"name": [N], "L2 to source": [N], ...}`, in source order.
 
-    Of the images numbered `wanted`, or of the first `config.sample.limit`.
+    Of the images numbered `chosen`, or of the first `config.sample.limit`.
     """
     folder = Path(folder)
     names = records.output_names(source.ids)
-    wanted = list(range(len(source)))[: config.sample.limit] if wanted is None else wanted
-    missing = [names[j] for j in wanted if not (folder / names[j]).exists()]
+    chosen = list(range(len(source)))[: config.sample.limit] if chosen is None else chosen
+    missing = [names[j] for j in chosen if not (folder / names[j]).exists()]
     if missing:
-        mode = "edit" if config.method == "edit" else "sample"
+        mode = "edit" if config.method in config_lib.EDITORS else "sample"
         raise ValueError(
-            f"{len(missing)} of {len(wanted)} results are missing in {folder} (first: "
+            f"{len(missing)} of {len(chosen)} results are missing in {folder} (first: "
             f"{missing[0]}); run --mode={mode} with the same config first"
         )
     against = {TO_SOURCE: source} | ({TO_PAIR: pairs} if pairs is not None else {})
@@ -224,26 +216,26 @@ def measure(
         written(config, source, folder),
         {what: resized(config, images) for what, images in against.items()},
     )
-    mine = list(mesh.share(len(wanted)))
+    mine = list(mesh.share(len(chosen)))
     columns: dict[str, list] = {}
     for at in range(0, len(mine), 64):
-        chosen = [wanted[n] for n in mine[at : at + 64]]
-        made = np.stack([result(j) for j in chosen])
+        part = [chosen[n] for n in mine[at : at + 64]]
+        made = np.stack([result(j) for j in part])
         for what, read in truth.items():
-            images = np.stack([read(j) for j in chosen])
+            images = np.stack([read(j) for j in part])
             for name, metric in pairwise.items():
                 values = np.asarray(metric(made, images), np.float64)
                 columns.setdefault(f"{name} to {what}", []).append(values)
     whole = {k: mesh.gather_rows(np.concatenate(v), mine) for k, v in columns.items()}
-    return {"name": np.asarray([source.ids[j] for j in wanted]), **whole}
+    return {"name": np.asarray([source.ids[j] for j in chosen]), **whole}
 
 
-def summarise(per_image: dict[str, np.ndarray], resamples: int, seed: int) -> dict[str, dict]:
+def summarise(per_image: dict[str, np.ndarray], resamples: int) -> dict[str, dict]:
     """Mean and 95% interval of every metric, with the number of images."""
     summary = {}
     for name, values in per_image.items():
         if name != "name":
-            low, high = metrics.bootstrap_interval(values, resamples, seed)
+            low, high = metrics.bootstrap_interval(values, resamples)
             mean = float(np.mean(values))
             summary[name] = {"value": mean, "low": low, "high": high, "images": len(values)}
     return summary
@@ -298,7 +290,7 @@ def _check_record(config: ConfigDict, folder: Path) -> None:
         raise ValueError(
             f"{folder} holds results of {', '.join(f'{k} {v}' for k, v in have.items())}, and "
             f"{', '.join(f'{k} {v}' for k, v in want.items())} is to be evaluated; change "
-            "config.method or config.eval.split, or run --mode=sample into another folder"
+            "config.method or config.sample.split, or run --mode=sample into another folder"
         )
 
 
@@ -312,9 +304,18 @@ def _read(path: Path, size: int) -> np.ndarray:
     return image
 
 
-def write(config: ConfigDict, workdir, method: str, per_image, summary, how, folder) -> None:
-    """The files of one method's evaluation: `how` it was made; `folder` holds its pictures."""
-    out = Path(workdir) / "eval" / method
+def write(config: ConfigDict, workdir, per_image, summary, how, folder) -> None:
+    """The files of the evaluation of `config.method`.
+
+    Args:
+      config: of the method.
+      workdir: they go to WORKDIR/eval/METHOD.
+      per_image: `measure`'s result.
+      summary: `summarise`'s result, and the distances.
+      how: with what realism was measured.
+      folder: where the method's pictures are.
+    """
+    out = Path(workdir) / "eval" / config.method
     out.mkdir(parents=True, exist_ok=True)
     with (out / "metrics.csv").open("w", newline="") as f:
         w = csv.writer(f)
@@ -329,10 +330,10 @@ def write(config: ConfigDict, workdir, method: str, per_image, summary, how, fol
         w.writerows(zip(*per_image.values(), strict=True))
     record = Path(folder) / records.RECORD
     images = "\n".join(map(str, per_image["name"]))
-    records.write_json(
+    files.write_json(
         out / "metrics.json",
         {
-            "method": method,
+            "method": config.method,
             "metrics": summary,
             "interval": "95% over images: of means by bootstrap, of distances by jackknife",
             "realism": how,
@@ -342,4 +343,4 @@ def write(config: ConfigDict, workdir, method: str, per_image, summary, how, fol
             **records.provenance(),
         },
     )
-    logging.info("%s: metrics in %s", method, out)
+    logging.info("%s: metrics in %s", config.method, out)

@@ -1,15 +1,16 @@
 """Config → networks, as pure `init` and `apply` functions.
 
-Whatever the architecture, the three kinds of network have these signatures (t is the raw index
-0 … T-1, scalar or `[B]`; x is `[B, H, W, 3]`):
+Whatever the architecture, a stage's network has one signature (t is the raw index 0 … T-1, scalar
+or `[B]`; x is `[B, H, W, 3]` in [-1, 1]):
 
-    score       apply(params, x, t) -> eps [B, H, W, 3]
-    encoder     apply(params, x, t, space=...) -> [B, D] or [B, h, w, C]
-    classifier  apply(params, x, t) -> (logits [B, n], features [B, h, w, C])
-
+    score         apply(params, x, t) -> eps [B, H, W, 3]
+    encoder       apply(params, x, t, space=...) -> [B, D] or [B, h, w, C]
+    classifier    apply(params, x, t) -> (logits [B, n], features [B, h, w, C])
     cut, fastcut  apply(params, x) -> image [B, H, W, 3]
+    autoencoder   apply(params, x, method="encode" | "decode")
+    latent        apply(params["unet"], z, t, text) -> [B, h, w, C]
 
-Training passes `train=True` and `rngs={"dropout": key}` besides.
+Training passes `train=True` to the first three, and `rngs={"dropout": key}` to the first.
 """
 
 from __future__ import annotations
@@ -70,14 +71,9 @@ def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
         channel_mult=tuple(net.channel_mult),
         num_res_blocks=net.num_res_blocks,
         attention_factors=tuple(grid // r for r in net.attention_resolutions),
-        num_heads=net.num_heads,
         num_head_channels=net.num_head_channels,
-        use_scale_shift_norm=net.use_scale_shift_norm,
         resblock_updown=net.resblock_updown,
-        conv_resample=net.conv_resample,
-        new_attention_order=net.new_attention_order,
         group_channels=net.group_channels,
-        dropout=net.dropout,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
     )
@@ -88,7 +84,15 @@ def score_module(config: ConfigDict):
     net, patch = config.score, config.score.patch_size
     if net.arch == "adm":
         out = (6 if net.learn_sigma else 3) * patch**2
-        return ADMUNet(out_channels=out, **_adm_fields(config, net))
+        return ADMUNet(
+            out_channels=out,
+            num_heads=net.num_heads,
+            use_scale_shift_norm=net.use_scale_shift_norm,
+            conv_resample=net.conv_resample,
+            new_attention_order=net.new_attention_order,
+            dropout=net.dropout,
+            **_adm_fields(config, net),
+        )
     return DDPMUNet(
         channels=net.channels,
         channel_mult=tuple(net.channel_mult),
@@ -119,11 +123,24 @@ def score_model(config: ConfigDict) -> Model:
     return Model(init, apply_eps)
 
 
+def encoder_half_constants(net: ConfigDict) -> dict:
+    """Fields of encoder and classifier that are no keys: the published values."""
+    return {
+        "num_heads": 4,
+        "use_scale_shift_norm": True,
+        "new_attention_order": False,
+        "dropout": 0.0,
+        # Without residual blocks that change the resolution, pixels are averaged.
+        "conv_resample": net.resblock_updown,
+    }
+
+
 def _encoder_half(config: ConfigDict, net: ConfigDict, out_channels: int) -> ADMEncoder:
     return ADMEncoder(
         pool=net.pool,
         image_size=config.data.image_size // net.patch_size,
         out_channels=out_channels,
+        **encoder_half_constants(net),
         **_adm_fields(config, net),
     )
 
@@ -157,9 +174,9 @@ def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:
     return Model(init, apply)
 
 
-def gan_modules(config: ConfigDict, method: str):
-    """The linen modules of CUT or FastCUT: generator, discriminator, patch sampler."""
-    net = config[method]
+def gan_modules(config: ConfigDict):
+    """The linen modules of CUT: generator, discriminator, patch sampler."""
+    net = config.cut
     shared = dict(group_channels=net.group_channels, dtype=jnp.dtype(config.dtype))
     return (
         CUTGenerator(net.channels, net.num_blocks, **shared),
@@ -168,9 +185,9 @@ def gan_modules(config: ConfigDict, method: str):
     )
 
 
-def gan_model(config: ConfigDict, method: str) -> Model:
+def gan_model(config: ConfigDict) -> Model:
     """What translates: the generator alone, `apply(params, x) -> [B, H, W, 3]`."""
-    generator = gan_modules(config, method)[0]
+    generator = gan_modules(config)[0]
     size = config.data.image_size
 
     def init(key):
@@ -183,8 +200,8 @@ MODELS = {
     "score": score_model,
     "encoder": encoder_model,
     "classifier": classifier_model,
-    "cut": lambda config: gan_model(config, "cut"),
-    "fastcut": lambda config: gan_model(config, "fastcut"),
+    "cut": gan_model,
+    "fastcut": gan_model,
     "autoencoder": lambda config: Model(
         functools.partial(small.init_autoencoder, config), small.autoencoder(config).apply
     ),

@@ -14,6 +14,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cdsde.runtime.padding import pad
+
 DATA, FSDP = "data", "fsdp"
 SMALL = 2**12  # arrays of fewer values are not worth splitting
 
@@ -45,7 +47,7 @@ def connect(coordinator: str, processes: int | None = None, process: int | None 
     jax.distributed.initialize(coordinator, processes, process)
 
 
-def make_mesh(devices=None, data: int = -1, fsdp: int = 1) -> Mesh:
+def make_mesh(devices=None, fsdp: int = 1) -> Mesh:
     """A mesh over `devices` (default: all devices of all processes).
 
     The axes are Auto: under jax.make_mesh's default (Explicit) plain code such as `z @ z.T` over
@@ -53,19 +55,19 @@ def make_mesh(devices=None, data: int = -1, fsdp: int = 1) -> Mesh:
 
     Args:
       devices: the devices, in the order of the mesh.
-      data: size of the axis `data`; -1: what `fsdp` leaves.
-      fsdp: size of the axis `fsdp`, the faster one: neighbours share a network.
+      fsdp: size of the axis `fsdp`, the faster one: neighbours share a network. The axis `data`
+        is what it leaves.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: `fsdp` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = (len(devices) // fsdp if data == -1 else data, fsdp)
-    if shape[0] * shape[1] != len(devices):
+    if len(devices) % fsdp:
         raise ValueError(
-            f"config.mesh.data={data} and config.mesh.fsdp={fsdp} do not multiply to the "
-            f"{len(devices)} devices that there are; change them, data=-1 takes what fsdp leaves"
+            f"config.mesh.fsdp is {fsdp}, which does not divide the {len(devices)} devices that "
+            "there are; choose a divisor"
         )
+    shape = (len(devices) // fsdp, fsdp)
     axes = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh(shape, (DATA, FSDP), devices=devices, axis_types=axes)
 
@@ -95,6 +97,11 @@ def network_sharded(tree, mesh: Mesh):
         return NamedSharding(mesh, P(*[None] * axis, FSDP))
 
     return jax.tree.map(place, tree)
+
+
+def pad_rows(rows, mesh: Mesh):
+    """Arrays `[n, ...]` with the last row repeated until they divide over the mesh."""
+    return pad(rows, round_up(len(jax.tree.leaves(rows)[0]), mesh))
 
 
 def put_batch(batch, mesh: Mesh):

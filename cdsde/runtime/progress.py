@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cdsde.runtime.files import replacing
+
 
 class Writer:
     """Scalars and images of a run, to TensorBoard event files and `metrics.csv`.
@@ -58,12 +60,10 @@ class Writer:
 
     def _write_rows(self) -> None:
         # Replaced, not rewritten in place: a kill between must not cost the rows so far.
-        temporary = self._csv.with_name(".metrics.csv.new")
-        with temporary.open("w", newline="") as f:
+        with replacing(self._csv) as temporary, temporary.open("w", newline="") as f:
             w = csv.DictWriter(f, self._columns() or ["step"])
             w.writeheader()
             w.writerows(self._rows)
-        temporary.replace(self._csv)
 
 
 class Rate:

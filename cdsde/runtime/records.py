@@ -1,13 +1,12 @@
 """What a program writes beside its results: where they go, what they were made with.
 
 A record decides whether two runs made the same thing: `claim` refuses a folder whose results were
-made with other settings. Files are written atomically: a reader never sees half of one.
+made with other settings.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -21,20 +20,40 @@ import jax
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
+from cdsde.runtime.files import write_json
 from cdsde.version import __version__
 
 RECORD = "settings.json"  # beside the images: what they were made with
 SHEET = "sheet.png"  # beside them too: the first of them at a glance
 
 
+# Keys of earlier versions in the records of results, and the value that changed nothing.
+RETIRED = {
+    "contrastive_sde": {"reference": "perturbed", "band": 0, "cutoff": 0, "domain_band": 0},
+    "egsde": {"domain_band": 0},
+    "cut": {"across_batch": False},
+    "fastcut": {"across_batch": False},
+}
+
+
 def output_folder(config: ConfigDict, workdir) -> Path:
-    """`config.sample.output`, or WORKDIR/samples/METHOD."""
-    default = Path(workdir) / "samples" / config.method
-    return default if config.sample.output is None else Path(config.sample.output)
+    """`config.sample.output`, or WORKDIR/samples/METHOD (of an editor WORKDIR/edits/METHOD).
+
+    Raises:
+      ValueError: it is a file.
+    """
+    kind = "edits" if config.method in config_lib.EDITORS else "samples"
+    given = config.sample.output
+    folder = Path(workdir) / kind / config.method if given is None else Path(given)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"results go to '{folder}', which is a file; choose another --config.sample.output"
+        )
+    return folder
 
 
 def output_names(ids: Sequence[str]) -> list[str]:
-    """One PNG name per input: its stem, or its whole name where stems would meet each other.
+    """One PNG name per input: its stem, or its whole name where two stems are the same.
 
     No input takes the name of the contact sheet.
     """
@@ -47,15 +66,15 @@ def output_names(ids: Sequence[str]) -> list[str]:
 
 
 def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict:
-    """What decides the pixels of a run's results."""
+    """What decides the pixels of a translation's results."""
     plain = json.loads(config.to_json_best_effort())
     for key in ("input", "output", "batch_size", "limit", "sheet", "trajectory"):
         plain["sample"].pop(key)
-    record = {k: plain[k] for k in ("method", "dtype", "sde", "sample", config.method)}
-    record["data"] = {k: plain["data"][k] for k in ("image_size", "filter", "fit")}
+    record = {key: plain[key] for key in ("method", "dtype", "sde", "sample")}
+    record[config.method] = json.loads(config_lib.method_settings(config).to_json())
+    record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}
     # Keys that came later are left out where they change nothing: older results are still those.
-    later = ((config.method, "domain_band", 0), ("sample", "match_colours", 0))
-    for part, key, neutral in (*later, ("data", "fit", "crop")):
+    for part, key, neutral in (("sample", "match_colours", 0), ("data", "fit", "crop")):
         if record[part].get(key) == neutral:
             del record[part][key]
     if config.method in config_lib.GANS:
@@ -69,46 +88,48 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     return record
 
 
-def claim(folder: Path, record: dict, names: Sequence[str], key: str = "sample.output") -> None:
-    """Write the record of a run's settings into its folder of results.
+def as_of_today(record: dict) -> dict:
+    """A record of an earlier version as this one would write it."""
+    record = json.loads(json.dumps(record))
+    for group, neutral in RETIRED.items():
+        settings = record.get(group, {})
+        for key in [k for k, value in neutral.items() if settings.get(k, ...) == value]:
+            del settings[key]
+    weights = record.get("weights", {})
+    if "discriminant" in weights:
+        weights["domain_direction"] = weights.pop("discriminant")
+    return record
+
+
+def claim(folder: Path, record: dict, names: Sequence[str]) -> None:
+    """Make a folder of results, and write the record of a run's settings into it.
 
     Args:
-      folder: of the results, which is there.
+      folder: of the results.
       record: what decides the pixels.
       names: of the results.
-      key: of the config, that names the folder.
 
     Raises:
       ValueError: the folder holds results with another record, or files that are no results.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD
     if path.exists():
-        old = json.loads(path.read_text())
-        changed = sorted(
-            k for k in record | old if old.get(k) != json.loads(json.dumps(record)).get(k)
-        )
+        old, new = as_of_today(json.loads(path.read_text())), json.loads(json.dumps(record))
+        changed = sorted(key for key in new | old if old.get(key) != new.get(key))
         if changed:
             raise ValueError(
                 f"{folder} holds results made with other settings (different: "
-                f"{', '.join(changed)}); delete it or choose another --config.{key}"
+                f"{', '.join(changed)}); delete it or choose another --config.sample.output"
             )
     elif jax.process_index() == 0:
         # Without a record it is no result, and would pass for one (the input folder, for example).
         if foreign := next((name for name in names if (folder / name).exists()), None):
             raise ValueError(
                 f"{folder} holds {foreign}, which is no result of --mode=sample (there is no "
-                f"{RECORD} beside it); choose another --config.{key}"
+                f"{RECORD} beside it); choose another --config.sample.output"
             )
         write_json(path, record)
-
-
-def write_json(path, value) -> None:
-    """Atomically: a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
 
 
 def provenance() -> dict:

@@ -24,11 +24,12 @@ from absl import flags
 from PIL import Image
 
 from cdsde import api, data
+from cdsde import config as config_lib
 from cdsde.config import command_line
-from cdsde.runtime import mesh, records
+from cdsde.runtime import files, mesh, records
 from cdsde.scaling import programs, timing
 
-OF_EDITS = ("edit",)  # parts of a config whose method is "edit"
+OF_EDITS = ("edit",)  # parts of a config whose method edits by words
 PARTS = ("forward", "energies", "step", "train", "input", "evaluate")  # of the others
 STEPS = 4  # of the sampler that is timed; a step is a fourth of it
 HEADER = (
@@ -141,28 +142,30 @@ def published(checkout: str, interpreter: str, images: int) -> dict:
 def bench(argv=None) -> None:
     """Entry point of `python -m cdsde.scaling.bench`."""
     parser = argparse.ArgumentParser(prog="cdsde.scaling.bench", description=__doc__)
-    parser.add_argument("--config", default="cat2dog", help="a file of configs/")
-    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the config")
+    parser.add_argument("--config", default="cat2dog", help="a config, as for cdsde.main")
     parser.add_argument("--images", default="1", help="images a call: 1,8")
     parser.add_argument("--parts", help=f"some of {','.join(PARTS)}; of edits by words: edit")
     parser.add_argument("--repeat", type=int, default=3, help="runs; 0: compile only")
     parser.add_argument("--output", help="FILE.json for the numbers")
     parser.add_argument("--published", help="a checkout of EGSDE, to be timed beside it")
     parser.add_argument("--python", default=sys.executable, help="its interpreter, with PyTorch")
-    args = parser.parse_args(argv)
+    try:
+        rest, overrides = command_line.split_overrides(sys.argv[1:] if argv is None else argv)
+    except command_line.UserError as error:
+        sys.exit(f"error: {error}")
+    args = parser.parse_args(rest)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers look at them
     try:
-        _run(args)
+        _run(args, overrides)
     except (ValueError, OSError, command_line.UserError) as error:
         sys.exit(f"error: {error}")
 
 
-def _run(args) -> None:
-    given = command_line.assignments(args.set)
-    config = api.load_config(f"configs/{args.config}.py", given)
-    known = OF_EDITS if config.method == "edit" else PARTS
-    if config.method != "edit" and "method" not in given:
+def _run(args, overrides: dict) -> None:
+    config = api.load_config(args.config, overrides)
+    known = OF_EDITS if config.method in config_lib.EDITORS else PARTS
+    if config.method not in config_lib.EDITORS and "method" not in overrides:
         config.method = "egsde"
     parts = args.parts.split(",") if args.parts else known
     for part in parts:
@@ -202,8 +205,8 @@ def _run(args) -> None:
             print(f"cdsde is {beside['step'] / step[images]:.2f} times as fast")
     if args.output:
         record = {"made": records.provenance(), "device": kind, "peak_flops": peak}
-        record |= {"config": args.config, "set": args.set, "published": beside}
-        records.write_json(Path(args.output), {**record, "columns": HEADER, "rows": rows})
+        record |= {"config": args.config, "overrides": overrides, "published": beside}
+        files.write_json(Path(args.output), {**record, "columns": HEADER, "rows": rows})
 
 
 if __name__ == "__main__":

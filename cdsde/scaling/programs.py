@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde.diffusion import energies, histograms, methods, solvers
+from cdsde.diffusion import energies, histograms, methods, schedules
 from cdsde.edit import pipeline
 from cdsde.editing import editors, ladders
 from cdsde.evaluate import extractors
@@ -103,17 +103,17 @@ def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
     size = config.data.image_size
     (guide,) = [s for s in config_lib.needed_stages(config.method) if s != "score"]
     apply = build.MODELS[guide](config).apply
+    terms = methods.METHODS[config.method].terms(config[config.method])
 
     def gradient(params, y, x_t, t, weights):
         def bound(*args, **kwargs):
             return apply(params, *args, **kwargs)
 
-        method = methods.METHODS[config.method](config[config.method], {guide: bound})
-        total = energies.total([term.energy for term in method.terms])
-        return jax.grad(total)(y, [x_t] * len(method.terms), t, weights)
+        total = energies.total([term.energy({guide: bound}) for term in terms])
+        return jax.grad(total)(y, [x_t] * len(terms), t, weights)
 
     y = _rows((batch, size, size, 3), jnp.float32, devices)
-    t, weights = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (2,)))
+    t, weights = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (len(terms),)))
     rest = _everywhere((t, weights), devices)
     arguments = (_params(config, guide, devices), y, y, *rest)
     return Program(f"energies {config.method}", jax.jit(gradient), arguments, batch)
@@ -121,21 +121,19 @@ def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
 
 def translation(config: ConfigDict, devices, batch: int) -> Program:
     """The sampler of the config's method, all of its steps."""
-    c, size = config.sample, config.data.image_size
-    schedule = build.schedule_of(config)
-    start = config_lib.start_index(config)
-    grid = solvers.make_grid(schedule, start, c.steps, c.variance, c.spacing)
-    lambdas = methods.weights(config.method, config[config.method], grid.index)
+    size = config.data.image_size
+    levels = compiled.levels(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = {s: _params(config, s, devices) for s in config_lib.needed_stages(config.method)}
     if domain_statistics.needs_direction(config):
-        params["discriminant"] = _everywhere(domain_statistics.direction_shapes(config), devices)
+        params["domain_direction"] = _everywhere(
+            domain_statistics.direction_shapes(config), devices
+        )
     if domain_statistics.needs_colours(config):
         params["colours"] = _everywhere(
             jax.ShapeDtypeStruct(histograms.SHAPE, jnp.float32), devices
         )
-    grid = jax.tree.map(np.asarray, grid)
-    rest = _everywhere((grid, lambdas, np.float32(c.eta), key), devices)
+    rest = _everywhere((jax.tree.map(np.asarray, levels), key), devices)
     arguments = (
         params,
         _rows((batch, size, size, 3), jnp.uint8, devices),
@@ -143,7 +141,7 @@ def translation(config: ConfigDict, devices, batch: int) -> Program:
         *rest,
     )
     function = jax.jit(compiled.program(config))
-    return Program(f"sample {config.method}", function, arguments, batch, len(grid.index))
+    return Program(f"sample {config.method}", function, arguments, batch, len(levels.grid.index))
 
 
 TOKENS, TEXT_WIDTH = 77, 768  # of the text encoder of SD-1.x
@@ -151,20 +149,20 @@ TOKENS, TEXT_WIDTH = 77, 768  # of the text encoder of SD-1.x
 
 def _latent_diffusion(config: ConfigDict, devices, batch: int):
     """SD-1.x without its weights: the model, its shapes, and those of latents, texts, key."""
-    dtype, e = jnp.dtype(config.dtype), config.edit
+    dtype, size = jnp.dtype(config.dtype), config.data.image_size
     unet, vae = UNet(dtype=dtype, remat=config.remat), AutoencoderKL(dtype=dtype)
-    side = e.image_size // 8
+    side = size // 8
     key = jax.eval_shape(lambda: jax.random.key(0))
     text = jax.ShapeDtypeStruct((1, TOKENS, TEXT_WIDTH), jnp.float32)
     z, one = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, side, side, 4), (1,)))
-    picture = jax.ShapeDtypeStruct((1, e.image_size, e.image_size, 3), jnp.float32)
+    picture = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = {
         "unet": jax.eval_shape(unet.init, key, z, one, text),
         "vae": jax.eval_shape(vae.init, key, picture),
     }
     # Without what the networks keep of a pass (attention maps, features).
     shapes = {name: {"params": found["params"]} for name, found in shapes.items()}
-    schedule = ladders.scaled_linear()
+    schedule = ladders.LatentSchedule(schedules.scaled_linear().alpha_bar)
     sd = pipeline.Model(unet, vae, shapes, diffusers.SCALING_FACTOR, schedule, None, {})
     latents = _rows((batch, side, side, 4), jnp.float32, devices)
     text = _rows((batch, TOKENS, TEXT_WIDTH), jnp.float32, devices)
@@ -172,16 +170,17 @@ def _latent_diffusion(config: ConfigDict, devices, batch: int):
 
 
 def edit_steps(config: ConfigDict, devices, batch: int) -> Program:
-    """The denoising steps of a guided edit by words, with SD-1.x's U-Net at `edit.image_size`."""
+    """The denoising steps of a guided edit by words, with SD-1.x's U-Net."""
     e = config.edit
-    sd, latents, said, key = _latent_diffusion(config, devices, batch)
+    sd, latents, texts, key = _latent_diffusion(config, devices, batch)
     down = ladders.sampling(sd.schedule, e.steps)
 
-    def steps(params, top, said, key):
-        return pipeline.guided(pipeline.noise_of(sd, {"unet": params}), down, e, said, top, key)
+    def steps(params, top, texts, key):
+        unet = pipeline.noise_of(sd, {"unet": params})
+        return pipeline.guided(unet, down, config, texts, top, key)
 
-    arguments = (_everywhere(sd.params["unet"], devices), latents, said, key)
-    return Program(f"edit {e.method}", jax.jit(steps), arguments, batch, e.steps)
+    arguments = (_everywhere(sd.params["unet"], devices), latents, texts, key)
+    return Program(f"edit {config.method}", jax.jit(steps), arguments, batch, e.steps)
 
 
 def edit(config: ConfigDict, devices, batch: int) -> Program:
@@ -189,17 +188,17 @@ def edit(config: ConfigDict, devices, batch: int) -> Program:
 
     A compiler's cost of it has one trip of each of its loops.
     """
-    e = config.edit
-    sd, _, said, key = _latent_diffusion(config, devices, batch)
+    size = config.data.image_size
+    sd, _, texts, key = _latent_diffusion(config, devices, batch)
     arguments = (
         _everywhere(sd.params, devices),
-        _rows((batch, e.image_size, e.image_size, 3), jnp.uint8, devices),
-        said,
+        _rows((batch, size, size, 3), jnp.uint8, devices),
+        texts,
         key,
         _rows((batch,), jnp.uint32, devices),
     )
-    function = jax.jit(pipeline.program(sd, e, e.image_size))
-    return Program(f"edit {e.method}, one trip of each loop", function, arguments, batch)
+    function = jax.jit(pipeline.program(sd, config))
+    return Program(f"edit {config.method}, one trip of each loop", function, arguments, batch)
 
 
 def evaluation(name: str, devices, batch: int, size: int) -> Program:

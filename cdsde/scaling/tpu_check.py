@@ -16,11 +16,14 @@ import sys
 import time
 from typing import NamedTuple
 
+from cdsde import config as config_lib
+from cdsde.config import command_line
 from cdsde.scaling import chips
 
+CHIP = chips.V5E
 TRAINING = ("score", "encoder", "classifier")
 PROGRAMS = (*TRAINING, "sample", "evaluate")
-OF_EDITS = ("edit", "edit_steps")  # of a config whose method is "edit"
+OF_EDITS = ("edit", "edit_steps")  # of a config whose method edits by words
 
 
 class Cost(NamedTuple):
@@ -126,30 +129,37 @@ def build(name: str, config, devices, batch: int):
     return programs.train_step(config, name, devices, batch)
 
 
-def check(argv=None) -> None:
-    """Entry point of `python -m cdsde.scaling.tpu_check`."""
+def arguments(argv) -> tuple[argparse.Namespace, dict]:
+    """What the command line says, and the overrides of the configs; exits where it is wrong."""
     parser = argparse.ArgumentParser(prog="cdsde.scaling.tpu_check", description=__doc__)
-    parser.add_argument("--configs", default="cat2dog,male2female", help="files of configs/")
+    parser.add_argument("--configs", default="cat2dog,male2female", help="names of configs")
     parser.add_argument("--chips", default="8,64,256", help="sizes of v5e slices")
     parser.add_argument("--fsdp", default="1,8", help="sizes of the fsdp axis, for training")
     parser.add_argument(
         "--programs", help=f"{','.join(PROGRAMS)}; of edits by words {','.join(OF_EDITS)}"
     )
     parser.add_argument("--images", type=int, default=8, help="images a chip")
-    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the configs")
     # At O0 a program takes a minute on 2 CPU cores, at O1 more than ten; what it fuses less it
     # counts as traffic, so that memory and time are bounds from above.
     parser.add_argument("--effort", default="O0", help="of the compiler: O0 to O3")
-    args = parser.parse_args(argv)
+    try:
+        rest, overrides = command_line.split_overrides(argv)
+    except command_line.UserError as error:
+        sys.exit(f"error: {error}")
+    args = parser.parse_args(rest)
     for name in args.programs.split(",") if args.programs else ():
         if name not in PROGRAMS + OF_EDITS:
             known = ", ".join(PROGRAMS + OF_EDITS)
             sys.exit(f"error: --programs names '{name}'; choose from {known}")
-    chip = chips.V5E
     for count in map(int, args.chips.split(",")):
-        if count not in chip.shapes:
-            sys.exit(f"error: --chips={count} is no slice; choose from {list(chip.shapes)}")
+        if count not in CHIP.shapes:
+            sys.exit(f"error: --chips={count} is no slice; choose from {list(CHIP.shapes)}")
+    return args, overrides
 
+
+def check(argv=None) -> None:
+    """Entry point of `python -m cdsde.scaling.tpu_check`."""
+    args, overrides = arguments(sys.argv[1:] if argv is None else argv)
     # Before JAX is loaded: this host is no TPU, and another compilation may be under way.
     os.environ.update(
         JAX_PLATFORMS="cpu",
@@ -160,41 +170,47 @@ def check(argv=None) -> None:
         TPU_MIN_LOG_LEVEL="3",
     )
     import jax
+
+    jax.config.update("jax_optimization_level", args.effort)
+    print("| " + " | ".join(["config", *HEADER]) + " |\n|" + "---|" * (len(HEADER) + 1))
+    too_large = [
+        program
+        for name in args.configs.split(",")
+        for count in map(int, args.chips.split(","))
+        for program in _check_slice(name, count, args, overrides)
+    ]
+    if too_large:
+        sys.exit(
+            f"error: {'; '.join(too_large)} need more than {CHIP.memory / 2**30:.0f} GiB a chip: "
+            "lower --images, or set remat=True, dtype=bfloat16 or mesh.fsdp"
+        )
+
+
+def _check_slice(config_name: str, count: int, args, overrides: dict) -> list[str]:
+    """Print a row for each program on a slice of `count` chips; returns those too large for it."""
     from jax.experimental import topologies
 
     from cdsde import api
-    from cdsde.config import command_line
     from cdsde.runtime import mesh
 
-    jax.config.update("jax_optimization_level", args.effort)
+    edits = api.load_config(config_name).method in config_lib.EDITORS
+    names = args.programs.split(",") if args.programs else OF_EDITS if edits else PROGRAMS
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name=f"{CHIP.name}:{CHIP.shapes[count]}"
+    )
     too_large = []
-    print("| " + " | ".join(["config", *HEADER]) + " |\n|" + "---|" * (len(HEADER) + 1))
-    for config_name in args.configs.split(","):
-        edits = api.load_config(f"configs/{config_name}.py").method == "edit"
-        names = args.programs.split(",") if args.programs else OF_EDITS if edits else PROGRAMS
-        for count in map(int, args.chips.split(",")):
-            topology = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{chip.name}:{chip.shapes[count]}"
-            )
-            for name in names:
-                for fsdp in map(int, args.fsdp.split(",") if name in TRAINING else "1"):
-                    given = command_line.assignments(args.set)
-                    config = api.load_config(
-                        f"configs/{config_name}.py", {"mesh.fsdp": fsdp, **given}
-                    )
-                    devices = mesh.make_mesh(list(topology.devices), fsdp=fsdp)
-                    program = build(name, config, devices, args.images * count)
-                    begin = time.monotonic()
-                    used = cost(program.lower().compile())
-                    row = describe(program, used, chip, devices, time.monotonic() - begin)
-                    print("| " + " | ".join([config_name, *row]) + " |", flush=True)
-                    if used.memory > chip.memory:
-                        too_large.append(f"{config_name} {program.name} on {count} chips")
-    if too_large:
-        sys.exit(
-            f"error: {'; '.join(too_large)} need more than {chip.memory / 2**30:.0f} GiB a chip: "
-            "lower --images, or set remat=True, dtype=bfloat16 or mesh.fsdp"
-        )
+    for name in names:
+        for fsdp in map(int, args.fsdp.split(",") if name in TRAINING else "1"):
+            config = api.load_config(config_name, {"mesh.fsdp": fsdp, **overrides})
+            devices = mesh.make_mesh(list(topology.devices), fsdp=fsdp)
+            program = build(name, config, devices, args.images * count)
+            begin = time.monotonic()
+            used = cost(program.lower().compile())
+            row = describe(program, used, CHIP, devices, time.monotonic() - begin)
+            print("| " + " | ".join([config_name, *row]) + " |", flush=True)
+            if used.memory > CHIP.memory:
+                too_large.append(f"{config_name} {program.name} on {count} chips")
+    return too_large
 
 
 if __name__ == "__main__":

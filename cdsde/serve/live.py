@@ -1,14 +1,14 @@
 """One picture at a time, shown on its way; sliders move without a program being compiled again.
 
-Grids of different lengths are filled up to one length, of which the solver takes as many rows as
-are steps; levels, weights, seed and the number of steps are arguments of the compiled program.
+A translation is two compiled functions, the start of a round and one step. Levels, weights and seed
+are their arguments, and any number of steps is a loop over the same step. Nothing is shared between
+two translations but these functions, so that a visitor who leaves disturbs nobody.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -19,13 +19,10 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde import metrics
 from cdsde.config import checks
-from cdsde.data import decode, image_id, resize, to_uint8
-from cdsde.diffusion import solvers
+from cdsde.data import decode, image_id, inputs, to_uint8
+from cdsde.diffusion import methods, solvers
 from cdsde.translation import compiled
 from cdsde.weights import resolve
-
-# What the weight of a method's own energy is called in its group of the config.
-OWN_WEIGHT = {"contrastive_sde": "weight", "egsde": "domain_weight"}
 
 
 class State(NamedTuple):
@@ -43,6 +40,23 @@ class State(NamedTuple):
     metrics: dict[str, float]
 
 
+class Slider(NamedTuple):
+    """A number that a visitor may change.
+
+    Attributes:
+      title: what it is called.
+      value: the task's own.
+      least, most: its range.
+      whole: whether it is a whole number.
+    """
+
+    title: str
+    value: float
+    least: float
+    most: float
+    whole: bool
+
+
 class Translator:
     """Translates pictures by the methods of a task; each method is compiled when first asked for.
 
@@ -54,8 +68,7 @@ class Translator:
     def __init__(self, config: ConfigDict, workdir):
         self.config, self._workdir = config, workdir
         self._programs: dict = {}
-        self._lock = threading.Lock()
-        self._seen: queue.Queue = queue.Queue()
+        self._lock = threading.Lock()  # held while networks are loaded, never while it translates
 
     def methods(self) -> list[str]:
         """The methods whose networks are there."""
@@ -67,95 +80,98 @@ class Translator:
         Raises:
           ValueError: it is none that can be read.
         """
-        d = self.config.data
         pixels = picture if isinstance(picture, np.ndarray) else decode(picture, name)
-        return resize(pixels, d.image_size, filter=d.filter, fit=d.fit)
+        return inputs.resized(self.config, pixels)
 
-    def settings(self, method: str, start=None, weight=None, content=None, steps=None, seed=0):
-        """The task's config with what a page asks for; None leaves it as it is.
+    def sliders(self, method: str) -> dict[str, Slider]:
+        """The method's settings that a page shows, by name."""
+        if method not in config_lib.SDES:
+            return {}
+        own = self.settings(method)
+        shown = {}
+        for name, setting in methods.METHODS[method].settings.items():
+            if name == "start":
+                start = config_lib.start_index(own)
+                shown[name] = Slider(setting.slider, start, 1, own.sde.num_steps, True)
+            elif setting.slider:
+                value = own[method][name]
+                shown[name] = Slider(setting.slider, value, 0, 5 * value or 100, False)
+        return shown
+
+    def steps(self, method: str) -> int:
+        """Network evaluations a round as the task has them; 1 for a generator."""
+        own = self.settings(method)
+        if method not in config_lib.SDES:
+            return 1
+        return own.sample.steps or config_lib.start_index(own)
+
+    def settings(
+        self, method: str, values: Mapping[str, float] | None = None, steps=None, seed: int = 0
+    ) -> ConfigDict:
+        """The task's config with what a visitor asks for.
+
+        Args:
+          method: of `methods()`.
+          values: of `sliders(method)`, by name; those left out stay as they are.
+          steps: network evaluations, at most the start level; None: the task's own.
+          seed: of the noise.
 
         Raises:
           ValueError: a number out of range.
         """
         config = self.config.copy_and_resolve_references()
         config.method = method
-        sliders = method in config_lib.SDES
-        if not sliders:
-            config.sample.match_colours = 0  # a generator has no start to give colours to
-        if sliders and start is not None:
-            config.sample.start = int(start)
-        if sliders and steps is not None:
-            config.sample.steps = min(int(steps), config_lib.start_index(config))
-        name = OWN_WEIGHT.get(method)
-        if name and weight is not None:
-            config[method][name] = float(weight)
-        if name and content is not None:
-            config[method].content_weight = float(content)
         config.sample.seed = int(seed)
+        values = dict(values or {})
+        if method not in config_lib.SDES:
+            config.sample.match_colours = 0  # a generator has no start to give colours to
+            values, steps = {}, None
+        if (start := values.pop("start", None)) is not None:
+            config.sample.start = int(start)
+        for name, value in values.items():
+            config[method][name] = float(value)
+        if steps is not None:
+            config.sample.steps = min(int(steps), config_lib.start_index(config))
         checks.validate(config)
         return config
 
     def __call__(self, source: np.ndarray, config: ConfigDict) -> Iterator[State]:
         """States of the translation of `source`, uint8 `[S, S, 3]`, the result last."""
-        with self._lock:
-            yield from self._translate(source, config)
-
-    def _translate(self, source, config):
-        method = config.method
-        params, run = self._program(method)
+        params, program = self._program(config.method)
         images, ids = source[None], np.array([image_id("picture")], np.uint32)
-        if method in config_lib.GANS:
-            result = to_uint8(np.asarray(run(params, images, ids)[0]))[0]
+        if config.method in config_lib.GANS:
+            result = to_uint8(np.asarray(program(params, images, ids)[0]))[0]
             yield State(1, 1, result, _metrics(result, source))
             return
-        grid, lambdas = compiled.levels(config)
-        steps, most = len(grid.index), config.serve.max_steps
-        if steps > most:
-            raise ValueError(
-                f"{steps} steps are more than config.serve.max_steps={most}; lower the steps, or "
-                "start the page with a larger --config.serve.max_steps"
-            )
-        grid = solvers.Grid(*(_filled(np.asarray(x), most) for x in grid))
-        eta, key = jnp.float32(config.sample.eta), jax.random.key(config.sample.seed)
-        rest = (grid, _filled(lambdas, most), eta, key, jnp.int32(steps))
-        done: list = []
-
-        def work():
-            try:
-                done.append(np.asarray(run(params, images, ids, *rest)[0]))
-                jax.effects_barrier()
-            except Exception as error:  # is raised again where it is waited for
-                done.append(error)
-            self._seen.put(None)
-
-        self._seen = queue.Queue()
-        thread = threading.Thread(target=work)
-        thread.start()
-        try:
-            latest = -1
-            while (state := self._seen.get()) is not None:
-                position, y = state
-                if latest < position < steps - 1:
-                    latest = position
-                    yield State(position + 1, steps, to_uint8(y)[0], {})
-        finally:
-            thread.join()
-        if isinstance(done[0], Exception):
-            raise done[0]
-        result = to_uint8(done[0])[0]
-        yield State(steps, steps, result, _metrics(result, source))
+        begin, step = program
+        numbers, key = compiled.levels(config), jax.random.key(config.sample.seed)
+        rows = solvers.rows(*numbers)
+        count = len(numbers.grid.index)
+        steps = count * config.sample.rounds
+        x = compiled.source(config, params, images)
+        for r in range(config.sample.rounds):
+            carry = begin(params, images, ids, key, x, r, numbers.grid.alpha_bar[0])
+            for k in range(count):
+                row = jax.tree.map(lambda column, k=k: column[k], rows)
+                carry = step(params, images, ids, key, carry, row, r)
+                x = carry[0]
+                picture = to_uint8(np.asarray(x))[0]
+                done = r * count + k + 1
+                yield State(
+                    done, steps, picture, _metrics(picture, source) if done == steps else {}
+                )
 
     def _program(self, method: str):
-        if method not in self._programs:
-            config = self.settings(method)
-            params = jax.tree.map(jnp.asarray, compiled.load_params(config, self._workdir)[0])
-            watch = None if method in config_lib.GANS else self._see
-            run = jax.jit(compiled.program(config, watch), static_argnames=("rounds", "trace"))
-            self._programs[method] = params, run
-        return self._programs[method]
-
-    def _see(self, position, y) -> None:
-        self._seen.put((int(position), np.asarray(y)))
+        with self._lock:
+            if method not in self._programs:
+                config = self.settings(method)
+                params, _ = compiled.load_params(config, self._workdir)
+                if method in config_lib.GANS:
+                    program = jax.jit(compiled.program(config))
+                else:
+                    program = compiled.step_by_step(config)
+                self._programs[method] = jax.tree.map(jnp.asarray, params), program
+            return self._programs[method]
 
     def _has(self, method: str) -> bool:
         try:
@@ -164,11 +180,6 @@ class Translator:
         except ValueError:
             return False
         return True
-
-
-def _filled(rows: np.ndarray, length: int) -> np.ndarray:
-    """`[S, ...]` → `[length, ...]`: the last row again and again."""
-    return rows[np.minimum(np.arange(length), len(rows) - 1)]
 
 
 def _metrics(result: np.ndarray, source: np.ndarray) -> dict[str, float]:

@@ -1,10 +1,13 @@
 """`--mode=serve`: a page on this machine to try methods on a picture (needs the extra "serve").
 
 Drop a picture, choose task, method and numbers; the denoising is shown as it goes, the metrics
-beside it. Moving a slider compiles nothing (live.py).
+beside it. Which sliders there are is said by the method. Moving one compiles nothing (live.py).
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +19,18 @@ from cdsde import api
 from cdsde import config as config_lib
 from cdsde.data import decode
 from cdsde.data.inputs import open_split
+from cdsde.diffusion import methods
 from cdsde.serve import live
 
 EXAMPLES = 12
 SHOWN = 320  # pixels of a picture's side on the page
+MOST_STEPS = 100  # of the slider
+# As many sliders as the method with the most of them has.
+SLIDERS = max(sum(bool(s.slider) for s in m.settings.values()) for m in methods.METHODS.values())
 ABOUT = (
     "Drop a picture (or click one below), choose a method, press **Translate**. "
     "M is how much noise the source gets: higher is more target and less source. "
-    "λ pulls by the method's own energy, λᵢ holds the low frequencies of the source."
+    "Each λ is the weight of one energy."
 )
 
 
@@ -33,6 +40,9 @@ class Page:
     Args:
       config: the task of the command line; `config.serve.tasks` are offered beside it.
       workdir: where checkpoints are looked for.
+
+    Raises:
+      ValueError: no task has a trained network.
     """
 
     def __init__(self, config: ConfigDict, workdir):
@@ -52,22 +62,6 @@ class Page:
             )
         self.task = next(iter(self.translators))  # the command line's, if it has networks
 
-    def numbers(self, task: str, method: str) -> dict:
-        """The task's own values of the sliders: {"start", "weight", "content", "steps"}."""
-        config = self.translators[task].settings(method)
-        group = config[method]
-        name = live.OWN_WEIGHT.get(method)
-        sde = method in config_lib.SDES
-        start = config_lib.start_index(config) if sde else None
-        steps = (config.sample.steps or start) if sde else None
-        return {
-            "start": start,
-            "weight": group[name] if name else None,
-            "content": group.content_weight if name else None,
-            "steps": min(steps, config.serve.max_steps) if sde else None,
-            "levels": config.sde.num_steps,
-        }
-
     def examples(self, task: str) -> list[np.ndarray]:
         """Some pictures of the task's source domain, uint8; none where there is no data."""
         config = self.translators[task].config
@@ -78,13 +72,14 @@ class Page:
         at = np.linspace(0, len(source) - 1, min(EXAMPLES, len(source))).astype(int)
         return [source[int(j)]["image"] for j in at]
 
-    def translate(self, task: str, method: str, picture, start, weight, content, steps, seed):
+    def translate(self, task: str, method: str, picture, values, steps, seed) -> Iterator:
         """States of the translation, `live.State`.
 
         Args:
           task, method: as chosen.
           picture: a path, or uint8 `[H, W, 3]`.
-          start, weight, content, steps, seed: as the sliders stand.
+          values: of the method's sliders, by name.
+          steps, seed: as they stand.
 
         Raises:
           ValueError: no picture, one that cannot be read, or a number out of range.
@@ -94,7 +89,7 @@ class Page:
         if not isinstance(picture, np.ndarray):
             picture = _read(picture)
         translator = self.translators[task]
-        config = translator.settings(method, start, weight, content, steps, seed)
+        config = translator.settings(method, values, steps, seed)
         yield from translator(translator.source(picture), config)
 
 
@@ -104,8 +99,69 @@ def shown(picture: np.ndarray) -> np.ndarray:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+class _Widgets:
+    """The widgets of a page, and what they do when something is chosen."""
+
+    def __init__(self, gr, page: Page):
+        self.gr, self.page = gr, page
+
+    def methods(self, task: str) -> list[str]:
+        return self.page.translators[task].methods()
+
+    def sliders(self, task: str, method: str) -> list[dict]:
+        """Properties of every slider of the page, then of the steps; unused ones are hidden."""
+        translator = self.page.translators[task]
+        properties = [
+            dict(
+                visible=True,
+                label=s.title,
+                minimum=s.least,
+                maximum=s.most,
+                value=s.value,
+                step=1 if s.whole else None,
+            )
+            for s in translator.sliders(method).values()
+        ]
+        properties += [dict(visible=False)] * (SLIDERS - len(properties))
+        steps = min(translator.steps(method), MOST_STEPS)
+        return [*properties, dict(visible=method in config_lib.SDES, value=steps)]
+
+    def choose_method(self, task: str, method: str):
+        return [self.gr.update(**properties) for properties in self.sliders(task, method)]
+
+    def choose_task(self, task: str):
+        names = self.methods(task)
+        gallery = self.gr.update(value=self.thumbnails(task), selected_index=None)
+        choice = self.gr.update(choices=names, value=names[0])
+        return choice, gallery, *self.choose_method(task, names[0])
+
+    def choose_example(self, task: str, number: int):
+        picture = self.page.examples(task)[number]
+        return picture, None, shown(self.page.translators[task].source(picture))
+
+    def thumbnails(self, task: str) -> list[Image.Image]:
+        return [Image.fromarray(picture) for picture in self.page.examples(task)]
+
+    def run(self, task, method, upload, example, *numbers):
+        *values, steps, seed = numbers
+        translator = self.page.translators[task]
+        names = translator.sliders(method)
+        try:
+            picture = example if upload is None else _read(upload)
+            chosen = dict(zip(names, values, strict=False))
+            for state in self.page.translate(task, method, picture, chosen, steps, seed):
+                source = shown(translator.source(picture))
+                rows = "".join(f"| {k} | {v:.4g} |\n" for k, v in state.metrics.items())
+                table = f"| to the source | |\n|---|---|\n{rows}" if rows else ""
+                text = f"step {state.step} of {state.steps}\n\n{table}"
+                yield source, shown(state.picture), text
+        except ValueError as error:
+            self.gr.Warning(f"{error}", duration=None)
+            yield self.gr.skip(), self.gr.skip(), f"**{error}**"
+
+
 def build(page: Page):
-    """The widgets, a `gradio.Blocks`.
+    """The page, a `gradio.Blocks`.
 
     Raises:
       ImportError: Gradio is not installed.
@@ -117,89 +173,41 @@ def build(page: Page):
         raise ImportError(
             "--mode=serve needs Gradio: pip install 'cdsde[serve]' (or pip install gradio)"
         ) from error
-
-    def methods_of(task):
-        return page.translators[task].methods()
-
-    first = methods_of(page.task)[0]
-    own = page.numbers(page.task, first)
-
-    def sliders(task, method):
-        n = page.numbers(task, method)
-
-        def update(key, **more):
-            if n[key] is None:  # hidden with the value it has, which must stay within its range
-                return gr.update(visible=False)
-            return gr.update(visible=True, value=n[key], **more)
-
-        return (
-            update("start", maximum=n["levels"]),
-            update("weight", maximum=_top(n["weight"])),
-            update("content", maximum=_top(n["content"])),
-            update("steps"),
-        )
-
-    def choose_task(task):
-        names = methods_of(task)
-        gallery = gr.update(value=_thumbnails(page, task), selected_index=None)
-        return gr.update(choices=names, value=names[0]), gallery, *sliders(task, names[0])
+    widgets = _Widgets(gr, page)
+    first = widgets.methods(page.task)[0]
+    *properties, step_properties = widgets.sliders(page.task, first)
 
     def choose_example(task, event: gr.SelectData):
-        picture = page.examples(task)[event.index]
-        return picture, None, shown(page.translators[task].source(picture))
+        return widgets.choose_example(task, event.index)
 
-    def run(task, method, upload, example, *numbers):
-        try:
-            picture = example if upload is None else _read(upload)
-            for state in page.translate(task, method, picture, *numbers):
-                source = shown(page.translators[task].source(picture))
-                rows = "".join(f"| {k} | {v:.4g} |\n" for k, v in state.metrics.items())
-                table = f"| to the source | |\n|---|---|\n{rows}" if rows else ""
-                done = f"step {state.step} of {state.steps}"
-                yield source, shown(state.picture), f"{done}\n\n{table}"
-        except ValueError as error:
-            gr.Warning(f"{error}", duration=None)
-            yield gr.skip(), gr.skip(), f"**{error}**"
-
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     with gr.Blocks(title="cdsde", analytics_enabled=False) as blocks:
         gr.Markdown(f"# cdsde\n{ABOUT}")
         example = gr.State(None)
         with gr.Row():
             with gr.Column(scale=1):
                 task = gr.Dropdown(list(page.translators), value=page.task, label="Task")
-                method = gr.Radio(methods_of(page.task), value=first, label="Method")
+                method = gr.Radio(widgets.methods(page.task), value=first, label="Method")
                 # No check of the kind of file here: what is none gets its sentence from decode.
                 upload = gr.File(label="Your picture", type="filepath", height=140)
                 button = gr.Button("Translate", variant="primary")
-                start = gr.Slider(1, own["levels"], own["start"], step=1, label="M, start level")
-                weight = gr.Slider(
-                    0, _top(own["weight"]), own["weight"] or 0, label="λ, of the method's energy",
-                    visible=own["weight"] is not None,
-                )  # fmt: skip
-                content = gr.Slider(
-                    0, _top(own["content"]), own["content"] or 0, label="λᵢ, low frequencies",
-                    visible=own["content"] is not None,
-                )  # fmt: skip
-                most = page.translators[page.task].config.serve.max_steps
-                steps = gr.Slider(1, most, own["steps"], step=1, label="Steps")
+                sliders = [gr.Slider(**p) for p in properties]
+                steps = gr.Slider(1, MOST_STEPS, step=1, label="Steps", **step_properties)
                 seed = gr.Number(0, precision=0, label="Seed")
             with gr.Column(scale=2):
                 with gr.Row():
                     source = gr.Image(label="Source", interactive=False, format="png")
                     result = gr.Image(label="Result", interactive=False, format="png")
-                told = gr.Markdown()
+                report = gr.Markdown()
                 gallery = gr.Gallery(
-                    _thumbnails(page, page.task), label="Examples", columns=6, height=260,
+                    widgets.thumbnails(page.task), label="Examples", columns=6, height=260,
                     object_fit="contain", allow_preview=False, format="png",
                 )  # fmt: skip
-        four = [start, weight, content, steps]
-        task.change(choose_task, task, [method, gallery, *four])
-        method.input(sliders, [task, method], four)
+        numbers = [*sliders, steps]
+        task.change(widgets.choose_task, task, [method, gallery, *numbers])
+        method.input(widgets.choose_method, [task, method], numbers)
         gallery.select(choose_example, task, [example, upload, source])
-        inputs = [task, method, upload, example, *four, seed]
-        button.click(run, inputs, [source, result, told], api_name="translate")
-    blocks.theme_of_page = theme
+        chosen = [task, method, upload, example, *numbers, seed]
+        button.click(widgets.run, chosen, [source, result, report], api_name="translate")
     return blocks
 
 
@@ -211,6 +219,9 @@ def serve(config: ConfigDict, workdir, block: bool = True):
       ImportError: Gradio is not installed.
     """
     blocks = build(Page(config, workdir))
+    import gradio as gr
+
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     blocks.queue()
     _, url, _ = blocks.launch(
         server_name=config.serve.host,
@@ -218,7 +229,7 @@ def serve(config: ConfigDict, workdir, block: bool = True):
         prevent_thread_lock=True,
         quiet=True,
         share=False,
-        theme=blocks.theme_of_page,
+        theme=theme,
     )
     logging.info("the page is at %s; end it with Ctrl+C", url)
     if block:
@@ -235,12 +246,3 @@ def _read(path: str) -> np.ndarray:
         raise ValueError(
             f"'{name}' cannot be read as a picture: take a whole PNG, JPEG, WebP or BMP"
         ) from None
-
-
-def _top(value: float | None) -> float:
-    """The upper end of a slider whose own value this is."""
-    return 100.0 if not value else 5.0 * value
-
-
-def _thumbnails(page: Page, task: str) -> list[Image.Image]:
-    return [Image.fromarray(picture) for picture in page.examples(task)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde.data import open_domain, train_iterator, write_png
+from cdsde.data import inputs, train_iterator, write_png
 from cdsde.networks import build
 from cdsde.runtime import mesh, preemption, progress
-from cdsde.train import stages, state
-from cdsde.train.previews import SheetMaker
+from cdsde.train import previews, stages, state
 from cdsde.weights import checkpoint, resolve
 
 
@@ -48,15 +49,14 @@ def train(config: ConfigDict, workdir) -> None:
     pending = pending_stages(config, workdir)
     if not pending:
         logging.info("nothing to train: %s has all that %s needs", workdir, config.method)
-    for name in pending:
-        train_stage(config, workdir, name)
+    for stage in pending:
+        train_stage(config, workdir, stage)
 
 
 def open_data(config: ConfigDict, stage: stages.Stage, name: str):
     """The stage's training images: `start -> iterator` over batches from number `start` on."""
     d, c = config.data, config_lib.stage_training(config, name)
-    sources = [open_domain(d.root, name, "train", data_dir=d.data_dir) for name in stage.domains]
-
+    sources = [inputs.open_split(config, domain, "train") for domain in stage.domains]
     labels = stage.labels() if stage.labels else None
 
     def batches(start: int):
@@ -81,35 +81,47 @@ def open_data(config: ConfigDict, stage: stages.Stage, name: str):
     return batches
 
 
-def train_stage(config: ConfigDict, workdir, name: str):
-    """Train one stage to its last step; returns the final TrainState."""
+class Run(NamedTuple):
+    """What the loop of a stage is handed.
+
+    Attributes:
+      config, name, workdir: what is trained, and where.
+      training: `stage_training` of it.
+      step: the compiled step.
+      devices: the mesh.
+      saved: the checkpoint manager.
+    """
+
+    config: ConfigDict
+    name: str
+    workdir: Path
+    training: ConfigDict
+    step: Callable
+    devices: jax.sharding.Mesh
+    saved: Any
+
+
+def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
+    """Train one stage to its last step; returns the final state.
+
+    Raises:
+      ValueError: data or config that cannot work, before any step.
+      NonFiniteLoss: the loss diverged.
+      preemption.Preempted: SIGTERM came; a checkpoint of the step reached is written.
+    """
     c = config_lib.stage_training(config, name)
-    devices = mesh.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    devices = mesh.make_mesh(fsdp=config.mesh.fsdp)
     if c.batch_size % (devices.size * c.accumulate):
         raise ValueError(
-            f"config.train.{name}.batch_size is {c.batch_size}, not a multiple of {devices.size} "
-            f"devices times accumulate={c.accumulate}; choose one that is"
+            f"the batch size of {name} is {c.batch_size}, not a multiple of {devices.size} "
+            f"devices times config.train.accumulate={c.accumulate}; choose one that is"
         )
     stage = stages.make(config, name, workdir)
     batches = open_data(config, stage, name)
-    step_fn, init = compiled(config, name, stage, devices)
-    current = init()
+    step, init = compiled(config, name, stage, devices)
     with checkpoint.manager(workdir, name, config.train.keep) as saved:
-        # Step 0 is only ever written by --mode=import: parameters without a training state.
-        if saved.latest_step():
-            current = _restore(saved, current)
-        elif c.fine_tune:
-            params = resolve.load(config, workdir, name)[0]
-            params = jax.device_put(params, mesh.network_sharded(params, devices))
-            # A copy, for the step gives its argument's memory away, and no part of it twice.
-            ema = jax.tree.map(jnp.copy, params)
-            params = stage.with_averaged(current.params, params)
-            current = current._replace(params=params, ema=ema)
-        elif saved.latest_step() == 0:
-            raise ValueError(
-                f"{saved.directory} holds imported weights; train on from them with "
-                f"--config.train.{name}.fine_tune=True, or from nothing in another --workdir"
-            )
+        run = Run(config, name, Path(workdir), c, step, devices, saved)
+        current = _first_state(run, stage, init())
         first = int(current.step)
         logging.info(
             "%s: %.2f M parameters on %d %s device(s), %s, step %d of %d, batch %d%s",
@@ -125,9 +137,33 @@ def train_stage(config: ConfigDict, workdir, name: str):
         )
         if first < c.steps:
             with preemption.Watch() as watch:
-                data = batches(first)
-                current = _run(config, name, workdir, saved, current, data, step_fn, devices, watch)
+                current = _loop(run, current, batches(first), watch)
     return current
+
+
+def _first_state(run: Run, stage: stages.Stage, initial: state.TrainState) -> state.TrainState:
+    """Where the training begins, in this order:
+
+    1. the stage's newest checkpoint with a training state: it goes on;
+    2. `train.fine_tune`: the parameters that sampling would use, with a new optimiser;
+    3. the initial parameters, unless the work folder holds imported weights (step 0), which would
+       be forgotten.
+    """
+    if run.saved.latest_step():
+        return _restore(run.saved, initial)
+    if run.training.fine_tune:
+        params = resolve.load(run.config, run.workdir, run.name)[0]
+        params = jax.device_put(params, mesh.network_sharded(params, run.devices))
+        # A copy, for the step gives its argument's memory away, and no part of it twice.
+        ema = jax.tree.map(jnp.copy, params)
+        return initial._replace(params=stage.with_averaged(initial.params, params), ema=ema)
+    if run.saved.latest_step() == 0:
+        raise ValueError(
+            f"{run.saved.directory} holds imported weights; train on from them with "
+            f"--config.train.stage={run.name} --config.train.fine_tune=True, or from nothing in "
+            "another --workdir"
+        )
+    return initial
 
 
 def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
@@ -163,79 +199,77 @@ def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
     return step, jax.jit(begin, out_shardings=at)
 
 
-def _run(config, name, workdir, saved, current, data, step_fn, devices, watch):
-    """The loop proper, from `current.step` to the last step."""
-    c = config_lib.stage_training(config, name)
-    first = int(current.step)
+def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) -> state.TrainState:
+    """From `current.step` to the last step."""
+    first, t = int(current.step), run.config.train
     chief = jax.process_index() == 0
-    writer = progress.Writer(Path(workdir) / "logs" / name, first) if chief else None
-    rate = progress.Rate(first, c.steps)
-    every = config.train.sample_every if name == "score" else 0
-    sheets = SheetMaker(config) if every else None
+    writer = progress.Writer(run.workdir / "logs" / run.name, first) if chief else None
+    rate = progress.Rate(first, run.training.steps)
+    preview = previews.Preview(run.config) if run.name == "score" and t.sample_every else None
     try:
-        for n in range(first + 1, c.steps + 1):
-            batch = next(data)
-            batch = mesh.put_batch({k: v for k, v in batch.items() if k != "id"}, devices)
-            current, metrics = step_fn(current, batch)
+        for n in range(first + 1, run.training.steps + 1):
+            batch = {key: rows for key, rows in next(data).items() if key != "id"}
+            current, metrics = run.step(current, mesh.put_batch(batch, run.devices))
             if n == first + 1:
                 jax.block_until_ready(metrics)
                 rate.restart(n)
-            last = n == c.steps
+            last = n == run.training.steps
             stop = not last and watch.reached(n)
-            keep = last or stop or n % config.train.checkpoint_every == 0
-            if keep or n % config.train.log_every == 0:
+            keep = last or stop or n % t.checkpoint_every == 0
+            if keep or n % t.log_every == 0:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                _check_finite(values, name, n, saved)
-                if chief:
-                    _tell(writer, rate, values, name, n, c)
+                _check_finite(run, values, n)
+                if writer is not None:
+                    _log(run, writer, rate, values, n)
             if keep:
-                _save(saved, n, current, config)
+                _save(run, n, current)
             if stop:
-                saved.wait_until_finished()
+                run.saved.wait_until_finished()
                 raise preemption.Preempted(
-                    f"{name} was stopped by SIGTERM after step {n} of {c.steps}; the checkpoint is "
-                    f"in {saved.directory}/{n}, and the same command goes on from it"
+                    f"{run.name} was stopped by SIGTERM after step {n} of {run.training.steps}; "
+                    f"the checkpoint is in {run.saved.directory}/{n}, and the same command goes "
+                    "on from it"
                 )
-            if sheets and (last or n % every == 0):
-                sheet = sheets(mesh.to_host(current.ema, devices))
-                if chief:
+            if preview is not None and (last or n % t.sample_every == 0):
+                sheet = preview(mesh.to_host(current.ema, run.devices))
+                if writer is not None:
                     writer.image(n, "samples", sheet)
-                    write_png(Path(workdir) / "logs" / name / f"sheet_{n:07d}.png", sheet)
-        saved.wait_until_finished()
+                    path = run.workdir / "logs" / run.name / f"sheet_{n:07d}.png"
+                    write_png(path, sheet)
+        run.saved.wait_until_finished()
     finally:
-        if chief:
+        if writer is not None:
             writer.close()
     return current
 
 
-def _tell(writer, rate, values, name, n, c) -> None:
+def _log(run: Run, writer: progress.Writer, rate: progress.Rate, values: dict, n: int) -> None:
     speed, left = rate(n)
     writer.scalars(n, {**values, "steps_per_second": speed})
-    shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
     logging.info(
         "%s %d/%d  %s  %.2f steps/s  %.1f images/s  left %s",
-        name,
+        run.name,
         n,
-        c.steps,
-        shown,
+        run.training.steps,
+        "  ".join(f"{k} {v:.4f}" for k, v in values.items()),
         speed,
-        speed * c.batch_size,
+        speed * run.training.batch_size,
         left,
     )
 
 
-def _check_finite(values, name, n, saved) -> None:
+def _check_finite(run: Run, values: dict, n: int) -> None:
     # NaN stays in parameters and moments, so that looking now and then misses none.
-    if not np.isfinite(values["loss"]) or not np.isfinite(values["gradient_norm"]):
-        kept = saved.latest_step()
-        where = (
-            f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was written yet"
-        )
-        raise NonFiniteLoss(
-            f"{name}: the loss is {values['loss']} and the gradient {values['gradient_norm']} at "
-            f"step {n}; {where} in {saved.directory}. Lower config.train.{name}.learning_rate or "
-            "raise its warmup, and start again"
-        )
+    if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
+        return
+    kept = run.saved.latest_step()
+    where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was written yet"
+    group = "cut" if run.name in config_lib.GANS else run.name
+    raise NonFiniteLoss(
+        f"{run.name}: the loss is {values['loss']} and the gradient {values['gradient_norm']} at "
+        f"step {n}; {where} in {run.saved.directory}. Lower config.train.{group}.learning_rate or "
+        "raise its warmup, and start again"
+    )
 
 
 def _parts(current: state.TrainState):
@@ -244,9 +278,9 @@ def _parts(current: state.TrainState):
     return {**rest, "opt_state": current.opt_state}, current.ema
 
 
-def _save(saved, n, current, config) -> None:
+def _save(run: Run, n: int, current: state.TrainState) -> None:
     rest, ema = _parts(current)
-    checkpoint.save(saved, n, rest, ema, json.loads(config.to_json_best_effort()))
+    checkpoint.save(run.saved, n, rest, ema, json.loads(run.config.to_json_best_effort()))
 
 
 def _restore(saved, current) -> state.TrainState:

@@ -12,24 +12,25 @@ from cdsde.data.inputs import open_split
 from cdsde.runtime import mesh
 from cdsde.translation.compiled import Sampler
 
+IMAGES = 8  # on a sheet
 
-class SheetMaker:
-    """Sheets of the score network in training: SDEdit of the first val images of the source."""
+
+class Preview:
+    """SDEdit of the first val images of the source, by the score network in training."""
 
     def __init__(self, config: ConfigDict):
         config = ConfigDict(config.copy_and_resolve_references())
         config.method = "sdedit"
         start = config.sdedit.start
         config.sample.update(dict(start=start, steps=min(25, start), clip=True, rounds=1))
-        size = config.data.image_size
-        source = _val_or_train(config)
-        count = min(config.train.sample_images, len(source))
+        source, d = _val_or_train(config), config.data
+        count = min(IMAGES, len(source))
         batches = eval_batches(
             source,
-            image_size=size,
+            image_size=d.image_size,
             batch_size=count,
-            filter=config.data.filter,
-            fit=config.data.fit,
+            filter=d.filter,
+            fit=d.fit,
             indices=range(count),
         )
         self._batch = next(batches)

@@ -4,7 +4,7 @@ r"""The stages: what each network is trained on and by which loss.
     encoder       NT-Xent on both domains: the pair is (√ᾱ x + √(1-ᾱ) ε1, √ᾱ φ(x) + √(1-ᾱ) ε2)
     classifier    cross-entropy of the domain of √ᾱ x + √(1-ᾱ) ε
     cut, fastcut  cut.py
-    autoencoder, latent  latent.py
+    autoencoder, latent  text_to_image.py
 
 A stage is `init(key) -> params` and `loss(params, batch, key) -> (scalar, metrics)`, or where one
 loss is not enough a step of its own; everything else (optimiser, EMA, sharding, checkpoints,
@@ -13,7 +13,6 @@ logging) is written once, in state.py and loop.py.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,14 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from scipy.stats import norm
 
 from cdsde import config as config_lib
+from cdsde.data import to_float
 from cdsde.diffusion import energies, losses, schedules
-from cdsde.diffusion.levels import draw_levels, uniform
+from cdsde.diffusion.levels import draw_levels, log_normal_shares, uniform_shares
 from cdsde.networks import build
-from cdsde.networks.stable_diffusion import small
-from cdsde.train import augment, cut, state, text_to_image
+from cdsde.train import cut, state, text_to_image
 
 
 class Stage(NamedTuple):
@@ -40,7 +38,7 @@ class Stage(NamedTuple):
       loss: `(params, batch, key) -> (scalar, {name: scalar})`; batch has `image` uint8
         `[B, H, W, 3]` and `domain` int32 `[B]`.
       labels: `() ->` the captions' token ids, `[N, L]` a domain, where the batch needs `label`.
-      images: of an example: the domains alternate, so 2 of two domains are a pair.
+      images: images per example: 2 for GANs, one per domain.
       make_step: `(tx, gather) -> step(state, batch)`, in place of a loss.
       optimiser: what is made of the configured one.
       averaged: `params ->` the part that sampling uses.
@@ -58,27 +56,11 @@ class Stage(NamedTuple):
     with_averaged: Callable = lambda params, part: part
 
 
-def _images(batch, key, training: ConfigDict):
-    """uint8 → augmented float32 in [-1, 1]."""
-    x = batch["image"].astype(jnp.float32) / 127.5 - 1
-    a = training.augment
-    return augment.affine(key, x, a.shift, a.scale, a.rotate)
-
-
 def level_shares(schedule: schedules.Schedule, training: ConfigDict) -> np.ndarray:
-    """How often each level is drawn for ε-matching, `[T]` summing to 1.
-
-    "index": equally often. "log_snr": as a normal distribution of the log-SNR has it (Karras et
-    al. 2022, equation 8's ln σ is minus half of it): most steps of a short training then go to the
-    levels at which pictures take shape, and low noise is not starved.
-    """
-    count = schedule.num_steps
+    """How often each noise level is drawn for ε-matching, `[T]` summing to 1."""
     if training.levels == "index":
-        return uniform(count)
-    log_snr = schedule.log_snr
-    edges = np.concatenate([[np.inf], (log_snr[1:] + log_snr[:-1]) / 2, [-np.inf]])
-    below = norm.cdf((edges - training.log_snr_mean) / training.log_snr_std)
-    return below[:-1] - below[1:]
+        return uniform_shares(schedule.num_steps)
+    return log_normal_shares(schedule, training.log_snr_mean, training.log_snr_std)
 
 
 def score(config: ConfigDict) -> Stage:
@@ -91,7 +73,7 @@ def score(config: ConfigDict) -> Stage:
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 4)
-        x0 = _images(batch, keys[0], training)
+        x0 = to_float(batch["image"])
         i = draw_levels(keys[1], shares, x0.shape[0])
         e = jax.random.normal(keys[2], x0.shape)
         alpha_bar = schedules.gather(schedule.alpha_bar, i)
@@ -113,23 +95,18 @@ def encoder(config: ConfigDict) -> Stage:
     model = build.encoder_model(config)
     schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "encoder")
-    dropout = config.encoder.dropout > 0
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 6)
-        x0 = _images(batch, keys[0], training)
+        x0 = to_float(batch["image"])
         b = x0.shape[0]
-        if training.shared_time == "batch":
-            i = jnp.broadcast_to(jax.random.randint(keys[1], (), 0, training.max_index), (b,))
-        else:
-            i = draw_levels(keys[1], uniform(training.max_index), b)
+        i = jnp.broadcast_to(jax.random.randint(keys[1], (), 0, training.max_index), (b,))
         alpha_bar = schedules.gather(schedule.alpha_bar, i)
         first = schedules.perturb(x0, jax.random.normal(keys[2], x0.shape), alpha_bar)
-        view = augment.colour(keys[5], energies.lowpass(x0, training.factor), training.colour)
+        view = energies.lowpass(x0, training.factor)
         second = schedules.perturb(view, jax.random.normal(keys[3], x0.shape), alpha_bar)
-        rngs = {"dropout": keys[4]} if dropout else None
         views, times = jnp.concatenate([first, second]), jnp.concatenate([i, i])
-        z = model.apply(params, views, times, train=True, rngs=rngs)
+        z = model.apply(params, views, times, train=True)
         value, accuracy = contrast(z[:b], z[b:], training.temperature)
         alignment, uniformity = losses.alignment_uniformity(z[:b], z[b:])
         metrics = {"accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}
@@ -143,17 +120,15 @@ def classifier(config: ConfigDict) -> Stage:
     model = build.classifier_model(config)
     schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "classifier")
-    dropout = config.classifier.dropout > 0
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 4)
-        x0 = _images(batch, keys[0], training)
-        i = draw_levels(keys[1], uniform(training.max_index), x0.shape[0])
+        x0 = to_float(batch["image"])
+        i = draw_levels(keys[1], uniform_shares(training.max_index), x0.shape[0])
         x = schedules.perturb(
             x0, jax.random.normal(keys[2], x0.shape), schedules.gather(schedule.alpha_bar, i)
         )
-        rngs = {"dropout": keys[3]} if dropout else None
-        logits, _ = model.apply(params, x, i, train=True, rngs=rngs)
+        logits, _ = model.apply(params, x, i, train=True)
         value, accuracy = losses.cross_entropy(logits, batch["domain"])
         return value, {"accuracy": accuracy}
 
@@ -162,13 +137,14 @@ def classifier(config: ConfigDict) -> Stage:
 
 def _gan(config: ConfigDict, method: str) -> Stage:
     """The three networks of CUT or FastCUT; an example is a pair of images, one of each domain."""
-    settings, training = config[method], config_lib.stage_training(config, method)
+    settings = config_lib.gan_settings(config, method)
+    training = config_lib.stage_training(config, method)
     sources = config_lib.sources(config)
     if len(sources) > 1:
         raise ValueError(
             f"config.data.source is '{config.data.source}'; {method} is trained on one domain"
         )
-    generator, discriminator, sampler = build.gan_modules(config, method)
+    generator, discriminator, sampler = build.gan_modules(config)
     layers = tuple(settings.layers)
     networks = cut.Networks(
         generate=generator.apply,
@@ -191,7 +167,7 @@ def _gan(config: ConfigDict, method: str) -> Stage:
         return params
 
     def images(batch, key):
-        pairs = _images(batch, key, training)
+        pairs = to_float(batch["image"])
         pairs = pairs.reshape(-1, 2, *pairs.shape[1:])
         return pairs[:, 0], pairs[:, 1]
 
@@ -210,32 +186,16 @@ def _gan(config: ConfigDict, method: str) -> Stage:
     )
 
 
-def autoencoder(config: ConfigDict) -> Stage:
-    """The autoencoder of a small latent diffusion model."""
-    training = config_lib.stage_training(config, "autoencoder")
-    images = functools.partial(_images, training=training)
-    init = functools.partial(small.init_autoencoder, config)
-    return Stage(config_lib.domains(config), init, text_to_image.autoencoder_loss(config, images))
+def make(config: ConfigDict, stage: str, workdir=None) -> Stage:
+    """The stage of this name; `workdir` holds the networks that it stands on.
 
-
-def text_to_latent(config: ConfigDict, workdir) -> Stage:
-    """U-Net and text encoder in the latents of the autoencoder that `workdir` has."""
-    training = config_lib.stage_training(config, "latent")
-    images = functools.partial(_images, training=training)
-    loss, factor = text_to_image.latent_loss(config, workdir, images)
-    return Stage(
-        config_lib.domains(config),
-        functools.partial(small.init_latent, config, factor=factor),
-        loss,
-        labels=functools.partial(text_to_image.labels, config),
-    )
-
-
-def make(config: ConfigDict, name: str, workdir=None) -> Stage:
-    """The stage of this name; `workdir` holds the networks that it stands on."""
-    if name == "latent":
-        return text_to_latent(config, workdir)
-    if name in config_lib.GANS:
-        return _gan(config, name)
-    one = {"score": score, "encoder": encoder, "classifier": classifier, "autoencoder": autoencoder}
-    return one[name](config)
+    Raises:
+      ValueError: a network or caption that the stage needs is missing.
+    """
+    if stage in config_lib.GANS:
+        return _gan(config, stage)
+    if stage == "latent":
+        return Stage(config_lib.domains(config), **text_to_image.latent(config, workdir))
+    if stage == "autoencoder":
+        return Stage(config_lib.domains(config), **text_to_image.autoencoder(config))
+    return {"score": score, "encoder": encoder, "classifier": classifier}[stage](config)

@@ -31,12 +31,10 @@ class TrainState(NamedTuple):
 
 
 def learning_rate(c: ConfigDict, peak: float | None = None) -> optax.Schedule:
-    """Linear warm-up to `peak`, then constant or a cosine to 0 at the last step.
+    """Linear warm-up to `peak` (default: `c.learning_rate`), then what `c.schedule` says.
 
-    `peak` is `c.learning_rate` where it is not given.
-
-    "linear" is CUT's: whole epochs of a constant rate, over the last `decay` of them ever lower
-    ones; the one after the last would have 0.
+    "constant"; "cosine": to 0 at the last step; "linear", CUT's: constant, then a linear decay per
+    epoch over the last `c.decay` epochs, reaching 0 one epoch after the end.
     """
     warmup = min(c.warmup, c.steps // 2)
     peak = c.learning_rate if peak is None else peak

@@ -1,9 +1,10 @@
-"""What the contrast of domains (energies equation 5) looks at: at levels over the whole range of
-noise, the direction from the target's mean to the sources' in the contrastive encoder's features,
-from some training images of each.
+"""What a translation reads off training images of both domains, when a sampler is loaded.
 
-It is computed when a sampler is loaded, from the train split of `config.data`; which images these
-are, and their noise, is the same every time.
+    domain direction  for the contrast of domains (energies.py, equation 5): the difference of the
+                      domains' mean features, at noise levels over the whole range
+    colour table      for `sample.match_colours` (histograms.py): the target's value of each value
+
+Which images these are, and their noise, is the same every time.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.data import inputs, to_float
-from cdsde.diffusion import energies, histograms, schedules, solvers
+from cdsde.diffusion import energies, histograms, methods, schedules
+from cdsde.diffusion.energies import DomainDirection
+from cdsde.diffusion.levels import indices
 from cdsde.networks import build
+from cdsde.runtime.padding import pad
 
 LEVELS = 24  # evenly spaced in log-SNR; the energy looks at the nearest one
 BATCH = 32
@@ -24,39 +28,44 @@ BATCH = 32
 
 def needs_direction(config: ConfigDict) -> bool:
     """Whether the config's method contrasts domains."""
-    return config.method == "contrastive_sde" and config.contrastive_sde.domain_images > 0
+    return config.method in config_lib.SDES and _domain_images(config) > 0
 
 
-def domain_direction(config: ConfigDict, params) -> tuple[energies.Discriminant, str]:
-    """The discriminant of `config.data`'s domains, and a line that says what it is made of.
+def _domain_images(config: ConfigDict) -> int:
+    return methods.METHODS[config.method].domain_images(config[config.method])
+
+
+def domain_direction(config: ConfigDict, params) -> tuple[DomainDirection, str]:
+    """The direction from the target's mean features to the sources', and a line about its images.
 
     Args:
-      config: the task; `contrastive_sde.domain_images` of each domain are looked at.
+      config: the task; its method's `domain_images` of each domain are looked at.
       params: of the encoder.
 
     Raises:
       ValueError: the train split of a domain is not there.
     """
-    target, sources, where = inputs.training_examples(config, "contrastive_sde.domain_images")
+    key = f"{config.method}.domain_images"
+    target, sources, about = inputs.training_examples(config, key)
     schedule = build.schedule_of(config)
-    index = solvers.indices(schedule.num_steps, LEVELS, schedule.log_snr)
-    normal = direction(*(_means(config, params, part, index) for part in (sources, target)))
-    return energies.Discriminant(index.astype(np.float32), normal.astype(np.float32)), where
+    index = indices(schedule.num_steps, LEVELS, schedule.log_snr)
+    normal = scaled_gap(*(_means(config, params, part, index) for part in (sources, target)))
+    return DomainDirection(index.astype(np.float32), normal.astype(np.float32)), about
 
 
-def direction(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """From the target's means to the source's, scaled; both and the result are `[L, D]`.
+def scaled_gap(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """source - target, divided by the mean over levels of its squared length; all `[L, D]`.
 
     The scale is one number for all levels: on average over them, the means' scalar products with
-    the direction differ by 1. So a weight is of one size for any network. Scaled at each level by
+    the result differ by 1. So a weight is of one size for any network. Scaled at each level by
     itself, directions between domains that noise has made one would become large.
     """
     gap = source - target
     return gap / np.mean(np.sum(gap**2, axis=-1))
 
 
-def direction_shapes(config: ConfigDict) -> energies.Discriminant:
-    """The discriminant's shapes, without reading an image."""
+def direction_shapes(config: ConfigDict) -> DomainDirection:
+    """The shapes of the domain direction, without reading an image."""
     side, model = config.data.image_size, build.encoder_model(config)
 
     def features(key):
@@ -64,8 +73,8 @@ def direction_shapes(config: ConfigDict) -> energies.Discriminant:
         return model.apply(model.init(key), x, jnp.zeros(1), space="features")
 
     width = jax.eval_shape(features, jax.random.key(0)).shape[-1]
-    of = energies.Discriminant((LEVELS,), (LEVELS, width))
-    return energies.Discriminant(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in of))
+    shapes = DomainDirection((LEVELS,), (LEVELS, width))
+    return DomainDirection(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
 
 
 def _means(config: ConfigDict, params, images: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -80,16 +89,16 @@ def _means(config: ConfigDict, params, images: np.ndarray, index: np.ndarray) ->
         z = energies.unit(apply(params, x, i.astype(jnp.float32), space="features"))
         return jnp.einsum("bhwd,b->d", z, mask) / (z.shape[1] * z.shape[2])
 
-    padding = -len(images) % BATCH
-    rows = to_float(np.concatenate([images, np.repeat(images[-1:], padding, 0)]))
-    mask = np.arange(len(rows)) < len(images)
+    count = len(images)
+    rows = to_float(pad(images, count + -count % BATCH))
+    mask = np.arange(len(rows)) < count
 
     def mean(i):
         parts = (
             total(params, rows[at : at + BATCH], mask[at : at + BATCH], at, jnp.int32(i))
             for at in range(0, len(rows), BATCH)
         )
-        return sum(np.asarray(part, np.float64) for part in parts) / len(images)
+        return sum(np.asarray(part, np.float64) for part in parts) / count
 
     return np.stack([mean(i) for i in index])
 
@@ -100,12 +109,12 @@ def needs_colours(config: ConfigDict) -> bool:
 
 
 def colour_table(config: ConfigDict) -> tuple[np.ndarray, str]:
-    """The `table` of `config.data`'s domains, and a line that says what it is made of.
+    """`histograms.table` of `config.data`'s domains, and a line about its images.
 
     `config.sample.match_colours` training images of each domain are looked at.
 
     Raises:
       ValueError: the train split of a domain is not there.
     """
-    target, source, where = inputs.training_examples(config, "sample.match_colours")
-    return histograms.table(source, target), where
+    target, sources, about = inputs.training_examples(config, "sample.match_colours")
+    return histograms.table(sources, target), about

@@ -7,6 +7,7 @@ holds results of other settings is refused rather than mixed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,21 +17,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from cdsde import config as config_lib
-from cdsde.data import (
-    contact_sheet,
-    decode,
-    eval_batches,
-    inputs,
-    resize,
-    to_uint8,
-    write_png,
-)
+from cdsde.data import contact_sheet, decode, eval_batches, inputs, to_uint8, write_png
 from cdsde.runtime import mesh, records
 from cdsde.translation import film
-from cdsde.translation.compiled import load_sampler
+from cdsde.translation.compiled import Sampler, load_sampler
 
 
-def sample(config: ConfigDict, workdir, loaded=None) -> Path:
+def sample(config: ConfigDict, workdir, loaded: tuple[Sampler, dict] | None = None) -> Path:
     """Translate every input image; returns the folder of the results.
 
     Args:
@@ -41,26 +34,19 @@ def sample(config: ConfigDict, workdir, loaded=None) -> Path:
     Raises:
       ValueError: no weights, a broken image (named), or results of other settings in the way.
     """
-    source = inputs.open_input(config)
-    sampler, origins = loaded or load_sampler(config, workdir)
-    folder = records.output_folder(config, workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = records.output_names(source.ids)
-    records.claim(folder, records.settings_record(config, origins, source), names)
-
-    wanted = range(len(source))[: config.sample.limit]
-    mine = list(wanted)[jax.process_index() :: jax.process_count()]
-    shown = folder / film.FOLDER if config.sample.trajectory else None
-    if shown and config.method in config_lib.GANS:
+    if config.sample.trajectory and config.method in config_lib.GANS:
         raise ValueError(
             f"config.sample.trajectory is True, and {config.method} has no trajectory: it makes a "
             "picture in one pass; leave it out"
         )
-
-    def there(name):
-        return (folder / name).exists() and not (shown and film.missing(shown, name))
-
-    todo = [j for j in mine if not there(names[j])]
+    source = inputs.open_input(config)
+    folder = records.output_folder(config, workdir)
+    sampler, origins = loaded or load_sampler(config, workdir)
+    names = records.output_names(source.ids)
+    records.claim(folder, records.settings_record(config, origins, source), names)
+    chosen = list(range(len(source))[: config.sample.limit])
+    mine = chosen[jax.process_index() :: jax.process_count()]
+    todo = [j for j in mine if not _finished(config, folder, names[j])]
     logging.info(
         "%s: %d of %d images to translate, %d network evaluations each, on %d %s device(s)",
         config.method,
@@ -70,59 +56,64 @@ def sample(config: ConfigDict, workdir, loaded=None) -> Path:
         sampler.devices.size,
         jax.default_backend(),
     )
-    size = min(mesh.round_up(config.sample.batch_size, sampler.devices), _cap(todo, sampler))
+    _translate(config, sampler, source, folder, names, todo)
+    mesh.barrier("sampled")
+    if jax.process_index() == 0 and config.sample.sheet:
+        shown = chosen[: config.sample.sheet]
+        write_png(folder / records.SHEET, sheet_of(config, source, folder, names, shown))
+        logging.info("results in %s, the first of them in %s", folder, folder / records.SHEET)
+    return folder
+
+
+def _finished(config: ConfigDict, folder: Path, name: str) -> bool:
+    """Whether an image's result, and its trajectory where asked for, is written."""
+    if not (folder / name).exists():
+        return False
+    return not config.sample.trajectory or not film.missing(folder / film.FOLDER, name)
+
+
+def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: list[int]) -> None:
+    """Translate the images numbered `todo`, in batches."""
+    d, devices = config.data, sampler.devices
+    keep = film.FRAMES if config.sample.trajectory else 0
+    # No batch is padded further than the work that there is.
+    most = max(mesh.round_up(len(todo), devices), devices.size)
     batches = eval_batches(
         source,
-        image_size=config.data.image_size,
-        batch_size=size,
-        filter=config.data.filter,
-        fit=config.data.fit,
+        image_size=d.image_size,
+        batch_size=min(mesh.round_up(config.sample.batch_size, devices), most),
+        filter=d.filter,
+        fit=d.fit,
         indices=todo,
     )
     by_id = dict(zip(source.ids, names, strict=True))
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
         for batch in batches:
-            images, states = sampler.states(
-                batch["image"], batch["id"], film.FRAMES if shown else False
-            )
-            images = to_uint8(images)
-            for row, (name, real) in enumerate(zip(batch["name"], batch["mask"], strict=True)):
-                if real:
-                    if shown:
-                        seen = states[:, :, row].reshape(-1, *images[row].shape)
-                        film.write(shown, by_id[name], batch["image"][row], seen)
-                    # Last: it says that the image is done.
-                    write_png(folder / by_id[name], images[row])
-                    bar.update()
-    mesh.barrier("sampled")
-    if jax.process_index() == 0 and config.sample.sheet:
-        write_png(folder / records.SHEET, sheet_of(config, source, folder, names, wanted))
-        logging.info("results in %s, the first of them in %s", folder, folder / records.SHEET)
-    return folder
+            y, states = sampler.states(batch["image"], batch["id"], keep)
+            images = to_uint8(y)
+            for row in np.flatnonzero(batch["mask"]):
+                name = by_id[batch["name"][row]]
+                if keep:
+                    seen = states[:, :, row].reshape(-1, *images[row].shape)
+                    film.write(folder / film.FOLDER, name, batch["image"][row], seen)
+                # Last: it says that the image is done.
+                write_png(folder / name, images[row])
+                bar.update()
 
 
-def _cap(todo, sampler) -> int:
-    """No batch is padded further than the work that there is."""
-    return max(mesh.round_up(len(todo), sampler.devices), sampler.devices.size)
-
-
-def sheet_of(config: ConfigDict, source, folder: Path, names, wanted) -> np.ndarray:
-    """Source | result | true target (where there is one) of the first images, uint8."""
+def sheet_of(
+    config: ConfigDict, source, folder: Path, names: Sequence[str], shown: Sequence[int]
+) -> np.ndarray:
+    """Source | result | true target (where there is one) of the images numbered `shown`, uint8."""
     pairs = inputs.open_truth(config)
-    size = config.data.image_size
     rows = []
-    for j in list(wanted)[: config.sample.sheet]:
+    for j in shown:
         row = [
-            resize(source[j]["image"], size, filter=config.data.filter, fit=config.data.fit),
+            inputs.resized(config, source[j]["image"]),
             decode(folder / names[j], names[j]),
         ]
-        rows.append(
-            row
-            + (
-                [resize(pairs[j]["image"], size, filter=config.data.filter, fit=config.data.fit)]
-                if pairs
-                else []
-            )
-        )
-    titles = ["source", config.method, *(["true target"] if pairs else [])]
+        if pairs is not None:
+            row.append(inputs.resized(config, pairs[j]["image"]))
+        rows.append(row)
+    titles = ["source", config.method, *(["true target"] if pairs is not None else [])]
     return contact_sheet(rows, titles, blocks=4 if len(rows) > 8 else 1)

@@ -19,6 +19,8 @@ import safetensors.numpy
 from flax import traverse_util
 
 from cdsde.data import tokenizer
+from cdsde.diffusion import schedules
+from cdsde.editing.ladders import LatentSchedule
 from cdsde.networks.stable_diffusion.blip import BLIP, Decoder, Vision
 from cdsde.networks.stable_diffusion.clip import (
     CLIP,
@@ -28,7 +30,7 @@ from cdsde.networks.stable_diffusion.clip import (
 )
 from cdsde.networks.stable_diffusion.unet import UNet
 from cdsde.networks.stable_diffusion.vae import AutoencoderKL
-from cdsde.runtime import records
+from cdsde.runtime import files
 from cdsde.weights.torch import convert
 
 WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -316,7 +318,7 @@ def save(folder: str | Path, parts: Parts) -> None:
     )
     tokenizer.save(folder / "tokenizer", parts.tokenizer)
     first, last = parts.betas
-    records.write_json(
+    files.write_json(
         folder / "scheduler" / "scheduler_config.json",
         {
             "_class_name": "DDIMScheduler",
@@ -330,7 +332,7 @@ def save(folder: str | Path, parts: Parts) -> None:
             "prediction_type": "epsilon",
         },
     )
-    records.write_json(
+    files.write_json(
         folder / "model_index.json",
         {
             "_class_name": "StableDiffusionPipeline",
@@ -347,5 +349,58 @@ def save(folder: str | Path, parts: Parts) -> None:
 
 
 def _write(folder: Path, config: dict, params: Mapping, stem: str = WEIGHTS[0]) -> None:
-    records.write_json(folder / "config.json", config)
+    files.write_json(folder / "config.json", config)
     safetensors.numpy.save_file(state_dict(params), folder / f"{stem}.safetensors")
+
+
+# Fields of a scheduler that change the result, with the values that are the same as leaving them
+# out: any other value is refused.
+SAME_AS_ABSENT = {
+    "rescale_betas_zero_snr": (False, None),
+    "timestep_spacing": ("leading", None),
+    "clip_sample": (False, None),
+    "thresholding": (False, None),
+}
+
+
+def read_schedule(folder: str | Path) -> LatentSchedule:
+    """The schedule of a diffusers folder's `scheduler/`; DDIM is run whatever sampler it names.
+
+    Raises:
+      ValueError: no file, or something in it that is not done here.
+    """
+    path = Path(folder) / "scheduler_config.json"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; it says the noise levels of the model")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for field, same in SAME_AS_ABSENT.items():
+        if config.get(field) not in same:
+            raise ValueError(
+                f"{path} sets {field} to {config[field]!r}, which is not done here; a model of "
+                f"SD-1.x has {same[0]!r}"
+            )
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"{path} says prediction_type '{prediction}'; epsilon and v_prediction are known"
+        )
+    return LatentSchedule(
+        _alpha_bar(config, path),
+        offset=config.get("steps_offset", 0),
+        prediction=prediction,
+        clean=1.0 if config.get("set_alpha_to_one") else None,
+    )
+
+
+def _alpha_bar(config: Mapping[str, Any], path: Path) -> np.ndarray:
+    """ᾱ, float32 `[T]`, rounded as diffusers rounds it."""
+    if config.get("trained_betas") is not None:
+        return np.cumprod(1 - np.asarray(config["trained_betas"], np.float32), dtype=np.float32)
+    kind, count = config.get("beta_schedule"), config["num_train_timesteps"]
+    first, last = config["beta_start"], config["beta_end"]
+    if kind == "scaled_linear":
+        return schedules.scaled_linear(count, first, last).alpha_bar
+    if kind == "linear":
+        beta = np.linspace(first, last, count, dtype=np.float32)
+        return np.cumprod(1 - beta, dtype=np.float32)
+    raise ValueError(f"{path} names the schedule '{kind}'; scaled_linear and linear are known")

@@ -17,15 +17,15 @@ from cdsde import config as config_lib
 from cdsde.data.inputs import tokenizer_of
 from cdsde.networks import build
 from cdsde.networks.stable_diffusion import small
-from cdsde.runtime import records
+from cdsde.runtime import files, records
 from cdsde.weights import checkpoint, diffusers, resolve
 from cdsde.weights.torch import convert
 
 MODULES = {
     "score": build.score_module,
     "classifier": build.classifier_module,
-    "cut": lambda config: build.gan_modules(config, "cut")[0],
-    "fastcut": lambda config: build.gan_modules(config, "fastcut")[0],
+    "cut": lambda config: build.gan_modules(config)[0],
+    "fastcut": lambda config: build.gan_modules(config)[0],
 }
 
 
@@ -100,7 +100,7 @@ def export_model(config: ConfigDict, workdir) -> Path:
     )
     diffusers.save(folder, parts)
     cards = {stage: card(config, workdir, stage) for stage in config_lib.LATENT}
-    records.write_json(folder / "card.json", cards)
+    files.write_json(folder / "card.json", cards)
     logging.info("%s written to %s", origin, folder)
     return folder
 
@@ -121,7 +121,7 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
         "step": checkpoint.latest_step(workdir, stage),
         "seed": made_with["train"]["seed"],
         "data": made_with["data"],
-        "training": made_with["train"][stage],
+        "training": made_with["train"]["cut" if stage == "fastcut" else stage],
         "last_log_row": {k: float(v) for k, v in last.items()},
         "hours": float(last["step"]) / float(last["steps_per_second"]) / 3600,
         **records.provenance(),
@@ -141,10 +141,10 @@ def _check_published(config: ConfigDict, stage: str) -> None:
             f"there is no published format of the {stage}; import and export know "
             f"{', '.join(MODULES)}"
         )
-    net = config[stage]
+    group = "cut" if stage in config_lib.GANS else stage
     for key, plain in (("patch_size", 1), ("group_channels", 1), ("prediction", "eps")):
-        if net.get(key, plain) != plain:
+        if (value := config[group].get(key, plain)) != plain:
             raise ValueError(
-                f"config.{stage}.{key} is {config_lib.get(config, f'{stage}.{key}')}; published "
-                f"networks have {plain}, so there is no published format of this one"
+                f"config.{group}.{key} is {value}; published networks have {plain}, so there is no "
+                "published format of this one"
             )

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.networks import build
-from cdsde.runtime import records
+from cdsde.runtime import files
 from cdsde.runtime.trees import digest, flatten, unflatten
 from cdsde.weights import checkpoint
 
@@ -31,16 +31,18 @@ SHIPPED = "shipped:"
 CONTEXT = ("data.image_size", "sde.schedule", "sde.num_steps")
 
 
-def folder() -> Path:
-    """Where the shipped checkpoints lie."""
-    return Path(str(resources.files("cdsde") / "assets" / "checkpoints"))
+def shipped_folder(kind: str = "checkpoints") -> Path:
+    """Where the package's own "checkpoints", or latent diffusion "models", lie."""
+    return Path(str(resources.files("cdsde") / "assets" / kind))
 
 
 def architecture(config: ConfigDict, stage: str) -> dict:
     """What a checkpoint of the stage must agree on: its network's group and the SDE."""
-    net = json.loads(config[stage].to_json())
     if stage in config_lib.GANS:  # the generator is what is kept and what translates
-        return {"network": {k: net[k] for k in ("channels", "num_blocks")}}
+        return {"network": {k: config.cut[k] for k in ("channels", "num_blocks")}}
+    net = json.loads(config[stage].to_json())
+    if stage in ("encoder", "classifier"):
+        net |= build.encoder_half_constants(config[stage])
     return {"network": net, **{key: config_lib.get(config, key) for key in CONTEXT}}
 
 
@@ -88,7 +90,7 @@ def shapes(config: ConfigDict, stage: str):
 
 def _load_named(config: ConfigDict, stage: str, name: str):
     if name.startswith(SHIPPED):
-        path = folder() / f"{name.removeprefix(SHIPPED)}.safetensors"
+        path = shipped_folder() / f"{name.removeprefix(SHIPPED)}.safetensors"
         if not path.exists():
             raise ValueError(
                 f"config.weights.{stage}={name}: the package has no such weights; there are "
@@ -112,28 +114,29 @@ def _load_named(config: ConfigDict, stage: str, name: str):
 
 def shipped_names() -> list[str]:
     """Names of the checkpoints in the package."""
-    return sorted(p.stem for p in folder().glob("*.safetensors"))
+    return sorted(p.stem for p in shipped_folder().glob("*.safetensors"))
 
 
 def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None:
     """Write parameters as float16 safetensors, and the card with the architecture beside them."""
     half = {name: value.astype(np.float16) for name, value in flatten(params).items()}
     path.write_bytes(safetensors.numpy.save(half))
-    records.write_json(
+    files.write_json(
         path.with_suffix(".json"), {**card, "architecture": architecture(config, stage)}
     )
 
 
-def _check_architecture(saved: dict, wanted: dict, stage: str, name: str) -> None:
+def _check_architecture(saved: dict, expected: dict, stage: str, name: str) -> None:
     """Raise ValueError naming the keys of the config in which a checkpoint differs."""
-    saved = {**{f"{stage}.{k}": v for k, v in saved["network"].items()}, **saved}
-    wanted = {**{f"{stage}.{k}": v for k, v in wanted["network"].items()}, **wanted}
+    group = "cut" if stage in config_lib.GANS else stage
+    saved = {**{f"{group}.{k}": v for k, v in saved["network"].items()}, **saved}
+    expected = {**{f"{group}.{k}": v for k, v in expected["network"].items()}, **expected}
     # Neither changes the function that the weights compute when sampling.
-    ignored = ("network", f"{stage}.dropout")
+    ignored = ("network", f"{group}.dropout")
     wrong = [
-        f"config.{k} is {wanted.get(k)}, the weights have {saved.get(k)}"
-        for k in sorted(set(saved) | set(wanted))
-        if k not in ignored and _plain(saved.get(k)) != _plain(wanted.get(k))
+        f"config.{k} is {expected.get(k)}, the weights have {saved.get(k)}"
+        for k in sorted(set(saved) | set(expected))
+        if k not in ignored and _plain(saved.get(k)) != _plain(expected.get(k))
     ]
     if wrong:
         raise ValueError(

@@ -11,6 +11,7 @@ from latent_vectors import folder as folder
 from latent_vectors import nchw, nhwc
 
 from cdsde.data import tokenizer
+from cdsde.diffusion import schedules
 from cdsde.edit import text_directions
 from cdsde.editing import editors, guidance, ladders, regularise
 from cdsde.weights import diffusers
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 def model(golden):
     """`(unet(x, t, context, ...) with parameters bound, the schedule)` of the small model."""
     module, params = diffusers.load_unet(golden / "latent" / "model" / "unet")
-    schedule = ladders.read_schedule(golden / "latent" / "model" / "scheduler")
+    schedule = diffusers.read_schedule(golden / "latent" / "model" / "scheduler")
     return lambda *args, **kwargs: module.apply(params, *args, **kwargs), schedule
 
 
@@ -78,7 +79,7 @@ def test_inversions(folder, close, model):
     close(states, "inversion", "states_empty_prompt")
     rolls = jnp.asarray(v["p2pzero_official_rolls"])
     official = ladders.inversion(schedule, 10, "p2p0")
-    adjusted = dict(adjust=regularise.regularise, per_step=rolls)
+    adjusted = dict(adjust=regularise.towards_noise, per_step=rolls)
     close(run(x0, official, v["c"], **adjusted), "inversion", "p2pzero_official_states")
     adjusted["per_step"] = rolls[jnp.arange(10) % 8]
     states = run(x0, ladders.inversion(schedule, 10), v["c"], **adjusted)
@@ -96,7 +97,7 @@ def test_noise_regularisation(folder, close):
         value, slope = jax.value_and_grad(function)(e)
         close(value, "noise_reg", name)
         close(nchw(slope), "noise_reg", f"grad_{name}")
-    close(nchw(regularise.regularise(e[None], v["rolls"])[0]), "noise_reg", "eps_regularised")
+    close(nchw(regularise.towards_noise(e[None], v["rolls"])[0]), "noise_reg", "eps_regularised")
 
 
 @pytest.mark.parametrize("side", [4, 6, 8, 24, 64])
@@ -107,7 +108,7 @@ def test_shifts_are_never_none_and_fit(side):
     for level, n in enumerate(sides):
         assert shifts[..., level].max() <= max(1, n // 2 - 1)
     e = jax.random.normal(jax.random.key(1), (1, side, side, 4))
-    assert np.isfinite(regularise.regularise(e, shifts)).all()
+    assert np.isfinite(regularise.towards_noise(e, shifts)).all()
 
 
 @pytest.mark.parametrize("roles", ["cds", "cut"])
@@ -296,7 +297,7 @@ def test_edit_direction(folder, close):
 
 
 def test_a_finer_inversion_passes_the_levels_of_sampling():
-    schedule = ladders.scaled_linear()
+    schedule = ladders.LatentSchedule(schedules.scaled_linear().alpha_bar)
     down = ladders.sampling(schedule, 50)
     up = ladders.inversion(schedule, 999)
     at = ladders.shared(up, down)

@@ -20,9 +20,9 @@ def autoencoder(config: ConfigDict) -> AutoencoderKL:
     net = config.autoencoder
     return AutoencoderKL(
         widths=tuple(net.widths),
-        blocks=net.blocks,
+        blocks=1,
         latent_channels=net.channels,
-        groups=net.groups,
+        groups=8,
         dtype=jnp.dtype(config.dtype),
     )
 
@@ -33,9 +33,9 @@ def unet(config: ConfigDict) -> UNet:
     return UNet(
         widths=tuple(net.widths),
         attention=(True,) * len(net.widths),
-        blocks=net.blocks,
+        blocks=1,
         heads=(net.heads,) * len(net.widths),
-        groups=net.groups,
+        groups=16,
         out_channels=config.autoencoder.channels,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
@@ -51,7 +51,7 @@ def text_encoder(config: ConfigDict) -> CLIPTextModel:
             positions=net.text_length,
             width=net.text_width,
             depth=net.text_depth,
-            heads=net.text_heads,
+            heads=4,
             mlp=4 * net.text_width,
             end=net.vocabulary - 1,
             dtype=jnp.dtype(config.dtype),

@@ -1,0 +1,118 @@
+"""The pictures of a run, translated or those of a floor, and what is measured on them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cdsde import config as config_lib
+from cdsde.benchmark import floors, plan
+from cdsde.benchmark.task import Task
+from cdsde.data import contact_sheet, inputs, write_png
+from cdsde.evaluate import translations
+from cdsde.runtime import records
+from cdsde.translation.compiled import Sampler
+from cdsde.translation.domain_statistics import colour_table
+from cdsde.translation.run import sample
+
+SHEET_IMAGES = 16
+
+
+class Maker:
+    """Makes the pictures of a task's runs; keeps the last sampler, which need not compile again.
+
+    Args:
+      task: the task.
+    """
+
+    def __init__(self, task: Task):
+        self.task = task
+        self._sampler: Sampler | None = None
+        self._params: dict = {}
+
+    def make(self, run: plan.Run, config, params, record) -> tuple[dict, Path]:
+        """Translate the split and measure it: `(result, folder of the pictures)`."""
+        task = self.task
+        folder = task.workdir / "samples" / task.key(record)
+        begin = time.monotonic()
+        evaluations = 0
+        if config is None:
+            self._write_floor(run.method, folder)
+        else:
+            config.sample.output = str(folder)
+            sampler = self._sampler_for(config, params)
+            evaluations = sampler.evaluations
+            sample(config, task.workdir, (sampler, record["weights"]))
+        seconds = time.monotonic() - begin
+        of = task.config if config is None else config
+        per_image = translations.measure(of, task.source, task.pairs, folder, task.pairwise)
+        summary = translations.summarise(per_image, of.eval.bootstrap)
+        read = translations.written(of, task.source, folder)
+        summary |= translations.distances(task.reference, read, len(per_image["name"]))
+        result = {
+            "task": task.name,
+            "method": run.method,
+            "seed": run.seed,
+            "settings": record,
+            "evaluations": evaluations,
+            "seconds": round(seconds, 1),
+            "metrics": {k: {c: _short(v[c]) for c in v} for k, v in summary.items()},
+            "made": records.provenance(),
+        }
+        if run.part == "main" and run.seed == 0:
+            columns = {k: v for k, v in per_image.items() if k != "name"}
+            result["per_image"] = {k: [_short(x) for x in v] for k, v in columns.items()}
+        return result, folder
+
+    def _sampler_for(self, config: ConfigDict, params: dict) -> Sampler:
+        """The sampler of the run before where only numbers differ."""
+        if self._sampler is not None and params is self._params:
+            try:
+                self._sampler.update(config)
+                return self._sampler
+            except ValueError:  # something is different that is compiled in
+                pass
+        self._sampler, self._params = Sampler(config, params), params
+        return self._sampler
+
+    def _write_floor(self, name: str, folder: Path) -> None:
+        task, config = self.task, self.task.config
+        real = inputs.open_split(config, config.data.target, config.eval.reference)
+        read = translations.resized(config, real)
+        images = np.stack([read(j) for j in range(len(real))])
+        truth = None if task.pairs is None else translations.resized(config, task.pairs)
+        table = None
+        if name == floors.COLOURS:
+            matched = {"method": "sdedit", "sample.match_colours": plan.MATCHED}
+            table = colour_table(task.configure(matched))[0]
+        source = translations.resized(config, task.source)
+        make = floors.pictures(name, source, truth, images, table)
+        folder.mkdir(parents=True, exist_ok=True)
+        for j, png in enumerate(records.output_names(task.source.ids)):
+            write_png(folder / png, make(j))
+
+
+def write_sheet(task: Task, folders: dict[str, Path], path: Path) -> None:
+    """The same first images under every method, as a PNG."""
+    count = len(range(len(task.source))[: task.config.sample.limit])
+    at = np.linspace(0, count - 1, min(count, SHEET_IMAGES)).astype(int)
+    readers = {"source": translations.resized(task.config, task.source)}
+    for name, folder in folders.items():
+        readers[name] = translations.written(task.config, task.source, folder)
+    if task.pairs is not None:
+        readers[floors.TRUTH] = translations.resized(task.config, task.pairs)
+    rows = [[read(j) for read in readers.values()] for j in at]
+    scale = max(1, 64 // task.config.data.image_size)
+    write_png(path, contact_sheet(rows, list(readers), blocks=2, scale=scale))
+
+
+def methods_with_weights(config: ConfigDict, methods) -> list[str]:
+    """Those of the methods whose networks the config names; a GAN's may be missing."""
+    return [m for m in methods if m not in config_lib.GANS or config.weights[m] is not None]
+
+
+def _short(value):
+    return float(f"{value:.5g}") if isinstance(value, float) else value

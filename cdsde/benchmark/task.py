@@ -1,0 +1,108 @@
+"""A task of the benchmark: its config, its images, and the names of its results.
+
+A result is kept under a hash of everything that decides its pixels and numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cdsde import api
+from cdsde import config as config_lib
+from cdsde.benchmark import floors, plan
+from cdsde.data import inputs
+from cdsde.evaluate import translations
+from cdsde.runtime import records
+from cdsde.translation.compiled import load_params
+
+
+class Task:
+    """A task, opened once.
+
+    Args:
+      name: a config.
+      workdir: where samples, statistics and trained networks go.
+      overrides: of its config, for all runs.
+    """
+
+    def __init__(self, name: str, workdir: Path, overrides: dict):
+        self.name, self.workdir, self.overrides = name, Path(workdir) / name, overrides
+        self.config = self.configure({})
+        self.source = inputs.open_input(self.config)
+        self.pairs = inputs.open_truth(self.config)
+        self.reference = translations.open_reference(self.config, self.workdir)
+        self.pairwise = translations.pairwise_metrics(translations.lpips(self.config))
+        self._loaded: dict[str, tuple[dict, dict]] = {}
+
+    def configure(self, changes: dict) -> ConfigDict:
+        """The task's config with a run's changes."""
+        config = api.load_config(self.name, {**self.overrides, **changes})
+        config.sample.sheet = 0
+        return config
+
+    def describe(self) -> dict:
+        """What the numbers of this task are about."""
+        d = self.config.data
+        ids = "\n".join(map(str, self.source.ids))
+        return {
+            "images": len(range(len(self.source))[: self.config.sample.limit]),
+            "image_list_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+            "split": self.config.sample.split,
+            "image_size": d.image_size,
+            "filter": d.filter,
+            **({} if d.fit == "crop" else {"fit": d.fit}),
+            **self.reference.how,
+        }
+
+    def settings(self, run: plan.Run) -> tuple[ConfigDict | None, dict, dict]:
+        """A run's config, its parameters, and the record of what decides its pixels."""
+        if run.method in floors.names(paired=True):
+            record = {"floor": run.method, "input": repr(self.source), "weights": {}}
+            return None, {}, record
+        config = self.configure({"method": run.method, "sample.seed": run.seed, **run.changes})
+        params, origins = self.load(config)
+        return config, params, records.settings_record(config, origins, self.source)
+
+    def load(self, config: ConfigDict) -> tuple[dict, dict[str, str]]:
+        """A method's networks and where they came from, read once."""
+        of = json.loads(config.to_json_best_effort())
+        decisive = {k: of[k] for k in ("method", "data", "sde", "weights", *config_lib.GUIDED)}
+        decisive["domain_images"] = of["contrastive_sde"]["domain_images"]
+        decisive["match_colours"] = of["sample"]["match_colours"]
+        key = json.dumps(decisive, sort_keys=True)
+        if key not in self._loaded:
+            self._loaded[key] = load_params(config, self.workdir / "none")
+        return self._loaded[key]
+
+    def key(self, record: dict) -> str:
+        """The name of a result: a hash of its settings, weights, images and extractors."""
+        record = {**record, "weights": {k: hash_of(v) for k, v in record["weights"].items()}}
+        whole = json.dumps([self.describe(), record], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def is_current(self, point: dict, record: dict) -> bool:
+        """Whether a kept point is what its run would make with today's config and weights."""
+        if "floor" in record:
+            return True
+        changes = point.get("changes", {})
+        asked = {"method": point["method"], "sample.seed": point["seed"], **changes}
+        try:
+            config = self.configure(asked)
+        except ValueError:  # its changes and today's config do not go together
+            return False
+        if records.settings_record(config, record["weights"], self.source) != record:
+            return False
+        # Networks that the run itself brings are not the task's.
+        rest = {k: v for k, v in asked.items() if not k.startswith("weights.")}
+        today = self.load(self.configure(rest))[1]
+        own = [name for name in record["weights"] if f"weights.{name}" not in changes]
+        return all(hash_of(record["weights"][n]) == hash_of(today.get(n, "")) for n in own)
+
+
+def hash_of(origin: str) -> str:
+    """The hash in an origin such as "shipped:NAME (sha256 HASH)": a file may lie elsewhere."""
+    return origin.rsplit("sha256 ", 1)[-1].rstrip(")")

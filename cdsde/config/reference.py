@@ -1,0 +1,37 @@
+"""The table of all keys as a page: `python -m cdsde.config.reference > docs/configuration.md`."""
+
+from __future__ import annotations
+
+from cdsde.config.keys import GROUPS
+from cdsde.diffusion.methods.method import Setting
+
+HEAD = """# Configuration
+
+Every key of a config, with its default and its meaning. A task's file in `configs/` changes some of
+them; the command line overrides any of them, `--config.KEY=VALUE`, and so does
+`cdsde.load_config("cat2dog", {"sample.steps": 50})`. Written by `python -m cdsde.config.reference`.
+"""
+
+
+def page() -> str:
+    """The page, Markdown."""
+    parts = [HEAD]
+    for group, settings in GROUPS.items():
+        parts.append(f"## {f'`{group}`' if group else 'Top level'}\n")
+        parts.append("| key | default | meaning |\n|---|---|---|")
+        prefix = f"{group}." if group else ""
+        parts += [_row(f"{prefix}{name}", setting) for name, setting in settings.items()]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _row(key: str, setting: Setting) -> str:
+    default = None if isinstance(setting.default, type) else setting.default
+    shown = '""' if default == "" else str(default)
+    choices = [f"`{choice}`" for choice in setting.choices if choice != ""]
+    meaning = f"{setting.meaning} One of {', '.join(choices)}." if choices else setting.meaning
+    return f"| `{key}` | `{shown}` | {meaning.replace('|', chr(92) + '|')} |"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

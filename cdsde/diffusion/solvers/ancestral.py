@@ -1,0 +1,34 @@
+r"""The ancestral step of DDPM (Ho et al. 2020), guided as in EGSDE (Zhao et al. 2022, algorithm 1).
+
+With β = 1 - ᾱ_i/ᾱ_p and g the gradient of the weighted energies,
+
+    y ← (y - β/√(1-ᾱ_i) ε) / √(1-β) - β/√(1-β) g + σ z
+    σ² = β (1-ᾱ_p)/(1-ᾱ_i)  "fixedsmall",   σ² = β  "fixedlarge",   σ = 0 in the last step
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from cdsde.diffusion.levels import Grid
+from cdsde.diffusion.solvers.solver import Solver
+
+
+def posterior_std(grid: Grid, variance: str) -> np.ndarray:
+    """σ of each step, float32 `[S]`."""
+    small = grid.beta * (1 - grid.next_alpha_bar) / (1 - grid.alpha_bar)
+    # Clipped before the logarithm, as the published tables are.
+    squared = {"fixedsmall": np.maximum(small, np.float32(1e-20)), "fixedlarge": grid.beta}
+    return (np.exp(0.5 * np.log(squared[variance])) * ~grid.last).astype(np.float32)
+
+
+def _step(y, eps, guidance, at: Grid, std, z, memory):
+    alpha = 1 - at.beta
+    mean = (y - at.beta / jnp.sqrt(1 - at.alpha_bar) * eps) / jnp.sqrt(alpha)
+    return mean - at.beta / jnp.sqrt(alpha) * guidance + std * z, memory
+
+
+def ancestral(variance: str = "fixedsmall") -> Solver:
+    """The solver with σ of `variance`: "fixedsmall" or "fixedlarge"."""
+    return Solver(1, _step, lambda grid: posterior_std(grid, variance))
