@@ -19,7 +19,7 @@ RENAMED = (
 GONE = (
     (
         r"(contrastive_sde\.(band|cutoff|reference|domain_band)|egsde\.domain_band)",
-        "it changed nothing (docs/results.md, ablations)",
+        "no result needed it (docs/results/ablations.md)",
     ),
     (r"train\.encoder\.colour", "the second view is the low-pass alone"),
     (r"train\.encoder\.shared_time", "all images of a batch share one noise level"),

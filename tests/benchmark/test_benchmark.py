@@ -11,8 +11,9 @@ import pytest
 from helpers import one_sentence
 
 from cdsde import load_config
-from cdsde.benchmark import floors, page, plan, plots, published, run, summary
-from cdsde.config import GANS, METHODS
+from cdsde.benchmark import floors, guides, page, plan, plots, published, summary
+from cdsde.benchmark.task import Task
+from cdsde.config import EDITORS, GANS, METHODS
 from cdsde.evaluate import translations
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,7 @@ def test_every_planned_run_is_a_valid_config():
         runs += plan.solvers(task, plan.METHODS, config)
         for r in runs:
             load_config(path, {"method": r.method, "sample.seed": r.seed, **r.changes})
-    assert sorted(plan.METHODS) == sorted(set(METHODS) - {"edit"}) and plan.GANS == GANS
+    assert sorted(plan.METHODS) == sorted(set(METHODS) - set(EDITORS)) and plan.GANS == GANS
 
 
 def test_floors():
@@ -111,7 +112,7 @@ def test_table_is_mean_and_deviation_over_seeds():
 
 def test_tables_of_the_readme_are_of_the_results():
     """A benchmark run anew shows here where the README is still that of the one before."""
-    results = json.loads((ROOT / "benchmark" / "results.json").read_text())
+    results = json.loads((ROOT / "docs" / "results" / "results.json").read_text())
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     for task in results["tasks"]:
         header, rows = summary.main_table(results, task)
@@ -126,7 +127,7 @@ def test_tables_of_the_readme_are_of_the_results():
 
 
 def test_fronts_of_the_readme_are_of_the_results():
-    results = json.loads((ROOT / "benchmark" / "results.json").read_text())
+    results = json.loads((ROOT / "docs" / "results" / "results.json").read_text())
     lines = [li.strip() for li in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
     begin = next(i for i, line in enumerate(lines) if line.startswith("| Fréchet / kernel"))
     levels = [int(cell.split("=")[1]) for cell in cells_of(lines[begin])[1:]]
@@ -186,7 +187,7 @@ def command(compiled_programs):
 def test_it_runs_and_goes_on(command, tmp_path):
     out = tmp_path / "benchmark"
     args = [f"--tasks={TASK}", f"--output={out}", f"--workdir={tmp_path / 'work'}", "--parts=main"]
-    args += [f"--set={s}" for s in ("sample.limit=5", "sample.steps=2", "eval.reference=val")]
+    args += [f"--config.{s}" for s in ("sample.limit=5", "sample.steps=2", "eval.reference=val")]
     first = command(*args, "--methods=sdedit", "--seeds=1")
     assert first.returncode == 0, first.stderr
     results = json.loads((out / "results.json").read_text())
@@ -210,7 +211,7 @@ def test_results_of_two_tasks_are_never_taken_for_each_other(tmp_path, monkeypat
     # The same names in the same order, the same target: only the pictures differ.
     monkeypatch.setattr(translations, "open_reference", lambda *_: translations.Reference((), {}))
     monkeypatch.chdir(ROOT)
-    tasks = [run.Task(name, tmp_path, {}) for name in (TASK, "noto2fluent")]
+    tasks = [Task(name, tmp_path, {}) for name in (TASK, "noto2fluent")]
     for method in (floors.IDENTITY, floors.RETRIEVAL, "sdedit"):
         wanted = plan.Run("main", "", method, method, None, {})
         keys = {task.key(task.settings(wanted)[2]) for task in tasks}
@@ -220,7 +221,7 @@ def test_results_of_two_tasks_are_never_taken_for_each_other(tmp_path, monkeypat
 def test_results_of_other_weights_or_of_an_older_method_are_not_current(tmp_path, monkeypatch):
     monkeypatch.setattr(translations, "open_reference", lambda *_: translations.Reference((), {}))
     monkeypatch.chdir(ROOT)
-    task = run.Task(TASK, tmp_path, {})
+    task = Task(TASK, tmp_path, {})
     wanted = plan.Run("fronts", TASK, "sdedit", "M", 100, {"sample.start": 100}, seed=2)
     point, record = wanted._asdict(), task.settings(wanted)[2]
     assert task.is_current(point, json.loads(json.dumps(record)))
@@ -245,15 +246,15 @@ def test_tasks_of_the_same_domains_share_what_guides_them(tmp_path, monkeypatch,
     monkeypatch.chdir(ROOT)
     on_devices(1)
     sizes = {"encoder.channels": 32, "encoder.channel_mult": (1,), "train.encoder.batch_size": 4}
-    tasks = [run.Task(name, tmp_path, sizes) for name in (TASK, "fluent2twemoji")]
-    first = tasks[0].trained("encoder", 1)
-    more = tasks[0].trained("encoder", 2)  # goes on from the first
+    tasks = [Task(name, tmp_path, sizes) for name in (TASK, "fluent2twemoji")]
+    first = guides.trained(tasks[0], "encoder", 1)
+    more = guides.trained(tasks[0], "encoder", 2)  # goes on from the first
     written = more.stat().st_mtime_ns
-    assert tasks[1].trained("encoder", 2) == more and more.stat().st_mtime_ns == written
+    assert guides.trained(tasks[1], "encoder", 2) == more and more.stat().st_mtime_ns == written
     assert first.read_bytes() != more.read_bytes()
     config = tasks[0].config
     config.train.encoder.learning_rate *= 2
-    assert run.training_hash(config, "encoder") != run.training_hash(tasks[1].config, "encoder")
+    assert guides.training_hash(config, "encoder") != guides.training_hash(tasks[1].config, "encoder")
 
 
 def test_results_that_cannot_be_read_are_named_and_left(command, tmp_path):
@@ -269,8 +270,8 @@ def test_bad_arguments_are_told_in_a_sentence(command, tmp_path):
         ("--methods=egsd", "egsde"),
         ("--parts=mian", "main"),
         ("--tasks=cat2dig", "cat2dog"),
-        ("--set=sample.step=3", "sample.steps"),
-        ("--set=sample.steps", "KEY=VALUE"),
+        ("--config.sample.step=3", "sample.steps"),
+        ("--set=sample.steps=3", "is now --config.KEY=VALUE"),
     ):
         done = command(wrong, f"--output={tmp_path}")
         assert done.returncode == 1 and said in done.stderr

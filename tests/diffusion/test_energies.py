@@ -184,7 +184,7 @@ ENERGIES = {
     "contrastive-map": energies.contrastive(feature_map),
     "contrast-of-domains": energies.domain_contrast(
         feature_map,
-        energies.Discriminant(
+        energies.DomainDirection(
             jnp.array([600.0, 300.0, 0.0]), GENERATOR.standard_normal((3, 6), dtype=np.float32)
         ),
     ),
@@ -207,7 +207,7 @@ def test_gradient_is_the_finite_difference(name):
 
 def test_contrast_of_domains_is_least_in_the_target_s_direction_at_its_own_level():
     target, source = jnp.eye(6)[:2], jnp.eye(6)[2:4]
-    made = energies.Discriminant(jnp.array([400.0, 100.0]), source - target)
+    made = energies.DomainDirection(jnp.array([400.0, 100.0]), source - target)
     energy = energies.domain_contrast(lambda x, i: x, made)
 
     def at(direction, i):
@@ -305,22 +305,3 @@ def test_total_adds_over_the_batch_and_never_averages():
     with pytest.raises(ValueError, match="shorter"):
         energies.total(used)(Y, references, 300.0, weights[:1])
     assert energies.total([])(Y, [], 300.0, weights[:0]) == 0
-
-
-def test_in_band_guides_one_band_of_frequencies():
-    r = np.random.default_rng(3)
-    y, x_t = (jnp.asarray(r.normal(size=(2, 16, 16, 3)), jnp.float32) for _ in range(2))
-
-    def sharp(y, x_t, i):
-        return jnp.sum(jnp.sin(3 * y) * x_t, axis=(1, 2, 3))
-
-    bands = [energies.in_band(sharp, factor) for factor in (4, -4)]
-    for banded in bands:
-        np.testing.assert_allclose(banded(y, x_t, 5.0), sharp(y, x_t, 5.0), rtol=1e-5)
-    assert energies.in_band(sharp, 0) is sharp
-    whole, low, high = (jax.grad(lambda y, e=e: e(y, x_t, 5.0).sum())(y) for e in (sharp, *bands))
-    matrix = energies.lowpass_matrix(16, 4)
-    expected = np.einsum("ho,bhwc,wp->bopc", matrix, whole, matrix)
-    np.testing.assert_allclose(low, expected, atol=1e-4)
-    assert np.abs(whole - low).max() > 1
-    np.testing.assert_allclose(low + high, whole, atol=1e-4)

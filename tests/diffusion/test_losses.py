@@ -1,4 +1,4 @@
-"""Losses in closed form, alike on one device and many; random moves of training images."""
+"""Losses in closed form, alike on one device and many."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,6 @@ import pytest
 
 from cdsde.diffusion import losses
 from cdsde.runtime import mesh
-from cdsde.train import augment
 
 nt_xent = jax.jit(losses.nt_xent)
 alignment_uniformity = jax.jit(losses.alignment_uniformity)
@@ -147,89 +146,3 @@ def test_alignment_and_uniformity():
     # Pairs at right angles: distance² 2.
     alignment, _ = alignment_uniformity(z, z[:, ::-1])
     assert alignment == pytest.approx(2, rel=1e-6)
-
-
-# --- augmentation ---
-
-IMAGES = normal(5, 6, 12, 12, 3)
-
-
-def affine(seed, images, **amounts):
-    # Compiled anew in each call, so that it sees replaced draws.
-    return jax.jit(lambda key, x: augment.affine(key, x, **amounts))(jax.random.key(seed), images)
-
-
-def test_no_amounts_no_change():
-    assert augment.affine(jax.random.key(0), IMAGES) is IMAGES
-
-
-def test_tiny_amounts_change_little():
-    moved = affine(0, IMAGES, shift=1e-6, scale=1e-6, rotate=1e-4)
-    np.testing.assert_allclose(moved, IMAGES, atol=1e-3)
-
-
-def with_draws(monkeypatch, *rows):
-    """The uniform draws of each image: shift of rows, shift of columns, zoom, angle."""
-    draws = jnp.array(rows, jnp.float32)
-
-    def uniform(key, shape, minval, maxval):
-        assert (shape, minval, maxval) == (draws.shape, -1.0, 1.0)
-        return draws
-
-    monkeypatch.setattr(augment.jax.random, "uniform", uniform)
-
-
-def test_shift_by_whole_pixels(monkeypatch):
-    # A quarter of the side, 3 pixels; a positive draw looks further down or right.
-    with_draws(monkeypatch, (1, 0, 0, 0), (-1, 0, 0, 0), (0, 1, 0, 0), (0, -1 / 3, 0, 0))
-    x = IMAGES[:4]
-    moved = affine(0, x, shift=0.25)
-    rows = np.arange(12)
-    expected = [
-        x[0][np.minimum(rows + 3, 11)],  # the border row is continued
-        x[1][np.maximum(rows - 3, 0)],
-        x[2][:, np.minimum(rows + 3, 11)],
-        x[3][:, np.maximum(rows - 1, 0)],
-    ]
-    np.testing.assert_allclose(moved, expected, atol=1e-5)
-
-
-def test_shift_is_a_share_of_each_side(monkeypatch):
-    with_draws(monkeypatch, (1, 1, 0, 0))
-    image = normal(6, 1, 8, 20, 1)
-    moved = affine(0, image, shift=0.25)
-    expected = image[:, np.minimum(np.arange(8) + 2, 7)][:, :, np.minimum(np.arange(20) + 5, 19)]
-    np.testing.assert_allclose(moved, expected, atol=1e-5)
-
-
-def test_zoom_and_rotation(monkeypatch):
-    # Twice as large: the sampled positions are half as far from the centre.
-    with_draws(monkeypatch, (0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 0, -1))
-    rows, columns = np.meshgrid(np.arange(12.0), np.arange(12.0), indexing="ij")
-    ramp = np.stack([rows, columns], axis=-1)[None].astype(np.float32)
-    moved = affine(0, np.repeat(ramp, 3, 0), scale=1.0, rotate=90.0)
-    np.testing.assert_allclose(moved[0], 5.5 + (ramp[0] - 5.5) / 2, atol=1e-4)
-    quarter = np.rot90(ramp[0]), np.rot90(ramp[0], -1)
-    one, other = (np.allclose(moved[1], q, atol=1e-4) for q in quarter)
-    assert one != other
-    np.testing.assert_allclose(moved[2], quarter[int(one)], atol=1e-4)
-
-
-def test_amounts_stay_within_bounds_and_differ():
-    # A ramp says where each pixel was taken from.
-    ramp = np.broadcast_to(np.arange(32.0, dtype=np.float32)[:, None, None], (64, 32, 32, 1))
-    moved = np.asarray(affine(3, ramp, shift=0.125))
-    offset = (moved - ramp)[:, 16, 16, 0]
-    assert np.all(np.abs(offset) <= 4)
-    assert offset.min() < -3 and offset.max() > 3
-    assert len(np.unique(offset)) == 64
-
-
-def test_affine_is_a_function_of_its_key():
-    amounts = {"shift": 0.2, "scale": 0.1, "rotate": 10.0}
-    one = affine(1, IMAGES, **amounts)
-    np.testing.assert_array_equal(affine(1, IMAGES, **amounts), one)
-    assert np.abs(affine(2, IMAGES, **amounts) - one).max() > 0.1
-    assert one.shape == IMAGES.shape and one.dtype == IMAGES.dtype
-    half = affine(1, jnp.asarray(IMAGES, jnp.bfloat16), **amounts)
-    assert half.dtype == jnp.bfloat16

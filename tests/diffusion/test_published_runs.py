@@ -14,7 +14,10 @@ import pytest
 
 from cdsde import config
 from cdsde.data import to_float, to_uint8
-from cdsde.diffusion import energies, methods, schedules, solvers
+from cdsde.diffusion import energies, methods, noise, schedules, solvers
+from cdsde.diffusion.levels import Grid, make_grid
+from cdsde.diffusion.methods import composition
+from cdsde.diffusion.methods.method import Method, Term
 from cdsde.weights.torch import convert
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "egsde"
@@ -85,37 +88,35 @@ def step(request):
     terms = {}
     for s1, s2 in (("cosine", "neg_l2"), ("neg_l2", "cosine")):
         settings = settings_of("egsde", domain_similarity=s1, content_similarity=s2)
-        method = methods.egsde(settings, {"classifier": classify})
-        terms["domain", s1], terms["content", s2] = (term.energy for term in method.terms)
+        domain, content = methods.METHODS["egsde"].terms(settings)
+        terms["domain", s1] = domain.energy({"classifier": classify})
+        terms["content", s2] = content.energy({})
     gradient = jax.grad(energies.total(list(terms.values())))
 
     @jax.jit
-    def one(y, x_t, z, grid, weights):
-        def go(**kwargs):
-            return solvers.reverse(
-                y,
-                grid,
-                eps_fn=lambda y, i: raw(y, i)[..., :3],
-                solver=solvers.ancestral,
-                **kwargs,
-            )[0]
+    def one(y, x_t, z, rows):
+        def go(**functions):
+            step = solvers.make_step(
+                solvers.ancestral(), eps_fn=lambda y, i: raw(y, i)[..., :3], **functions
+            )
+            return solvers.reverse(step, (y, ()), rows)[0]
 
-        def guidance(y, i, weights):
+        def guidance(y, i, at, weights):
             return gradient(y, [x_t] * len(terms), i, weights)
 
         mean = go(noise_fn=lambda position, i: jnp.zeros_like(z))
-        sample = go(noise_fn=lambda position, i: z, guidance_fn=guidance, per_step=weights[None])
-        return raw(y, grid.index[0].astype(jnp.float32)), mean, sample
+        sample = go(noise_fn=lambda position, i: z, guidance_fn=guidance)
+        return raw(y, rows[1].index[0].astype(jnp.float32)), mean, sample
 
     def run(k, t, s1, s2, ls, li, variance):
         position = 999 - int(t[k])
-        grid = solvers.make_grid(SCHEDULE, 1000, variance=variance)
-        grid = solvers.Grid(*(a[position : position + 1] for a in grid))
+        grid = Grid(*(a[position : position + 1] for a in make_grid(SCHEDULE, 1000)))
         assert grid.index[0] == t[k]
         chosen = {("domain", s1): ls, ("content", s2): li}
         weights = np.array([chosen.get(key, 0.0) for key in terms], np.float32)
         y, x_t, z = (arrays[name][k : k + 1] for name in ("y", "xt", "noise"))
-        return one(y, x_t, z, grid, weights)
+        coefficients = solvers.ancestral(variance).coefficients(grid)
+        return one(y, x_t, z, solvers.rows(grid, coefficients, weights[None]))
 
     return arrays, run
 
@@ -150,40 +151,45 @@ def test_step_without_guidance(step):
 # --- whole runs ---
 
 
-def noise(seed, index, batch):
+def draw(seed, index, batch):
     generator = np.random.Generator(np.random.PCG64(seed * 100000 + index))
     return np.moveaxis(generator.standard_normal((batch, 3, 32, 32), dtype=np.float32), 1, -1)
 
 
 def noise_of_run(arrays, grid, batch=1, rounds=1):
-    """`(start, step, reference)` of `methods.replay`, as the published runs drew them."""
+    """`(start, step, reference)` of `noise.replay`, as the published runs drew them."""
     seed, level = int(arrays["noise_seed"]), [int(i) for i in grid.index]
-    start = [noise(seed, 99999 - p, batch) for p in range(rounds)]
-    steps = [[noise(seed, 1000 * p + i, batch) for i in level] for p in range(rounds)]
-    reference = [[noise(seed, 50000 + i, batch) for i in level]] * rounds
+    start = [draw(seed, 99999 - p, batch) for p in range(rounds)]
+    steps = [[draw(seed, 1000 * p + i, batch) for i in level] for p in range(rounds)]
+    reference = [[draw(seed, 50000 + i, batch) for i in level]] * rounds
     return np.array(start), np.array(steps), np.array(reference)
 
 
 def compile_run(network, method, rounds=1, **changes):
-    """One compiled `(x0, grid, weights, noises) -> (result, states)`."""
+    """`(run, levels)`: one compiled `run(x0, levels, noises) -> (result, states)`, all states, and
+    `levels(grid, variance="fixedsmall")` for it."""
     raw, classify = load(network)
-    settings = settings_of(method, **changes)
-    composed = methods.METHODS[method](settings, {"classifier": classify})
+    settings, composed = settings_of(method, **changes), methods.METHODS[method]
+    networks = {"score": lambda y, i: raw(y, i)[..., :3], "classifier": classify}
 
     @jax.jit
-    def run(x0, grid, weights, noises):
-        return methods.translate(
+    def run(x0, levels, noises):
+        return composition.translate(
             x0,
             composed,
-            eps_fn=lambda y, i: raw(y, i)[..., :3],
-            grid=grid,
-            noise=methods.replay(*noises),
-            weights=weights,
+            settings,
+            networks,
+            levels,
+            noise=noise.replay(*noises),
+            solver=solvers.ancestral(),
             rounds=rounds,
-            trace=True,
+            keep=len(levels.grid.index),
         )
 
-    return run
+    def levels(grid, variance="fixedsmall"):
+        return composition.make_levels(composed, settings, grid, solvers.ancestral(variance))
+
+    return run, levels
 
 
 def check_states(states, arrays, run, tolerance):
@@ -205,11 +211,6 @@ def check_picture(result, expected, floor):
     assert np.abs(picture.astype(int) - expected).max() <= 1
 
 
-def egsde_weights(grid):
-    # The published weights are the package's defaults: 500 and 2.
-    return methods.weights("egsde", settings_of("egsde"), grid.index)
-
-
 @pytest.mark.parametrize("name", ["adm", "ddpm"])
 def test_source_is_read_as_published(name):
     arrays = golden(f"trajectory_{name}")
@@ -220,24 +221,26 @@ def test_source_is_read_as_published(name):
 def test_start_and_references(name):
     """The states that the loop starts from and that the energies compare with."""
     arrays = golden(f"trajectory_{name}")
-    grid = solvers.make_grid(SCHEDULE, 500)
+    grid = make_grid(SCHEDULE, 500)
     start, steps, _ = noise_of_run(arrays, grid)
     # An energy <y, x_t> has the gradient x_t; the steps return what they are given.
-    term = methods.Term(lambda y, x_t, i: jnp.sum(y * x_t, axis=(1, 2, 3)))
+    term = Term(lambda networks: lambda y, x_t, i: jnp.sum(y * x_t, axis=(1, 2, 3)), 1.0)
+    method = Method("test", "Test", {}, terms=lambda settings: (term,))
     seen = {}
     for what, step in (
-        ("start", lambda y, eps, guidance, at, z, memory: (y, memory)),
-        ("references", lambda y, eps, guidance, at, z, memory: (guidance, memory)),
+        ("start", lambda y, eps, guidance, at, c, z, memory: (y, memory)),
+        ("references", lambda y, eps, guidance, at, c, z, memory: (guidance, memory)),
     ):
-        _, states = methods.translate(
+        solver = solvers.Solver(1, step, lambda grid: ())
+        _, states = composition.translate(
             arrays["x0"][:1],
-            methods.Method((term,)),
-            eps_fn=lambda y, i: y,
-            grid=grid,
-            noise=methods.replay(start, steps),
-            weights=np.ones((500, 1), np.float32),
-            solver=solvers.Solver(step),
-            trace=True,
+            method,
+            None,
+            {"score": lambda y, i: y},
+            composition.make_levels(method, None, grid, solver),
+            noise=noise.replay(start, steps),
+            solver=solver,
+            keep=500,
         )
         seen[what] = states[0]
     init = arrays["egsde500_init"]
@@ -248,15 +251,17 @@ def test_start_and_references(name):
 
 def test_twenty_steps_adm():
     arrays = golden("trajectory_adm")
-    grid = solvers.make_grid(SCHEDULE, 20)
-    run = compile_run("adm", "egsde")
-    weights, noises = egsde_weights(grid), noise_of_run(arrays, grid)
-    result, states = run(arrays["x0"][:1], grid, weights, noises)
+    grid = make_grid(SCHEDULE, 20)
+    # The published weights are the package's defaults: 500 and 2.
+    run, levels = compile_run("adm", "egsde")
+    numbers, noises = levels(grid), noise_of_run(arrays, grid)
+    result, states = run(arrays["x0"][:1], numbers, noises)
     check_states(states[0], arrays, "egsde20", TWENTY_STEPS)
     check_picture(result, arrays["egsde20_png"][0], 1e-5)
     assert error(noise_of_start(arrays, noises, 20), arrays["egsde20_init"]) < 1e-6
     # As the published code has it, SDEdit is EGSDE with both weights 0.
-    _, states = run(arrays["x0"][:1], grid, 0 * weights, noises)
+    unguided = numbers._replace(weights=0 * numbers.weights)
+    _, states = run(arrays["x0"][:1], unguided, noises)
     check_states(states[0], arrays, "sdedit20", TWENTY_STEPS)
 
 
@@ -268,21 +273,20 @@ def noise_of_start(arrays, noises, start, x=None):
 def test_twenty_steps_ddpm():
     """A batch of two with the large variance, and two rounds; one program for both."""
     arrays = golden("trajectory_ddpm")
-    run = compile_run("ddpm", "egsde", rounds=2)
+    run, levels = compile_run("ddpm", "egsde", rounds=2)
 
-    grid = solvers.make_grid(SCHEDULE, 20, variance="fixedlarge")
+    grid = make_grid(SCHEDULE, 20)
     noises = noise_of_run(arrays, grid, batch=2, rounds=1)
     twice = [np.concatenate([a, a]) for a in noises]
-    _, states = run(arrays["x0"], grid, egsde_weights(grid), twice)
+    _, states = run(arrays["x0"], levels(grid, "fixedlarge"), twice)
     check_states(states[0], arrays, "egsde20", TWENTY_STEPS)
     check_picture(states[0, -1], arrays["egsde20_png"][0], 1e-5)
     assert error(noise_of_start(arrays, noises, 20), arrays["egsde20_init"]) < 1e-6
 
     # The published run has one image; here it stands twice in the batch.
-    grid = solvers.make_grid(SCHEDULE, 20)
     noises = [np.repeat(a, 2, axis=-4) for a in noise_of_run(arrays, grid, rounds=2)]
     first = np.repeat(arrays["x0"][:1], 2, axis=0)
-    result, states = run(first, grid, egsde_weights(grid), noises)
+    result, states = run(first, levels(grid), noises)
     np.testing.assert_array_equal(result, states[-1, -1])
     np.testing.assert_allclose(states[:, :, 0], states[:, :, 1], atol=1e-5)
     for p in (0, 1):
@@ -296,11 +300,9 @@ def test_twenty_steps_ddpm():
 def run_500(network, method, run, **changes):
     """A complete run of 500 steps, every saved state compared; returns what it ended with."""
     arrays = golden(f"trajectory_{network}")
-    grid = solvers.make_grid(SCHEDULE, 500)
-    weights = methods.weights(method, settings_of(method, **changes), grid.index)
-    compiled = compile_run(network, method, **changes)
-    noises = noise_of_run(arrays, grid)
-    result, states = compiled(arrays["x0"][:1], grid, weights, noises)
+    grid = make_grid(SCHEDULE, 500)
+    compiled, levels = compile_run(network, method, **changes)
+    result, states = compiled(arrays["x0"][:1], levels(grid), noise_of_run(arrays, grid))
     check_states(states[0], arrays, run, ALL_STEPS)
     return arrays, result
 

@@ -26,12 +26,9 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 TINY = {
     "data.image_size": 16,
     "autoencoder.widths": (8, 16),
-    "autoencoder.groups": 4,
     "latent.widths": (16, 32),
-    "latent.groups": 4,
     "latent.heads": 2,
     "latent.text_width": 16,
-    "latent.text_heads": 2,
     "latent.vocabulary": 400,
     "train.autoencoder.steps": 3,
     "train.latent.steps": 3,
@@ -39,11 +36,10 @@ TINY = {
     "train.log_every": 1,
     "train.checkpoint_every": 2,
     "model.path": None,
-    "edit.image_size": 16,
     "edit.steps": 3,
     "edit.source": "face",
     "edit.target": "heart",
-    "edit.limit": 3,
+    "sample.limit": 3,
     "edit.regularise": False,  # it divides by the variance of noise that this network barely tells
     "edit.num_patches": 8,
 }

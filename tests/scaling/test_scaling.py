@@ -104,7 +104,7 @@ def test_bench_from_the_command_line(tmp_path, capsys, pictures):
         "data.target": "yellow",
         "method": "sdedit",
     }
-    sets = [f"--set={key}={value}" for key, value in changes.items()]
+    sets = [f"--config.{key}={value}" for key, value in changes.items()]
     args = ["--config=folder", "--images=8", "--parts=forward,step", "--repeat=1", *sets]
     bench.bench([*args, f"--output={output}"])
     record = json.loads(output.read_text())
@@ -112,7 +112,7 @@ def test_bench_from_the_command_line(tmp_path, capsys, pictures):
     assert "images/s" in capsys.readouterr().out
     for more, message in (
         (["--parts=walk"], "--parts names 'walk'; of folder choose from forward"),
-        (["--set=nothing"], "--set=nothing is not KEY=VALUE"),
+        (["--config.nothing=1"], "config has no key 'nothing'"),
         (["--published=/nowhere"], "the published step did not run in"),
     ):
         with pytest.raises(SystemExit, match=message):

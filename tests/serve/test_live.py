@@ -1,8 +1,10 @@
 """Trajectories, and the page: what it shows is what `--mode=sample` makes, without compiling."""
 
+import contextlib
+
 import numpy as np
 import pytest
-from helpers import FOLDER, TINY, random_params
+from helpers import FOLDER, TINY, free_port, no_new_programs, random_params
 from PIL import Image
 
 from cdsde import config as config_lib
@@ -34,13 +36,6 @@ def task(tmp_path_factory):
     return folder, config
 
 
-def test_frames():
-    assert solvers.frames(6, 3).tolist() == [3, 0, 3, 1, 3, 2]
-    assert solvers.frames(2, 4).tolist() == [2, 3]
-    every = solvers.frames(7, 7)
-    assert every.tolist() == list(range(7))
-
-
 def test_kept_states_are_those_of_the_whole_trajectory(task):
     _, config = task
     config = config.copy_and_resolve_references()
@@ -48,8 +43,8 @@ def test_kept_states_are_those_of_the_whole_trajectory(task):
     sampler, _ = load_sampler(config, "nowhere")
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     ids = np.array([1, 2], np.uint32)
-    y, every = sampler.states(images, ids, trace=True)
-    z, few = sampler.states(images, ids, trace=2)
+    y, every = sampler.states(images, ids, keep=4)
+    z, few = sampler.states(images, ids, keep=2)
     np.testing.assert_allclose(z, y, atol=1e-6)
     np.testing.assert_allclose(few, every[:, 1::2], atol=1e-6)
     np.testing.assert_allclose(few[0, -1], y, atol=1e-6)
@@ -85,16 +80,15 @@ def test_what_the_page_shows_is_what_sampling_makes(task, monkeypatch):
     assert translator.methods() == ["contrastive_sde", "egsde", "sdedit", "ilvr", "cut"]
     source = translator.source(np.full((40, 30, 3), 90, np.uint8))
     ids = np.array([image_id("picture")], np.uint32)
-    compiled = []
     for start, steps, weight in ((300, 4, 500.0), (200, 7, 50.0)):
-        own = translator.settings("contrastive_sde", start, weight, 0.0, steps, seed=3)
-        states = list(translator(source, own))
+        values = {"start": start, "weight": weight, "content_weight": 0.0}
+        own = translator.settings("contrastive_sde", values, steps, seed=3)
+        with no_new_programs() if start == 200 else contextlib.nullcontext():
+            states = list(translator(source, own))
         assert [s.step for s in states][-1] == steps and set(states[-1].metrics) >= {"L2", "SSIM"}
         loaded = {s: resolve.load(own, "nowhere", s)[0] for s in ("score", "encoder")}
         expected = Sampler(own, loaded)(source[None], ids)[0]
         assert np.abs(states[-1].picture.astype(int) - expected).max() <= 1
-        compiled.append(translator._programs["contrastive_sde"][1]._cache_size())
-    assert compiled == [1, 1]
 
 
 def test_a_page_with_matched_colours_has_its_generators_too(task):
@@ -103,19 +97,39 @@ def test_a_page_with_matched_colours_has_its_generators_too(task):
     translator = Translator(config, "nowhere")
     source = translator.source(np.full((40, 30, 3), 90, np.uint8))
     for method, matched in (("sdedit", 20), ("cut", 0)):
-        own = translator.settings(method, 200, steps=3)
+        own = translator.settings(method, {"start": 200}, steps=3)
         assert own.sample.match_colours == matched
         assert list(translator(source, own))[-1].picture.shape == (16, 16, 3)
+
+
+def test_sliders_are_those_of_the_method(task):
+    translator = Translator(task[1], "nowhere")
+    sliders = translator.sliders("egsde")
+    assert list(sliders) == ["start", "domain_weight", "content_weight"]
+    assert sliders["start"].value == 500 and sliders["start"].most == 1000
+    assert sliders["domain_weight"].title.startswith("λ_s")
+    assert translator.sliders("cut") == {} and translator.steps("cut") == 1
+    own = translator.settings("egsde", {"domain_weight": 7.0})
+    assert own.egsde.domain_weight == 7.0 and own.egsde.content_weight == 2.0
+
+
+def test_a_visitor_who_leaves_blocks_nobody(task):
+    translator = Translator(task[1], "nowhere")
+    source = translator.source(np.full((40, 30, 3), 90, np.uint8))
+    own = translator.settings("sdedit", {"start": 200}, steps=4)
+    left = translator(source, own)
+    next(left)  # and never asked for more
+    assert [s.step for s in translator(source, own)] == [1, 2, 3, 4]
 
 
 def test_what_the_page_refuses(task, tmp_path):
     _, config = task
     page = Page(config, tmp_path)
-    assert page.numbers(config.task, "sdedit")["weight"] is None
+    assert list(page.translators[config.task].sliders("sdedit")) == ["start"]
     assert len(page.examples(config.task)) == 12
 
     def ask(picture, start=100, steps=3):
-        return list(page.translate(config.task, "sdedit", picture, start, None, None, steps, 0))
+        return list(page.translate(config.task, "sdedit", picture, {"start": start}, steps, 0))
 
     with pytest.raises(ValueError, match="there is no picture yet"):
         ask(None)
@@ -123,8 +137,8 @@ def test_what_the_page_refuses(task, tmp_path):
     bad.write_text("none")
     with pytest.raises(ValueError, match="'bad.png' cannot be read as a picture: take a whole PNG"):
         ask(str(bad))
-    with pytest.raises(ValueError, match="more than config.serve.max_steps=100"):
-        ask(np.zeros((20, 20, 3), np.uint8), start=900, steps=200)
+    with pytest.raises(ValueError, match="config.sample.start is 1001; it must lie in 1..1000"):
+        ask(np.zeros((20, 20, 3), np.uint8), start=1001)
     assert shown(np.zeros((16, 16, 3), np.uint8)).shape == (320, 320, 3)
     config = config.copy_and_resolve_references()
     config.weights.score = config.weights.cut = None
@@ -140,7 +154,7 @@ def test_the_page_in_a_browser(task, tmp_path):
 
     _, config = task
     config = config.copy_and_resolve_references()
-    config.serve.port = 7893
+    config.serve.port = port = free_port()
     blocks = serve(config, tmp_path, block=False)
     try:
         with browser.sync_playwright() as p:
@@ -150,7 +164,7 @@ def test_the_page_in_a_browser(task, tmp_path):
                 path = "/usr/bin/chromium"
                 window = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
             tab = window.new_page()
-            tab.goto("http://127.0.0.1:7893")
+            tab.goto(f"http://127.0.0.1:{port}")
             tab.locator(".thumbnail-item, .gallery-item").nth(3).click()
             tab.wait_for_timeout(1500)
             tab.get_by_role("button", name="Translate").click()

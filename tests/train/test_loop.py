@@ -359,8 +359,8 @@ def test_a_batch_that_does_not_divide(toy, tiny, tmp_path, on_devices):
     on_devices(8)
     with pytest.raises(ValueError, match="batch_size is 12, not a multiple of 8 devices times acc"):
         loop.train_stage(tiny(train__batch_size=12), tmp_path, "score")
-    with pytest.raises(ValueError, match="batch_size is 8, not a multiple of .* accumulate=2"):
-        loop.train_stage(tiny(train__score__accumulate=2), tmp_path, "score")
+    with pytest.raises(ValueError, match="batch size of score is 8, not a multiple of .* accumulate=2"):
+        loop.train_stage(tiny(train__accumulate=2), tmp_path, "score")
 
 
 def test_data_that_are_not_there_stop_the_run_before_its_first_step(tiny, tmp_path):
@@ -370,7 +370,7 @@ def test_data_that_are_not_there_stop_the_run_before_its_first_step(tiny, tmp_pa
 
 
 def test_accumulated_steps_run_in_the_loop(toy, tiny, tmp_path):
-    config = tiny(train__steps=2, train__batch_size=16, train__score__accumulate=2)
+    config = tiny(train__steps=2, train__batch_size=16, train__accumulate=2)
     assert int(loop.train_stage(config, tmp_path, "score").step) == 2
 
 
@@ -416,9 +416,9 @@ def test_fine_tuning_begins_from_imported_weights(tiny, tmp_path, on_devices):
     changes = {**still, "train__checkpoint_every": 100}
     given = build.score_model(tiny()).init(jax.random.key(7))
     checkpoint.save_imported(tmp_path, "score", given, {})
-    with pytest.raises(ValueError, match="imported weights; .*train.score.fine_tune=True"):
+    with pytest.raises(ValueError, match="imported weights; .*train.fine_tune=True"):
         loop.train_stage(tiny(train__steps=1, **changes), tmp_path, "score")
-    changes["train__score__fine_tune"] = True
+    changes |= {"train__fine_tune": True, "train__stage": "score"}
     tuned = loop.train_stage(tiny(train__steps=1, **changes), tmp_path, "score")
     assert int(tuned.step) == 1 and distance((tuned.params, tuned.ema), (given, given)) < 1e-6
     # From there on the run's own checkpoints count.
@@ -438,7 +438,7 @@ def test_one_device_and_eight_train_the_same_score_network(tiny, tmp_path, on_de
         config = tiny(
             train__steps=4,
             train__checkpoint_every=100,
-            train__score__augment__shift=0.1,
+            
             mesh__fsdp=fsdp,
         )
         final = loop.train_stage(config, tmp_path / f"{devices}{fsdp}", "score")
@@ -461,7 +461,7 @@ def test_one_device_and_eight_train_the_same_score_network(tiny, tmp_path, on_de
 
 def test_a_mesh_that_does_not_fit_the_devices(tiny, tmp_path, on_devices):
     on_devices(8)
-    with pytest.raises(ValueError, match="mesh.data=3 and config.mesh.fsdp=2 do not multiply to"):
+    with pytest.raises(ValueError, match="mesh.fsdp is 3, which does not divide the 8 devices"):
         loop.train_stage(tiny(mesh__data=3, mesh__fsdp=2), tmp_path, "score")
 
 

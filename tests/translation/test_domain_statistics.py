@@ -47,7 +47,7 @@ def test_padding_of_the_last_batch_does_not_count(shipped):
 def test_the_domains_are_one_apart_whatever_the_scale_of_the_features():
     source, target = np.random.default_rng(0).standard_normal((2, 5, 8))
     for scale in (1, 7):
-        normal = domain_statistics.direction(scale * source, scale * target)
+        normal = domain_statistics.scaled_gap(scale * source, scale * target)
         apart = np.sum(scale * (source - target) * normal, axis=-1)
         assert apart.mean() == pytest.approx(1) and np.all(apart > 0)
 
@@ -74,11 +74,11 @@ def test_held_out_images_of_the_target_have_the_lower_energy(shipped):
 def test_a_sampler_has_it_only_where_the_config_says_so(shipped):
     config = shipped[0].copy_and_resolve_references()
     params, origins = compiled.load_params(config, "nowhere")
-    assert set(params) == {"score", "encoder", "discriminant"} == set(origins)
-    assert len(compiled.levels(config)[1][0]) == 3
+    assert set(params) == {"score", "encoder", "domain_direction"} == set(origins)
+    assert len(compiled.levels(config).weights[0]) == 3
     config.contrastive_sde.update(domain_images=0, domain_weight=0.0)
     assert set(compiled.load_params(config, "nowhere")[0]) == {"score", "encoder"}
-    assert len(compiled.levels(config)[1][0]) == 2
+    assert len(compiled.levels(config).weights[0]) == 2
 
 
 def test_missing_training_images_are_told_with_what_wants_them(shipped, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import FOLDER, files, one_sentence, random_params, read_json
+from helpers import FOLDER, files, no_new_programs, one_sentence, random_params, read_json
 from PIL import Image
 
 from cdsde import api, load_config, load_sampler
@@ -150,29 +150,47 @@ def test_weights_start_seed_and_eta_change_without_compiling_again(task):
     ]
     for key, value in changes:
         config.update_from_flattened_dict({key: value})
-        sampler.update(config)
-        seen.append(sampler.states(images, ids)[0])
+        with no_new_programs():
+            sampler.update(config)
+            seen.append(sampler.states(images, ids)[0])
         assert np.abs(seen[-1] - seen[-2]).max() > 1e-6, f"{key} changes nothing"
-    assert sampler._run._cache_size() == 1
     # Without weights the energies are silent: what is left is SDEdit.
     config.egsde.update(domain_weight=0.0, content_weight=0.0)
     sampler.update(config)
-    guided = sampler.states(images, ids)[0]
-    assert sampler._run._cache_size() == 1
+    with no_new_programs():
+        guided = sampler.states(images, ids)[0]
     config.method = "sdedit"
     plain, _ = load_sampler(config, ".")
     np.testing.assert_allclose(guided, plain.states(images, ids)[0], atol=1e-5)
+
+
+def test_a_compiled_sampler_refuses_what_is_part_of_its_program(task):
+    config = task("egsde")
+    sampler, _ = load_sampler(config, ".")
+    for key, value in (
+        ("sample.solver", "ddim"),
+        ("sample.clip", True),
+        ("egsde.factor", 4),
+        ("data.image_size", 32),
+        ("method", "sdedit"),
+    ):
+        other = config.copy_and_resolve_references()
+        before = config_lib.get(other, key)
+        other.update_from_flattened_dict({key: value})
+        with pytest.raises(ValueError, match=f"config.{key} was {before} when this sampler was"):
+            sampler.update(other)
+    sampler.update(config)
 
 
 def test_rounds_go_on_where_the_last_one_ended(task):
     config = task()
     images, ids = batch()
     sampler, _ = load_sampler(config, ".")
-    once, states = sampler.states(images, ids, trace=True)
+    once, states = sampler.states(images, ids, keep=2)
     assert states.shape == (1, 2, 5, 16, 16, 3)
     config.sample.rounds = 3
     sampler.update(config)
-    thrice, states = sampler.states(images, ids, trace=True)
+    thrice, states = sampler.states(images, ids, keep=2)
     assert states.shape[0] == 3 and sampler.evaluations == 6
     np.testing.assert_allclose(states[0, -1], once, atol=1e-5)
     np.testing.assert_array_equal(states[2, -1], thrice)
@@ -416,7 +434,6 @@ def test_python_and_the_command_line_make_the_same_picture(task, five, tmp_path)
     for images in ([p.read_bytes() for p in paths], [decode(p) for p in paths]):
         again = api.translate(config, images[::-1], names=names[::-1], sampler=sampler)[::-1]
         np.testing.assert_allclose(again, expected, atol=1)
-    assert sampler._run._cache_size() == 1
     # Without names, the position is one.
     pixels = np.stack([resize(decode(p), 16) for p in paths])
     unnamed = api.translate(config, pixels, sampler=sampler)
