@@ -12,6 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from cdsde.evaluate import extractors, realism
 from cdsde.weights import resolve
+from cdsde.weights.torch import convert
 
 FOLDER = Path(__file__).parent.parent / "configs" / "folder.py"
 # Networks of a few layers on 16² pictures, and a report and a checkpoint every other moment.
@@ -62,6 +63,12 @@ def random_params(config, stage: str, seed: int = 0):
         return r.normal(centre, 0.2 / np.sqrt(max(1, len(shape.shape))), shape.shape).astype("f4")
 
     return jax.tree_util.tree_map_with_path(draw, resolve.shapes(config, stage))
+
+
+def published_shapes(shapes, kind: str) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of a network's parameters, of what `jax.eval_shape` gives."""
+    zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
+    return {name: value.shape for name, value in convert.to_state_dict(zeros, kind).items()}
 
 
 def one_sentence(text: str) -> bool:

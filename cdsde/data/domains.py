@@ -34,7 +34,6 @@ def open_domain(
     root: str | os.PathLike,
     domain: str,
     split: str,
-    half: str | None = None,
     data_dir: str | None = None,
 ) -> Source:
     """The images of one domain and split.
@@ -44,17 +43,14 @@ def open_domain(
         that holds SPLIT/DOMAIN/*; a folder of that name is "./emoji".
       domain: a style, folder, TFDS split suffix or class.
       split: "train", "val" or "test".
-      half: "a" or "b" of the emoji's train split, None for all.
       data_dir: where TFDS data sets are kept; None is TFDS's default.
 
     Raises:
-      ValueError: root, domain, split or half does not exist; the text names those that do.
+      ValueError: root, domain or split does not exist; the text names those that do.
     """
     root = os.fspath(root)
     if root == "emoji":
-        return EmojiSource(domain, split, half)
-    if half is not None:
-        raise ValueError(f"Data root '{root}' has no halves: only 'emoji' has; use half=None.")
+        return EmojiSource(domain, split)
     if root.startswith("tfds:"):
         from cdsde.data.tfds import TfdsSource
 
@@ -62,9 +58,7 @@ def open_domain(
     return FolderSource(root, domain, split)
 
 
-def open_pairs(
-    root: str | os.PathLike, source: str, target: str, split: str, half: str | None = None
-) -> Source | None:
+def open_pairs(root: str | os.PathLike, source: str, target: str, split: str) -> Source | None:
     """The true pairs: a source of `target` whose [j] is image j of `source` by the other hand.
 
     Only the emoji have true pairs; the answer is None for folders and TFDS. Arguments and errors
@@ -72,8 +66,8 @@ def open_pairs(
     """
     if os.fspath(root) != "emoji":
         return None
-    pairs = EmojiSource(target, split, half)
-    if pairs.ids != EmojiSource(source, split, half).ids:
+    pairs = EmojiSource(target, split)
+    if pairs.ids != EmojiSource(source, split).ids:
         raise ValueError(
             f"Emoji styles '{source}' and '{target}' have different codes in '{split}': the "
             "package data is damaged, install it again."

@@ -86,20 +86,17 @@ def _grey_to_uint8(values: np.ndarray, sixteen: bool) -> np.ndarray:
     return np.floor(unit * 255 + 0.5).astype(np.uint8)
 
 
-def resize(
-    image: np.ndarray, size: int, crop: bool = True, filter: str = "lanczos", fit: str = "crop"
-) -> np.ndarray:
+def resize(image: np.ndarray, size: int, filter: str = "lanczos", fit: str = "crop") -> np.ndarray:
     """Scales the shorter side to `size`, then crops the centre square; or stretches to a square.
 
     Args:
       image: uint8 [H, W, 3].
       size: pixels of the shorter side.
-      crop: False leaves the longer side whole.
       filter: "lanczos", "bicubic" or "bilinear"; all average when they scale down.
       fit: "crop", or "stretch": both sides to `size`, as CUT does.
 
     Returns:
-      uint8 [size, size, 3], or with the longer side whole; the same array if nothing changes.
+      uint8 [size, size, 3]; the same array if nothing changes.
 
     Raises:
       ValueError: the image is not uint8 [H, W, 3], or the filter or the size is not known.
@@ -123,10 +120,8 @@ def resize(
         # The longer side is cut to an integer, as torchvision's Resize does.
         new_width, new_height = width * size // short, height * size // short
         image = np.array(Image.fromarray(image).resize((new_width, new_height), FILTERS[filter]))
-    if crop:
-        top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-        image = image[top : top + size, left : left + size]
-    return image
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top : top + size, left : left + size]
 
 
 def to_float(image):

@@ -9,26 +9,23 @@ from PIL import Image, ImageDraw, ImageFont
 def contact_sheet(
     rows: Sequence[Sequence[np.ndarray | None]],
     columns: Sequence[str],
-    row_names: Sequence[str] | None = None,
     scale: int | None = None,
     blocks: int = 1,
 ) -> np.ndarray:
-    """Lays images out in a grid with a title over each column and a name before each row.
+    """Lays images out in a grid with a title over each column.
 
     Args:
       rows: for each row one uint8 [H, W, 3] a column; None leaves the place empty.
       columns: titles.
-      row_names: one a row, or None for no names.
       scale: integer factor of enlargement, by repeating pixels so that small images stay as they
         are; None brings the largest image to about 128 pixels.
-      blocks: cut the rows into so many blocks side by side, for a sheet that fits a screen (without
-        row names).
+      blocks: cut the rows into so many blocks side by side, for a sheet that fits a screen.
 
     Returns:
       uint8 [H, W, 3], on white.
 
     Raises:
-      ValueError: a row has not one image a column, or the names are not one a row.
+      ValueError: a row has not one image a column.
     """
     for number, row in enumerate(rows):
         if len(row) != len(columns):
@@ -36,10 +33,6 @@ def contact_sheet(
                 f"Row {number} of the sheet has {len(row)} images for {len(columns)} column "
                 "titles: give one image (or None) a column."
             )
-    if row_names is not None and len(row_names) != len(rows):
-        raise ValueError(
-            f"The sheet has {len(rows)} rows, {len(row_names)} row names: give one a row."
-        )
     if blocks > 1:
         rows, columns = _side_by_side(rows, columns, blocks)
     present = [image for row in rows for image in row if image is not None]
@@ -52,20 +45,17 @@ def contact_sheet(
     gap, text_height = 6, round(font.size * 1.6)
     # A column without a title only separates blocks.
     widths = [max(cell, round(font.getlength(t)) + 4) if t else cell // 4 for t in columns]
-    left = max((round(font.getlength(name)) for name in row_names or ()), default=-gap) + 2 * gap
     sheet = Image.new(
         "RGB",
-        (left + sum(widths) + gap * len(widths), text_height + (cell + gap) * len(rows) + gap),
+        (gap + sum(widths) + gap * len(widths), text_height + (cell + gap) * len(rows) + gap),
         "white",
     )
     draw = ImageDraw.Draw(sheet)
-    starts = [left + sum(widths[:n]) + gap * n for n in range(len(widths))]
+    starts = [gap + sum(widths[:n]) + gap * n for n in range(len(widths))]
     for start, width, title in zip(starts, widths, columns, strict=True):
         draw.text((start + width / 2, text_height / 2), title, "black", font, anchor="mm")
     for number, row in enumerate(rows):
         top = text_height + (cell + gap) * number
-        if row_names is not None:
-            draw.text((gap, top + cell / 2), row_names[number], "black", font, anchor="lm")
         for start, width, image in zip(starts, widths, row, strict=True):
             if image is not None:
                 large = Image.fromarray(image.repeat(scale, axis=0).repeat(scale, axis=1))

@@ -97,18 +97,17 @@ def emoji_metadata() -> list[dict[str, str]]:
 class EmojiSource:
     """One style of the embedded emoji; the id is the code, such as "1f600".
 
-    Codes are sorted, so that two styles of one split (and half) are true pairs index by index.
+    Codes are sorted, so that two styles of one split are true pairs index by index.
 
     Args:
       style: "twemoji", "noto" or "fluent".
       split: "train", "val" or "test".
-      half: "a" or "b" keeps one half of train, split by subject; None keeps all.
 
     Raises:
-      ValueError: a name is not known, or a half of another split than train is asked for.
+      ValueError: a name is not known.
     """
 
-    def __init__(self, style: str, split: str, half: str | None = None):
+    def __init__(self, style: str, split: str):
         rows = _emoji_rows()
         styles = {row["style"] for row in rows}
         if style not in styles:
@@ -119,16 +118,9 @@ class EmojiSource:
             raise ValueError(
                 f"The emoji data have no split '{split}': use one of {', '.join(SPLITS)}."
             )
-        if half is not None and (half not in ("a", "b") or split != "train"):
-            raise ValueError(
-                f"The emoji data have no half '{half}' of split '{split}': use half 'a' or 'b' "
-                "with split 'train', or no half."
-            )
-        self.style, self.split, self.half = style, split, half
+        self.style, self.split = style, split
         self.ids = sorted(
-            row["code"]
-            for row in rows
-            if row["style"] == style and row["split"] == split and half in (None, row["half"])
+            row["code"] for row in rows if row["style"] == style and row["split"] == split
         )
         self._zip: tuple[int, zipfile.ZipFile] | None = None
 
@@ -146,8 +138,7 @@ class EmojiSource:
         return f"{self.style} {names[self.style, self.ids[index]]}"
 
     def __repr__(self) -> str:
-        half = "" if self.half is None else f", half={self.half!r}"
-        return f"EmojiSource({self.style!r}, {self.split!r}{half}) of {len(self)} images"
+        return f"EmojiSource({self.style!r}, {self.split!r}) of {len(self)} images"
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_zip": None}

@@ -105,23 +105,17 @@ def alignment_uniformity(first, second):
     return alignment, uniformity
 
 
-def patch_nce(queries, keys, temperature: float = 0.07, across_batch: bool = False):
+def patch_nce(queries, keys, temperature: float = 0.07):
     """Equation (4).
 
     Args:
       queries, keys: `[B, P, D]`, rows of length 1; no gradient flows into the keys.
       temperature: τ.
-      across_batch: negatives from all images; False: from the same image.
 
     Returns:
       The loss of each patch, `[B, P]`.
     """
-    keys = jax.lax.stop_gradient(keys)
-    if across_batch:
-        shape = queries.shape
-        merged = (z.reshape(1, -1, shape[-1]) for z in (queries, keys))
-        return patch_nce(*merged, temperature).reshape(shape[:2])
-    return energies.patch_nce(queries, keys, temperature)
+    return energies.patch_nce(queries, jax.lax.stop_gradient(keys), temperature)
 
 
 def gan(logits, real: bool, mode: str = "lsgan"):
@@ -130,7 +124,7 @@ def gan(logits, real: bool, mode: str = "lsgan"):
     Args:
       logits: `[B, ...]`.
       real: what they ought to say.
-      mode: "lsgan" (no factor ½), "vanilla", "nonsaturating" or "wgangp" (without its penalty).
+      mode: "lsgan" (no factor ½) or "nonsaturating".
 
     Returns:
       The mean for each image, `[B]`.
@@ -138,12 +132,8 @@ def gan(logits, real: bool, mode: str = "lsgan"):
     x = logits.reshape(logits.shape[0], -1)
     if mode == "lsgan":
         each = (x - float(real)) ** 2
-    elif mode in ("vanilla", "nonsaturating"):
+    elif mode == "nonsaturating":
         each = jax.nn.softplus(-x if real else x)
-    elif mode == "wgangp":
-        each = -x if real else x
     else:
-        raise ValueError(
-            f"unknown GAN loss '{mode}'; choose lsgan, vanilla, nonsaturating or wgangp"
-        )
+        raise ValueError(f"unknown GAN loss '{mode}'; choose lsgan or nonsaturating")
     return each.mean(axis=1)

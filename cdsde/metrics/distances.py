@@ -62,22 +62,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return float(np.sum((mean_a - mean_b) ** 2) + trace)
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased MMD² of features `[N, D]` and `[M, D]`; may be below 0.
+def kernel_statistic(a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], float]:
+    """`positions -> unbiased MMD²` of features a[positions] and b, which may be below 0.
 
-    Over all pairs, not over random subsets as in the published code: the same estimate without
-    the draw's noise.
+    a is `[N, D]`, b `[M, D]`; the kernels are computed once, so that memory grows with N² and N,
+    not with M². Over all pairs, not over random subsets as in the published code: the same estimate
+    without the draw's noise.
 
     Raises:
       ValueError: a set of fewer than 2 features.
-    """
-    return kernel_statistic(a, b)(np.arange(len(a)))
-
-
-def kernel_statistic(a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray], float]:
-    """`positions in a -> kernel_distance(a[positions], b)`, the kernels computed once.
-
-    Memory grows with N² and N, not with M².
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if min(len(a), len(b)) < 2:

@@ -145,7 +145,8 @@ class Translator:
             return
         begin, step = program
         numbers, key = compiled.levels(config), jax.random.key(config.sample.seed)
-        rows = solvers.rows(*numbers)
+        # On the host: slices of device arrays would be small programs of their own.
+        rows = jax.tree.map(np.asarray, solvers.rows(*numbers))
         count = len(numbers.grid.index)
         steps = count * config.sample.rounds
         x = compiled.source(config, params, images)

@@ -89,8 +89,7 @@ def nce(networks: Networks, settings: ConfigDict, generator, sampler, source, ma
     features = [_mirror(x, flip) for x in networks.encode(generator, made)]
     queries = networks.sample(sampler, features, ids)
     each = [
-        losses.patch_nce(q, k, settings.temperature, settings.across_batch)
-        for q, k in zip(queries, keys, strict=True)
+        losses.patch_nce(q, k, settings.temperature) for q, k in zip(queries, keys, strict=True)
     ]
     return settings.nce_weight * sum(x.mean() for x in each) / len(each), each
 

@@ -254,7 +254,9 @@ def test_tasks_of_the_same_domains_share_what_guides_them(tmp_path, monkeypatch,
     assert first.read_bytes() != more.read_bytes()
     config = tasks[0].config
     config.train.encoder.learning_rate *= 2
-    assert guides.training_hash(config, "encoder") != guides.training_hash(tasks[1].config, "encoder")
+    assert guides.training_hash(config, "encoder") != guides.training_hash(
+        tasks[1].config, "encoder"
+    )
 
 
 def test_results_that_cannot_be_read_are_named_and_left(command, tmp_path):

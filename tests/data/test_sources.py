@@ -71,7 +71,6 @@ def test_emoji_items_and_pickle():
     assert len(pickle.dumps(source)) < 100_000
     np.testing.assert_array_equal(copy[3]["image"], item["image"])
     assert "fluent" in repr(source) and "69" in repr(source)
-    assert "half='a'" in repr(data.EmojiSource("noto", "train", "a"))
 
 
 def test_emoji_pixels_have_the_statistics_of_the_data_card():
@@ -84,8 +83,6 @@ def test_emoji_pairs():
     source = data.open_domain("emoji", "twemoji", "test")
     pairs = data.open_pairs("emoji", "twemoji", "fluent", "test")
     assert source.ids == pairs.ids and len(pairs) == 149
-    half = data.open_pairs("emoji", "twemoji", "fluent", "train", half="b")
-    assert half.ids == data.EmojiSource("twemoji", "train", "b").ids
     # A pair is nearer than a wrong pair, for most images.
     x = np.stack([source[j]["image"] for j in range(40)]) / 255
     y = np.stack([pairs[j]["image"] for j in range(40)]) / 255
@@ -107,10 +104,6 @@ def test_emoji_errors():
         data.open_domain("emoji", "flent", "train")
     with pytest.raises(ValueError, match="no split 'valid': use one of train, val, test"):
         data.open_domain("emoji", "noto", "valid")
-    with pytest.raises(ValueError, match="no half 'a' of split 'val'"):
-        data.open_domain("emoji", "noto", "val", half="a")
-    with pytest.raises(ValueError, match="no half 'c' of split 'train'"):
-        data.open_domain("emoji", "noto", "train", half="c")
 
 
 # --- folders ---
@@ -138,8 +131,6 @@ def test_folder_errors(tree):
         data.open_domain(tree, "empty", "train")
     with pytest.raises(ValueError, match="root '.*' is a file"):
         data.open_domain(tree / "train" / "dogs" / "a.png", "cats", "train")
-    with pytest.raises(ValueError, match="has no halves: only 'emoji' has"):
-        data.open_domain(tree, "cats", "train", half="a")
 
 
 def test_broken_image_is_named(tree):

@@ -1,7 +1,6 @@
 """Losses in closed form, alike on one device and many."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -9,6 +9,7 @@ from helpers import files, one_sentence
 from PIL import Image
 
 from cdsde import load_config
+from cdsde.data import inputs
 from cdsde.edit import pipeline, text_directions
 from cdsde.edit import run as edit_run
 
@@ -29,9 +30,9 @@ def task(golden, tmp_path):
     def make(**changes):
         plain = {
             "model.path": golden / "latent" / "model",
-            "edit.input": folder,
+            "sample.input": folder,
             "edit.caption": CAPTION,
-            "edit.image_size": 128,
+            "data.image_size": 128,
             "edit.steps": 3,
             "edit.iterations": 2,
             "edit.num_patches": 32,
@@ -54,7 +55,7 @@ EDITORS = ("pix2pix_zerocon", "pix2pix_zero", "ddim", "pnp", "dds", "cds")
 @pytest.mark.parametrize("method", EDITORS)
 def test_an_edit_from_folder_to_folder(task, tmp_path, on_devices, method):
     on_devices(1)
-    config = task(edit__method=method)
+    config = task(method=method)
     folder = edit_run.edit(config, tmp_path)
     assert folder == tmp_path / "edits" / method
     made = pixels(folder)
@@ -69,12 +70,12 @@ def test_an_edit_from_folder_to_folder(task, tmp_path, on_devices, method):
     assert files(folder)["0.png"] == before["0.png"]
     # In a batch of two over two devices it is the same picture.
     on_devices(2)
-    config.edit.update(batch_size=2, output=str(tmp_path / "both"))
+    config.sample.update(batch_size=2, output=str(tmp_path / "both"))
     both = pixels(edit_run.edit(config, tmp_path))
     for name, image in both.items():
         assert np.abs(image - made[name]).max() <= 1
     assert np.abs(pixels(folder)["1.png"] - made["1.png"]).max() <= 1
-    config.edit.update(output=str(folder), strength=0.5)
+    config.sample.output, config.edit.strength = str(folder), 0.5
     with pytest.raises(ValueError, match="holds results made with other settings"):
         edit_run.edit(config, tmp_path)
 
@@ -88,18 +89,18 @@ def test_what_is_missing_is_named(task, tmp_path, golden):
     said("config.model.path is not given; --mode=edit needs it", model__path=None)
     said("config.edit.target is not given", edit__target="")
     said("config.model.path=/nowhere is no folder", model__path="/nowhere")
-    said("'/nowhere' does not exist", edit__input="/nowhere")
-    said("config.edit.image_size is 100; the model takes multiples of 64", edit__image_size=100)
+    said("'/nowhere' does not exist", sample__input="/nowhere")
+    said("config.data.image_size is 100; the model takes multiples of 64", data__image_size=100)
     said("say what the image shows with --config.edit.caption=TEXT", edit__caption=None)
-    said("does not hold 'a horse', which is to become", edit__source="a horse", edit__method="ddim")
+    said("does not hold 'a horse', which is to become", edit__source="a horse", method="ddim")
     said("there is no file /nowhere.txt; a bank has", edit__source_bank="/nowhere.txt")
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         folder = tmp_path / f"without_{part}"
         shutil.copytree(golden / "latent" / "model", folder)
         shutil.rmtree(folder / part)
         said(f"without_{part}/{part}.* ", model__path=folder)
-    with pytest.raises(ValueError, match="config.edit.method is 'paint'; choose one of ddim"):
-        task(edit__method="paint")
+    with pytest.raises(ValueError, match="config.method is 'paint'; choose one of .*ddim"):
+        task(method="paint")
 
 
 def test_words_are_swapped():
@@ -129,7 +130,7 @@ def test_captions_of_a_captioner(task, tmp_path, golden):
     vocabulary[10:13] = ["a", "picture", "of"]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     config = task(edit__caption=None, model__captioner=folder)
-    source = edit_run.FilesSource(config.edit.input)
+    source = inputs.open_input(config)
     captions = edit_run.captions_of(config, source, [0])
     assert list(captions) == ["0.png"] and captions["0.png"].startswith("word")
     assert json.dumps(captions)

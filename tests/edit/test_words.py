@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,7 +137,7 @@ def test_full_dino_takes_the_published_names():
     network = features.DINO()
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), x)
-    names = convert.published_shapes(shapes, "dino_vitb8")
+    names = helpers.published_shapes(shapes, "dino_vitb8")
     assert names["blocks.11.attn.qkv.weight"] == (2304, 768)
     assert names["pos_embed"] == (1, 785, 768)
     assert names["patch_embed.proj.weight"] == (768, 3, 8, 8)
@@ -244,7 +245,8 @@ def test_backgrounds_are_compared_where_the_word_is_not(trained, tmp_path, on_de
     on_devices(1)
     workdir, config = trained
     config = config.copy_and_resolve_references()
-    config.edit.update(method="ddim", image_size=32, output=str(tmp_path / "edits"))
+    config.update(method="ddim")
+    config.data.image_size, config.sample.output = 32, str(tmp_path / "edits")
     edit_run.edit(config, workdir)
     r = np.random.default_rng(0)
     shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3)}
@@ -282,7 +284,7 @@ def test_what_cannot_be_edited_is_said(trained, tmp_path):
 
 @pytest.mark.slow
 def test_the_shipped_model_holds_a_picture_and_changes_what_is_asked(tmp_path):
-    given = {"edit.method": "ddim", "edit.source": "dark", "edit.target": "light", "edit.limit": 4}
+    given = {"method": "ddim", "edit.source": "dark", "edit.target": "light", "sample.limit": 4}
     config = load_config("configs/emoji_words.py", {**given, "edit.steps": 20})
     folder = edit_run.edit(config, tmp_path)
     source = edit_run.open_input(config)

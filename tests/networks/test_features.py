@@ -296,10 +296,10 @@ def test_without_pytorch(tmp_path):
 import sys
 sys.modules["torch"] = None
 import cdsde
-from cdsde import features
-from cdsde.features import efficientnet
-features.load("efficientnet_lite0")
-features.load("lpips_alex", {str(tmp_path / "alex.safetensors")!r})
+from cdsde.evaluate import extractors
+from cdsde.networks.features import efficientnet
+extractors.load("efficientnet_lite0")
+extractors.load("lpips_alex", {str(tmp_path / "alex.safetensors")!r})
 cdsde.load_torch(efficientnet.weights_file(), "efficientnet_lite0")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -4,6 +4,7 @@ import functools
 import json
 from pathlib import Path
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,10 +204,10 @@ NETWORKS = {
 }
 
 
-def published_shapes(net, kind, side):
+def shapes_of_kind(net, kind, side):
     x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     shapes = jax.eval_shape(net.init, jax.random.key(0), x, 0)
-    return convert.published_shapes(shapes, kind)
+    return helpers.published_shapes(shapes, kind)
 
 
 def from_recipe(case):
@@ -214,7 +215,7 @@ def from_recipe(case):
     kind, build = NETWORKS[case["kind"]]
     config = case["config"]
     net = build(config)
-    shapes = published_shapes(net, kind, config["image_size"])
+    shapes = shapes_of_kind(net, kind, config["image_size"])
     if "num_parameters" in case:
         assert sum(np.prod(s) for s in shapes.values()) == case["num_parameters"]
     untold = ("num_heads", "num_head_channels") if kind == "adm" else ()
@@ -282,7 +283,7 @@ def test_full_size_parameters(task, name, kind):
     entry = FULL[task][name]
     kind, build = NETWORKS[kind]
     net = build(entry["config"])
-    shapes = published_shapes(net, kind, 256)
+    shapes = shapes_of_kind(net, kind, 256)
     prefix = "module." if kind == "ddpm" else ""
     expected = {k.removeprefix(prefix): tuple(v) for k, v in entry["keys"].items()}
     assert shapes == expected

@@ -10,7 +10,6 @@ from PIL import Image
 from cdsde import config as config_lib
 from cdsde import load_config
 from cdsde.data import image_id
-from cdsde.diffusion import solvers
 from cdsde.serve.live import Translator
 from cdsde.serve.page import Page, shown
 from cdsde.translation import film

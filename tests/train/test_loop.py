@@ -18,7 +18,7 @@ from cdsde import config as config_lib
 from cdsde import load_config
 from cdsde.networks import build
 from cdsde.runtime import mesh, progress
-from cdsde.train import loop, stages, state
+from cdsde.train import loop, previews, stages, state
 from cdsde.weights import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -51,7 +51,7 @@ def distance(a, b) -> float:
 
 def settings(**changes):
     """`config.train.score` with plain gradient descent's absence of surprises: no warm-up."""
-    c = load_config(FOLDER).train.score
+    c = config_lib.stage_training(load_config(FOLDER), "score")
     plain = {"optimizer": "adam", "warmup": 0, "schedule": "constant"}
     c.update({**plain, "learning_rate": 0.1, "steps": 100, **changes})
     return c
@@ -357,9 +357,13 @@ def test_the_config_is_saved_with_the_checkpoint(toy, tiny, tmp_path):
 
 def test_a_batch_that_does_not_divide(toy, tiny, tmp_path, on_devices):
     on_devices(8)
-    with pytest.raises(ValueError, match="batch_size is 12, not a multiple of 8 devices times acc"):
+    with pytest.raises(
+        ValueError, match="batch size of score is 12, not a multiple of 8 devices times"
+    ):
         loop.train_stage(tiny(train__batch_size=12), tmp_path, "score")
-    with pytest.raises(ValueError, match="batch size of score is 8, not a multiple of .* accumulate=2"):
+    with pytest.raises(
+        ValueError, match="batch size of score is 8, not a multiple of .* accumulate=2"
+    ):
         loop.train_stage(tiny(train__accumulate=2), tmp_path, "score")
 
 
@@ -384,7 +388,7 @@ def test_sheets_show_the_average_while_training(toy, tiny, tmp_path, monkeypatch
         def __call__(self, ema):
             return np.full((4, 4, 3), len(made), np.uint8)
 
-    monkeypatch.setattr(loop, "SheetMaker", Sheet)
+    monkeypatch.setattr(previews, "Preview", Sheet)
     loop.train_stage(tiny(train__steps=5, train__sample_every=2), tmp_path, "score")
     names = sorted(p.name for p in (tmp_path / "logs" / "score").glob("*.png"))
     assert names == ["sheet_0000002.png", "sheet_0000004.png", "sheet_0000005.png"]
@@ -438,7 +442,6 @@ def test_one_device_and_eight_train_the_same_score_network(tiny, tmp_path, on_de
         config = tiny(
             train__steps=4,
             train__checkpoint_every=100,
-            
             mesh__fsdp=fsdp,
         )
         final = loop.train_stage(config, tmp_path / f"{devices}{fsdp}", "score")
@@ -462,7 +465,7 @@ def test_one_device_and_eight_train_the_same_score_network(tiny, tmp_path, on_de
 def test_a_mesh_that_does_not_fit_the_devices(tiny, tmp_path, on_devices):
     on_devices(8)
     with pytest.raises(ValueError, match="mesh.fsdp is 3, which does not divide the 8 devices"):
-        loop.train_stage(tiny(mesh__data=3, mesh__fsdp=2), tmp_path, "score")
+        loop.train_stage(tiny(mesh__fsdp=3), tmp_path, "score")
 
 
 @pytest.mark.slow

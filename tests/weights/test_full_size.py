@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,7 @@ def load(task):
 def test_config_builds_the_published_tree(task, published, stage, entry):
     config = load(task)
     shapes = jax.eval_shape(build.MODELS[stage](config).init, jax.random.key(0))
-    found = convert.published_shapes(shapes, exchange.kind_of(config, stage))
+    found = helpers.published_shapes(shapes, exchange.kind_of(config, stage))
     keys = FULL[published][entry]["keys"]
     assert found == {k.removeprefix("module."): tuple(v) for k, v in keys.items()}
 
@@ -53,7 +54,7 @@ def recipe_params(config, stage, seed):
     """Weights as recipe.json prescribes them, through the same door as --mode=import."""
     kind = exchange.kind_of(config, stage)
     shapes = jax.eval_shape(build.MODELS[stage](config).init, jax.random.key(0))
-    shapes = convert.published_shapes(shapes, kind)
+    shapes = helpers.published_shapes(shapes, kind)
     state = {}
     for j, key in enumerate(sorted(shapes)):
         generator = np.random.Generator(np.random.PCG64(seed * 100000 + j))

@@ -9,6 +9,7 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +130,7 @@ def shapes_of(net):
         labels = {"y": jnp.zeros((1,), jnp.int32)}
     x = jax.ShapeDtypeStruct((1, *2 * (getattr(net, "image_size", 8),), 3), jnp.float32)
     params = jax.eval_shape(net.init, jax.random.key(0), x, 0, **labels)
-    return convert.published_shapes(params, kind)
+    return helpers.published_shapes(params, kind)
 
 
 @pytest.mark.parametrize("net", ARCHITECTURES, ids=range(len(ARCHITECTURES)))

@@ -179,17 +179,6 @@ def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -
     return spec.infer(renamed, known)
 
 
-def published_shapes(params: Mapping, kind: str) -> dict[str, tuple[int, ...]]:
-    """Published names and shapes of a network's parameters, arrays or `jax.eval_shape` results.
-
-    Raises:
-      ValueError: unknown kind.
-    """
-    spec = kinds.of_name(kind)
-    flat = traverse_util.flatten_dict(params.get("params", params))
-    return dict(_published(spec, path, value.shape) for path, value in flat.items())
-
-
 def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
     """Published names and shapes for the parameters of a network: the way back.
 
