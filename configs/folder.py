@@ -1,7 +1,7 @@
 """Your own two folders of pictures, with small defaults that a laptop can train.
 
 Pictures lie in DIR/{train,val}/{domain}/*.(png|jpg|jpeg|webp|bmp), and in DIR/test/{domain} where
-there is a test split (then add --config.sample.split=test --config.eval.split=test).
+there is a test split (then add --config.sample.split=test).
 
     ARGS="--config=configs/folder.py --config.data.root=DIR"
     ARGS="$ARGS --config.data.source=cat --config.data.target=dog"

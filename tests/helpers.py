@@ -68,7 +68,9 @@ def random_params(config, stage: str, seed: int = 0):
 def published_shapes(shapes, kind: str) -> dict[str, tuple[int, ...]]:
     """Published names and shapes of a network's parameters, of what `jax.eval_shape` gives."""
     zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
-    return {name: value.shape for name, value in convert.to_state_dict(zeros, kind).items()}
+    named = convert.to_state_dict(zeros, kind)
+    # Without CUT's blur kernels, which are constants.
+    return {name: value.shape for name, value in named.items() if not name.endswith(".filt")}
 
 
 def one_sentence(text: str) -> bool:

@@ -84,7 +84,9 @@ def test_flags_that_are_missing_are_named_on_one_line():
 def test_no_other_framework_is_loaded(tmp_path):
     code = (
         "import sys\n"
-        "from cdsde import main, api\nfrom cdsde.translation import run\nfrom cdsde.evaluate import translations\n"
+        "from cdsde import main, api\n"
+        "from cdsde.translation import run\n"
+        "from cdsde.evaluate import translations\n"
         "from cdsde.train import loop\n"
         "print([m for m in ('torch', 'tensorflow', 'tensorflow_datasets') if m in sys.modules])\n"
     )

@@ -145,8 +145,7 @@ class Translator:
             return
         begin, step = program
         numbers, key = compiled.levels(config), jax.random.key(config.sample.seed)
-        # On the host: slices of device arrays would be small programs of their own.
-        rows = jax.tree.map(np.asarray, solvers.rows(*numbers))
+        rows = solvers.rows(*numbers)
         count = len(numbers.grid.index)
         steps = count * config.sample.rounds
         x = compiled.source(config, params, images)

@@ -301,13 +301,13 @@ def test_write_png_checks_the_shape(tmp_path):
 
 def test_contact_sheet_enlarges_and_labels():
     red = np.full((16, 16, 3), (255, 0, 0), np.uint8)
-    sheet = images.contact_sheet([[red, None], [red, red]], ["source", "result"], ["one", "two"])
+    sheet = images.contact_sheet([[red, None], [red, red]], ["source", "result"])
     assert sheet.dtype == np.uint8 and sheet.shape[-1] == 3
     is_red = (sheet == (255, 0, 0)).all(axis=-1)
     assert is_red.sum() == 3 * 128 * 128
-    # Titles stand over the images, names before them, both with visible ink.
-    top, start = (int(np.argwhere(is_red)[:, axis].min()) for axis in (0, 1))
-    assert (sheet[:top] < 100).any() and (sheet[top:, :start] < 100).any()
+    # Titles stand over the images, with visible ink.
+    top = int(np.argwhere(is_red)[:, 0].min())
+    assert (sheet[:top] < 100).any()
 
 
 def test_contact_sheet_scale_and_size():
@@ -321,8 +321,6 @@ def test_contact_sheet_errors():
     image = noise(4, 4, 3)
     with pytest.raises(ValueError, match="Row 1 of the sheet has 1 images for 2 column titles"):
         images.contact_sheet([[image, image], [image]], ["a", "b"])
-    with pytest.raises(ValueError, match="1 rows, 2 row names"):
-        images.contact_sheet([[image]], ["a"], ["x", "y"])
     with pytest.raises(ValueError, match="no image"):
         images.contact_sheet([[None]], ["a"])
 

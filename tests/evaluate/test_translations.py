@@ -294,9 +294,9 @@ def test_results_of_another_method_or_split(emoji, tmp_path):
     config = emoji(sample__split="val")
     settings = records.settings_record(config, {}, inputs.open_input(config))
     (folder / "settings.json").write_text(json.dumps(settings))
-    said("holds results of method sdedit, split val, and method ilvr, split val is to be evaluated",
+    said("holds results of method sdedit, split val, and method ilvr, split val is to be",
          emoji("ilvr", sample__output=folder), tmp_path)  # fmt: skip
-    said("method sdedit, split test is to be evaluated; change config.method or config.sample.split",
+    said("split test is to be evaluated; change config.method or config.sample.split",
          emoji(sample__split="test"), tmp_path)  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def task(pictures, tmp_path_factory):
     for stage in ("score", "encoder"):
         named[f"weights.{stage}"] = folder / f"{stage}.safetensors"
         resolve.save(named[f"weights.{stage}"], config, stage, random_params(config, stage), {})
-    changes |= named | {"sample.split": "train", "eval.split": "train", "sample.batch_size": 2}
+    changes |= named | {"sample.split": "train", "sample.batch_size": 2}
     return lambda workdir, mode, **more: arguments(changes | more, workdir) + [f"--mode={mode}"]
 
 

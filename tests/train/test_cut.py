@@ -186,7 +186,7 @@ def test_parameters_after_steps(golden, name):
 def test_learning_rate_is_the_published_one(golden):
     published = read_json(golden / "cut" / "lr_schedule.json")
     for method in ("cut", "fastcut"):
-        c = load_config(FOLDER).train[method]
+        c = config_lib.stage_training(config_lib.base(), method)
         rate = state.learning_rate(c)
         listed = published[method]["lr_in_force_during_training_epoch_1_based"]
         assert len(listed) > 4

@@ -63,9 +63,7 @@ def make_step(
 
 def rows(grid: levels.Grid, coefficients: Any, extra: Any = None) -> tuple:
     """What the scan goes over: `(position, grid, coefficients, extra)`, arrays `[S, ...]`."""
-    grid = levels.Grid(*map(jnp.asarray, grid))
-    coefficients, extra = jax.tree.map(jnp.asarray, (coefficients, extra))
-    return jnp.arange(len(grid.index)), grid, coefficients, extra
+    return np.arange(len(grid.index)), grid, coefficients, extra
 
 
 def reverse(step: Callable, carry: tuple, rows: tuple, keep: int = 0):
