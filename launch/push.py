@@ -57,7 +57,7 @@ def table(name: str) -> str:
     """The Markdown table of a task."""
     task = Task(name, FOLDER, {"sample.split": "val"})
     config, source = task.config, task.source
-    images = [inputs.resized(config, source[j]["image"]) for j in range(len(source))]
+    images = [inputs.reading(config)(source[j]["image"]) for j in range(len(source))]
     x0 = to_float(np.stack(images))
     matched = config.copy_and_resolve_references()
     matched.sample.match_colours = plan.MATCHED

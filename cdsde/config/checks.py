@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from cdsde.config import derived
@@ -30,7 +32,7 @@ def validate(config: ConfigDict) -> None:
 def _each_key(config: ConfigDict) -> None:
     """Choices and least values, in the order of the table."""
     for key, setting in KEYS.items():
-        value = derived.get(config, key)
+        value: Any = derived.get(config, key)
         if value is None:
             continue
         if key == "method" and value == "edit":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -98,11 +99,12 @@ def start_index(config: ConfigDict) -> int:
     return config[config.method].start if start is None else start
 
 
-def get(config: ConfigDict, key: str):
+def get(config: ConfigDict, key: str) -> Any:
     """The value at a dotted key."""
+    value: Any = config
     for part in key.split("."):
-        config = config[part]
-    return config
+        value = value[part]
+    return value
 
 
 def key_paths(config: ConfigDict, prefix: str = "") -> list[str]:

@@ -7,6 +7,7 @@ Grain nor TFDS.
 import importlib
 
 _MODULE_OF = {
+    "Reading": "images",
     "decode": "images",
     "resize": "images",
     "to_float": "images",

@@ -7,6 +7,7 @@ Contract: an image at rest is uint8 [H, W, 3] in RGB, 0 to 255; inside the progr
 import io
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -122,6 +123,23 @@ def resize(image: np.ndarray, size: int, filter: str = "lanczos", fit: str = "cr
         image = np.array(Image.fromarray(image).resize((new_width, new_height), FILTERS[filter]))
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return image[top : top + size, left : left + size]
+
+
+class Reading(NamedTuple):
+    """How a picture becomes the network's square: `reading(uint8 [H, W, 3]) -> uint8 [S, S, 3]`.
+
+    Attributes:
+      size: S.
+      filter, fit: of `resize`.
+    """
+
+    size: int
+    filter: str = "lanczos"
+    fit: str = "crop"
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """`resize` of the image."""
+        return resize(image, self.size, filter=self.filter, fit=self.fit)
 
 
 def to_float(image):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde.data import tokenizer
 from cdsde.data.domains import JoinedSource, open_domain, open_pairs
-from cdsde.data.images import resize
+from cdsde.data.images import Reading
 from cdsde.data.sources import FilesSource, Source, captions
 
 
@@ -43,10 +43,10 @@ def open_split(config: ConfigDict, domain: str, split: str) -> Source:
     return open_domain(config.data.root, domain, split, data_dir=config.data.data_dir)
 
 
-def resized(config: ConfigDict, image: np.ndarray) -> np.ndarray:
-    """An image as the config's networks see it: uint8 `[H, W, 3]` → `[S, S, 3]`."""
+def reading(config: ConfigDict) -> Reading:
+    """How the config's networks see an image: uint8 `[H, W, 3]` → `[S, S, 3]`."""
     d = config.data
-    return resize(image, d.image_size, filter=d.filter, fit=d.fit)
+    return Reading(d.image_size, d.filter, d.fit)
 
 
 def training_examples(config: ConfigDict, key: str) -> tuple[np.ndarray, np.ndarray, str]:
@@ -80,7 +80,8 @@ def _examples_of(config: ConfigDict, domain: str, key: str) -> np.ndarray:
             f"config.{key}={count} reads training images: {error} Or set it to 0."
         ) from error
     drawn = np.sort(np.random.default_rng(0).permutation(len(source))[:count])
-    return np.stack([resized(config, source[int(j)]["image"]) for j in drawn])
+    read = reading(config)
+    return np.stack([read(source[int(j)]["image"]) for j in drawn])
 
 
 def train_captions(config: ConfigDict) -> list[list[str]]:

@@ -9,11 +9,12 @@ import functools
 import operator
 from collections.abc import Iterator, Sequence
 from concurrent import futures
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from cdsde.data.images import resize
+from cdsde.data.images import Reading
 from cdsde.data.sources import Source, image_id
 from cdsde.runtime.padding import pad
 
@@ -21,24 +22,15 @@ from cdsde.runtime.padding import pad
 CACHE_BYTES = 256 * 2**20
 
 
-class _Resized:
+class _Records:
     """A source as records {image uint8 [S, S, 3], domain int32, id uint32}, kept once decoded.
 
     The kept images do not travel to another process.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        domain: int,
-        image_size: int,
-        filter: str,
-        keep: bool,
-        fit: str = "crop",
-        labels: np.ndarray | None = None,
-    ):
-        self._source, self._domain, self._size, self._keep = source, domain, image_size, keep
-        self._filter, self._fit, self._labels = filter, fit, labels
+    def __init__(self, source: Source, domain: int, read: Reading, keep: bool, labels=None):
+        self._source, self._domain, self._read = source, domain, read
+        self._keep, self._labels = keep, labels
         self._kept: dict[int, dict] = {}
 
     def __len__(self) -> int:
@@ -51,9 +43,7 @@ class _Resized:
         item = self._source[index]
         record = {
             # A crop is a view of the whole image, which must not stay in memory with it.
-            "image": np.ascontiguousarray(
-                resize(item["image"], self._size, filter=self._filter, fit=self._fit)
-            ),
+            "image": np.ascontiguousarray(self._read(item["image"])),
             "domain": np.int32(self._domain),
             "id": np.uint32(image_id(item["id"])),
         }
@@ -67,7 +57,7 @@ class _Resized:
         return {**self.__dict__, "_kept": {}}
 
     def __repr__(self) -> str:
-        return f"_Resized({self._source!r}, domain={self._domain}, size={self._size})"
+        return f"_Records({self._source!r}, domain={self._domain}, {self._read})"
 
 
 class _ProcessShare(grain.transforms.DatasetSelectionMap):
@@ -113,15 +103,44 @@ def _flip(record: dict, generator: np.random.Generator) -> dict:
     return record
 
 
+class _Stream(NamedTuple):
+    """What the stream of training images is made of; `train_iterator` says what each is."""
+
+    sources: Sequence[Source]
+    labels: Sequence[np.ndarray | None]
+    seed: int
+    flip: bool
+    keep: bool
+
+    def dataset(self, read: Reading, cut: int | None = None) -> grain.MapDataset:
+        """Records of all domains in turns, endless; squares of `cut` pixels are cut out of them."""
+        # Own seeds a domain: with one seed, sources of equal length and sorted alike (the emoji)
+        # would be shuffled alike and bring the true pairs side by side.
+        seeds = np.random.SeedSequence(self.seed).generate_state(len(self.sources) + 2).tolist()
+        *order_seeds, flip_seed, crop_seed = seeds
+        total = sum(len(source) for source in self.sources) * read.size**2 * 3
+        keep = self.keep and total <= CACHE_BYTES
+        domains = [
+            grain.MapDataset.source(_Records(source, domain, read, keep, labels))
+            .shuffle(seed=order_seeds[domain])
+            .repeat()
+            for domain, (source, labels) in enumerate(zip(self.sources, self.labels, strict=True))
+        ]
+        dataset = grain.MapDataset.mix(domains) if len(domains) > 1 else domains[0]
+        # The random maps stand before the share: their random numbers belong to the position in
+        # the stream of all processes, so that they do not depend on the number of processes.
+        if cut is not None:
+            dataset = dataset.random_map(functools.partial(_cut_out, size=cut), seed=crop_seed)
+        return dataset.random_map(_flip, seed=flip_seed) if self.flip else dataset
+
+
 def train_iterator(
     sources: Sequence[Source],
+    reading: Reading,
     *,
-    image_size: int,
     batch_size: int,
     seed: int,
     flip: bool = True,
-    filter: str = "lanczos",
-    fit: str = "crop",
     workers: int = 0,
     labels: Sequence[np.ndarray] | None = None,
     start: int = 0,
@@ -132,17 +151,17 @@ def train_iterator(
 ) -> grain.DatasetIterator:
     """An endless, shuffled stream of training batches, which can begin at any of them.
 
-    Each source is a domain; the domains alternate, so that every global batch (and every process's
-    part) holds equally many of each, give or take one. Each epoch of a source has its own order,
-    and sources of one length have different orders: true pairs do not meet.
+    (Longer than most functions for its twelve arguments.) Each source is a domain; the domains
+    alternate, so that every global batch (and every process's part) holds equally many of each,
+    give or take one. Each epoch of a source has its own order, and sources of one length have
+    different orders: true pairs do not meet.
 
     Args:
       sources: one a domain, each with at least one image.
-      image_size: S; the shorter side is scaled to it and the centre square cut out.
+      reading: how images become squares of S pixels.
       batch_size: images in a batch of all processes together.
       seed: 0 or more; decides order and flips.
       flip: mirror half of the images left to right, at random.
-      filter, fit: of the resizing, see `resize`.
       workers: processes that decode; 0 decodes in threads and keeps small sets in memory. A program
         that asks for workers needs an `if __name__ == "__main__"` guard and parsed absl flags.
       labels: an array `[N, ...]` a source, whose rows go with its images.
@@ -161,49 +180,16 @@ def train_iterator(
     Raises:
       ValueError: the batch does not divide, a number is out of range, or a source is empty.
     """
-    _check_positive(image_size=image_size, batch_size=batch_size, process_count=process_count)
-    if not sources:
-        raise ValueError("train_iterator got no source: give one a domain.")
-    for position, source in enumerate(sources):
-        if len(source) == 0:
-            raise ValueError(f"Source {position} ({source!r}) is empty: give at least one image.")
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} does not divide over {process_count} processes: use a "
-            f"multiple of {process_count}."
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} must lie in 0..{process_count - 1}.")
+    _check_positive(image_size=reading.size, batch_size=batch_size, process_count=process_count)
+    _check_sources(sources)
+    _check_processes(batch_size, process_index, process_count)
     if min(seed, workers, start) < 0:
         raise ValueError(f"seed {seed}, workers {workers} and start {start} must be 0 or more.")
-
-    # Own seeds a domain: with one seed, sources of equal length and sorted alike (the emoji) would
-    # be shuffled alike and bring the true pairs side by side.
-    seeds = np.random.SeedSequence(seed).generate_state(len(sources) + 2).tolist()
-    *order_seeds, flip_seed, crop_seed = seeds
-
-    given = [None] * len(sources) if labels is None else labels
-
-    def stream(size: int):
-        total = sum(len(source) for source in sources) * size**2 * 3
-        keep = workers == 0 and total <= CACHE_BYTES
-        domains = [
-            grain.MapDataset.source(_Resized(source, domain, size, filter, keep, fit, rows))
-            .shuffle(seed=order_seeds[domain])
-            .repeat()
-            for domain, (source, rows) in enumerate(zip(sources, given, strict=True))
-        ]
-        dataset = grain.MapDataset.mix(domains) if len(domains) > 1 else domains[0]
-        # The random maps stand before the share: their random numbers belong to the position in
-        # the stream of all processes, so that they do not depend on the number of processes.
-        if size > image_size:
-            cut_out = functools.partial(_cut_out, size=image_size)
-            dataset = dataset.random_map(cut_out, seed=crop_seed)
-        return dataset.random_map(_flip, seed=flip_seed) if flip else dataset
-
-    streams = [stream(image_size)]
-    if load_size is not None and load_size > image_size:
-        streams.append(stream(load_size))
+    rows = [None] * len(sources) if labels is None else labels
+    stream = _Stream(sources, rows, seed, flip, keep=workers == 0)
+    streams = [stream.dataset(reading)]
+    if load_size is not None and load_size > reading.size:
+        streams.append(stream.dataset(reading._replace(size=load_size), reading.size))
     share = _ProcessShare(
         min(len(s) for s in streams),
         start,
@@ -225,20 +211,17 @@ def train_iterator(
 
 def eval_batches(
     source: Source,
+    reading: Reading,
     *,
-    image_size: int,
     batch_size: int,
-    filter: str = "lanczos",
-    fit: str = "crop",
     indices: Sequence[int] | None = None,
 ) -> Iterator[dict]:
     """Batches of a source in order, once; the next one is decoded while this one is used.
 
     Args:
       source: the images.
-      image_size: S; the shorter side is scaled to it and the centre square cut out.
+      reading: how images become squares of S pixels.
       batch_size: B; the last batch is filled up by repeating the last image.
-      filter, fit: of the resizing, see `resize`.
       indices: positions in the source, in the order wanted; None takes all.
 
     Yields:
@@ -248,21 +231,21 @@ def eval_batches(
     Raises:
       ValueError: a size is not positive (at the call), or an image is broken (when its turn comes).
     """
-    _check_positive(image_size=image_size, batch_size=batch_size)
+    _check_positive(image_size=reading.size, batch_size=batch_size)
     chosen = list(range(len(source)) if indices is None else indices)
-    return _eval_batches(source, image_size, batch_size, filter, fit, chosen)
+    return _eval_batches(source, reading, batch_size, chosen)
 
 
 def _eval_batches(
-    source: Source, size: int, batch_size: int, filter: str, fit: str, indices: list[int]
+    source: Source, reading: Reading, batch_size: int, indices: list[int]
 ) -> Iterator[dict]:
     def make(start: int) -> dict:
         chosen = indices[start : start + batch_size]
         items = [source[index] for index in chosen]
-        pixels = [resize(item["image"], size, filter=filter, fit=fit) for item in items]
+        pixels = np.stack([reading(item["image"]) for item in items])
         names = [item["id"] for item in items]
         ids = np.array([image_id(name) for name in names], np.uint32)
-        images, ids = pad((np.stack(pixels), ids), batch_size)
+        images, ids = pad((pixels, ids), batch_size)
         return {
             "image": images,
             "id": ids,
@@ -277,6 +260,24 @@ def _eval_batches(
             following = start + batch_size
             upcoming = executor.submit(make, following) if following < len(indices) else None
             yield current.result()
+
+
+def _check_sources(sources: Sequence[Source]) -> None:
+    if not sources:
+        raise ValueError("train_iterator got no source: give one a domain.")
+    for position, source in enumerate(sources):
+        if len(source) == 0:
+            raise ValueError(f"Source {position} ({source!r}) is empty: give at least one image.")
+
+
+def _check_processes(batch_size: int, process_index: int, process_count: int) -> None:
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} does not divide over {process_count} processes: use a "
+            f"multiple of {process_count}."
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} must lie in 0..{process_count - 1}.")
 
 
 def _check_positive(**sizes: int) -> None:

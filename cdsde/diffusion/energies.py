@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -169,12 +169,12 @@ class DomainDirection(NamedTuple):
     """What tells two domains apart in a network's features, linearly.
 
     Attributes:
-      index: `[L]` float, the levels at which the domains' images were perturbed.
+      levels: `[L]` float, the indices at which the domains' images were perturbed.
       normal: `[L, D]`; the scalar product with it is larger for the source than for the target.
     """
 
-    index: jax.Array
-    normal: jax.Array
+    levels: Any
+    normal: Any
 
 
 def domain_contrast(features: Callable, direction: DomainDirection) -> Energy:
@@ -185,11 +185,11 @@ def domain_contrast(features: Callable, direction: DomainDirection) -> Energy:
       direction: its row of the level nearest to i is used; D wide.
     """
 
-    index, normal = map(jnp.asarray, direction)
+    levels, normal = map(jnp.asarray, direction)
 
     def energy(y, x_t, i):
-        level = jnp.argmin(jnp.abs(index - i))
-        return jnp.mean(unit(features(y, i)) @ normal[level], axis=(1, 2))
+        nearest = jnp.argmin(jnp.abs(levels - i))
+        return jnp.mean(unit(features(y, i)) @ normal[nearest], axis=(1, 2))
 
     return energy
 

@@ -74,10 +74,10 @@ def nt_xent_of_maps(first, second, temperature):
       `(loss, accuracy)`, as of `nt_xent`.
     """
     b, h, w, d = first.shape
-    views = [z.reshape(b, h * w, d) for z in (first, second)]
+    one, other = (z.reshape(b, h * w, d) for z in (first, second))
 
     def along(axis):
-        loss, accuracy = jax.vmap(nt_xent, (axis, axis, None))(*views, temperature)
+        loss, accuracy = jax.vmap(nt_xent, (axis, axis, None))(one, other, temperature)
         return jnp.mean(loss), jnp.mean(accuracy)
 
     return jax.tree.map(lambda a, b: (a + b) / 2, along(1), along(0))

@@ -89,10 +89,8 @@ def _edit(config, model, source, folder: Path, names, texts, todo: list[int]) ->
     key = mesh.put_replicated(jax.random.key(config.sample.seed), devices)
     batches = eval_batches(
         source,
-        image_size=config.data.image_size,
+        inputs.reading(config),
         batch_size=mesh.round_up(config.sample.batch_size, devices),
-        filter=config.data.filter,
-        fit=config.data.fit,
         indices=todo,
     )
     by_id = dict(zip(source.ids, names, strict=True))
@@ -224,7 +222,7 @@ def _record(config: ConfigDict, model: pipeline.Model) -> dict:
 def _write_sheet(config: ConfigDict, source, folder: Path, names, shown: list[int]) -> None:
     rows = [
         [
-            inputs.resized(config, source[j]["image"]),
+            inputs.reading(config)(source[j]["image"]),
             decode(folder / RECONSTRUCTION / names[j], names[j]),
             decode(folder / names[j], names[j]),
         ]

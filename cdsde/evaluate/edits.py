@@ -226,10 +226,8 @@ def _attention_masks(config, workdir, source, chosen, names) -> Path:
     by_id = dict(zip(source.ids, names, strict=True))
     batches = eval_batches(
         source,
-        image_size=size,
+        inputs.reading(config),
         batch_size=mesh.round_up(config.sample.batch_size, devices),
-        filter=config.data.filter,
-        fit=config.data.fit,
         indices=[j for j in mine if not (folder / names[j]).exists()],
     )
     for batch in batches:

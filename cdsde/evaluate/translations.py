@@ -156,7 +156,7 @@ def distances(reference: Reference, read: Callable, count: int) -> dict[str, dic
 
 def resized(config: ConfigDict, images) -> Callable[[int], np.ndarray]:
     """`number -> uint8 [H, W, 3]` of a source's images, resized as for sampling."""
-    return lambda j: inputs.resized(config, images[j]["image"])
+    return lambda j: inputs.reading(config)(images[j]["image"])
 
 
 def written(config: ConfigDict, source, folder) -> Callable[[int], np.ndarray]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
-def pad(rows, size: int):
+def pad(rows, size: int) -> Any:
     """An array `[n, ...]`, or a tuple of them, with the last row repeated up to `[size, ...]`.
 
     n must be 1 … size.

@@ -98,10 +98,9 @@ def input_rate(image_size: int, workers: int, batch: int = 16, seconds: float = 
             Image.fromarray(coarse).resize((512, 512)).save(f"{folder}/{n}.jpg", quality=95)
         stream = data.train_iterator(
             [_Uncached(data.FilesSource(folder))],
-            image_size=image_size,
+            data.Reading(image_size, "bicubic"),
             batch_size=batch,
             seed=0,
-            filter="bicubic",
             workers=workers,
         )
         for _ in range(4):

@@ -81,7 +81,7 @@ class Translator:
           ValueError: it is none that can be read.
         """
         pixels = picture if isinstance(picture, np.ndarray) else decode(picture, name)
-        return inputs.resized(self.config, pixels)
+        return inputs.reading(self.config)(pixels)
 
     def sliders(self, method: str) -> dict[str, Slider]:
         """The method's settings that a page shows, by name."""

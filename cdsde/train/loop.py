@@ -62,15 +62,13 @@ def open_data(config: ConfigDict, stage: stages.Stage, name: str):
     def batches(start: int):
         return train_iterator(
             sources,
-            image_size=d.image_size,
+            inputs.reading(config),
             batch_size=c.batch_size * stage.images,
             load_size=d.load_size,
             # Published: while the rate decays, images are read at their final size.
             crop_until=state.steps_before_decay(c),
             seed=config.train.seed,
             flip=d.flip,
-            filter=d.filter,
-            fit=d.fit,
             workers=d.workers,
             labels=labels,
             start=start,
@@ -149,8 +147,8 @@ def _first_state(run: Run, stage: stages.Stage, initial: state.TrainState) -> st
     3. the initial parameters, unless the work folder holds imported weights (step 0), which would
        be forgotten.
     """
-    if run.saved.latest_step():
-        return _restore(run.saved, initial)
+    if step := run.saved.latest_step():
+        return _restore(run.saved, step, initial)
     if run.training.fine_tune:
         params = resolve.load(run.config, run.workdir, run.name)[0]
         params = jax.device_put(params, mesh.network_sharded(params, run.devices))
@@ -283,6 +281,6 @@ def _save(run: Run, n: int, current: state.TrainState) -> None:
     checkpoint.save(run.saved, n, rest, ema, json.loads(run.config.to_json_best_effort()))
 
 
-def _restore(saved, current) -> state.TrainState:
-    rest, ema = checkpoint.restore(saved, *_parts(current))
+def _restore(saved, step: int, current: state.TrainState) -> state.TrainState:
+    rest, ema = checkpoint.restore(saved, step, *_parts(current))
     return state.TrainState(ema=ema, **rest)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.data import contact_sheet, eval_batches
-from cdsde.data.inputs import open_split
+from cdsde.data.inputs import open_split, reading
 from cdsde.runtime import mesh
 from cdsde.translation.compiled import Sampler
 
@@ -23,16 +23,9 @@ class Preview:
         config.method = "sdedit"
         start = config.sdedit.start
         config.sample.update(dict(start=start, steps=min(25, start), clip=True, rounds=1))
-        source, d = _val_or_train(config), config.data
+        source = _val_or_train(config)
         count = min(IMAGES, len(source))
-        batches = eval_batches(
-            source,
-            image_size=d.image_size,
-            batch_size=count,
-            filter=d.filter,
-            fit=d.fit,
-            indices=range(count),
-        )
+        batches = eval_batches(source, reading(config), batch_size=count, indices=range(count))
         self._batch = next(batches)
         self._config, self._sampler = config, None
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.data import to_float
-from cdsde.data.inputs import open_split, resized, tokenizer_of, train_captions
+from cdsde.data.inputs import open_split, reading, tokenizer_of, train_captions
 from cdsde.diffusion import losses, schedules
 from cdsde.diffusion.levels import draw_levels, uniform_shares
 from cdsde.networks.stable_diffusion import small
@@ -93,7 +93,7 @@ def _factor(config: ConfigDict, encode) -> float:
     for name in names:
         source = open_split(config, name, "train")
         for j in np.linspace(0, len(source) - 1, SCALED_BY // len(names)).astype(int):
-            images.append(resized(config, source[j]["image"]))
+            images.append(reading(config)(source[j]["image"]))
     x = to_float(np.stack(images))
     z = jax.lax.map(lambda part: encode(part).mean, x[:, None])
     return float(1 / np.std(np.asarray(z)))

@@ -74,16 +74,14 @@ def _finished(config: ConfigDict, folder: Path, name: str) -> bool:
 
 def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: list[int]) -> None:
     """Translate the images numbered `todo`, in batches."""
-    d, devices = config.data, sampler.devices
+    devices = sampler.devices
     keep = film.FRAMES if config.sample.trajectory else 0
     # No batch is padded further than the work that there is.
     most = max(mesh.round_up(len(todo), devices), devices.size)
     batches = eval_batches(
         source,
-        image_size=d.image_size,
+        inputs.reading(config),
         batch_size=min(mesh.round_up(config.sample.batch_size, devices), most),
-        filter=d.filter,
-        fit=d.fit,
         indices=todo,
     )
     by_id = dict(zip(source.ids, names, strict=True))
@@ -109,11 +107,11 @@ def sheet_of(
     rows = []
     for j in shown:
         row = [
-            inputs.resized(config, source[j]["image"]),
+            inputs.reading(config)(source[j]["image"]),
             decode(folder / names[j], names[j]),
         ]
         if pairs is not None:
-            row.append(inputs.resized(config, pairs[j]["image"]))
+            row.append(inputs.reading(config)(pairs[j]["image"]))
         rows.append(row)
     titles = ["source", config.method, *(["true target"] if pairs is not None else [])]
     return contact_sheet(rows, titles, blocks=4 if len(rows) > 8 else 1)

@@ -68,8 +68,8 @@ def save_imported(workdir, stage: str, params, config: dict) -> epath.Path:
     return folder
 
 
-def restore(m: ocp.CheckpointManager, state, ema):
-    """The latest checkpoint, on the shardings of the given trees (arrays or shapes).
+def restore(m: ocp.CheckpointManager, step: int, state, ema):
+    """The checkpoint of a step, on the shardings of the given trees (arrays or shapes).
 
     Returns:
       `(state, ema)`.
@@ -77,7 +77,6 @@ def restore(m: ocp.CheckpointManager, state, ema):
     Raises:
       ValueError: the saved parameters have other shapes: the config has changed.
     """
-    step = m.latest_step()
     _check_shapes(m, step, "ema", ema)
     restored = m.restore(
         step,

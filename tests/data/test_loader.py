@@ -28,8 +28,9 @@ class Numbered:
         return {"image": image, "id": self.ids[index]}
 
 
-def stream(sources, **options):
-    return data.train_iterator(sources, **{"image_size": 8, "batch_size": 6, "seed": 1, **options})
+def stream(sources, image_size=8, **options):
+    reading = data.Reading(image_size)
+    return data.train_iterator(sources, reading, **{"batch_size": 6, "seed": 1, **options})
 
 
 def take(iterator, count: int) -> list[dict]:
@@ -163,7 +164,7 @@ def test_small_sources_are_read_once(monkeypatch):
 
 
 def test_kept_images_stay_as_they_are_and_do_not_travel():
-    records = loader._Resized(Numbered(3, size=(32, 64)), 0, 8, "lanczos", keep=True)
+    records = loader._Records(Numbered(3, size=(32, 64)), 0, data.Reading(8), keep=True)
     first = records[0]
     assert first["image"].base is None or first["image"].base.size <= first["image"].size
     assert records[0] is first
@@ -216,7 +217,7 @@ def main():
     sources = [data.EmojiSource(style, "val") for style in ("noto", "fluent")]
     def make(workers, start=0):
         return data.train_iterator(
-            sources, image_size=16, batch_size=20, seed=7, workers=workers, start=start)
+            sources, data.Reading(16), batch_size=20, seed=7, workers=workers, start=start)
     def same(a, b):
         return all((a[name] == b[name]).all() for name in a)
     plain = make(0)
@@ -249,7 +250,7 @@ def test_workers_give_the_same_stream_and_resume(tmp_path):
 
 def test_eval_batches_in_order_with_padding():
     source = Numbered(5, size=(16, 16))
-    batches = list(data.eval_batches(source, image_size=8, batch_size=3))
+    batches = list(data.eval_batches(source, data.Reading(8), batch_size=3))
     assert [batch["name"] for batch in batches] == [["a0", "a1", "a2"], ["a3", "a4", "a4"]]
     assert [batch["mask"].tolist() for batch in batches] == [[True] * 3, [True, True, False]]
     assert batches[1]["image"].shape == (3, 8, 8, 3)
@@ -262,16 +263,16 @@ def test_eval_batches_in_order_with_padding():
 def test_eval_batches_of_chosen_images():
     source = Numbered(9)
     batches = list(
-        data.eval_batches(source, image_size=8, batch_size=2, indices=np.array([7, 0, 3, 8]))
+        data.eval_batches(source, data.Reading(8), batch_size=2, indices=np.array([7, 0, 3, 8]))
     )
     assert [batch["name"] for batch in batches] == [["a7", "a0"], ["a3", "a8"]]
     assert all(batch["mask"].all() for batch in batches)
-    assert list(data.eval_batches(source, image_size=8, batch_size=2, indices=[])) == []
+    assert list(data.eval_batches(source, data.Reading(8), batch_size=2, indices=[])) == []
 
 
 def test_eval_batches_decode_one_batch_ahead():
     source = Numbered(100)
-    batches = data.eval_batches(source, image_size=8, batch_size=4)
+    batches = data.eval_batches(source, data.Reading(8), batch_size=4)
     assert not source.reads
     next(batches)
     batches.close()
@@ -281,10 +282,10 @@ def test_eval_batches_decode_one_batch_ahead():
 
 def test_eval_batches_errors(tmp_path):
     with pytest.raises(ValueError, match="batch_size 0 is not positive"):
-        data.eval_batches(Numbered(3), image_size=8, batch_size=0)
+        data.eval_batches(Numbered(3), data.Reading(8), batch_size=0)
     data.write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "b.png").write_bytes(b"text")
-    batches = data.eval_batches(data.FilesSource(tmp_path), image_size=8, batch_size=1)
+    batches = data.eval_batches(data.FilesSource(tmp_path), data.Reading(8), batch_size=1)
     assert next(batches)["name"] == ["a.png"]
     with pytest.raises(ValueError, match=r"b\.png' cannot be decoded"):
         next(batches)

@@ -288,7 +288,7 @@ def test_the_shipped_model_holds_a_picture_and_changes_what_is_asked(tmp_path):
     config = load_config("configs/emoji_words.py", {**given, "edit.steps": 20})
     folder = edit_run.edit(config, tmp_path)
     source = edit_run.open_input(config)
-    read = translations.resized(edits.as_translation(config), source)
+    read = translations.resized(config, source)
     for j in edit_run.wanted(config, source):
         name = f"{source.ids[j]}.png"
         back = np.asarray(Image.open(folder / edit_run.RECONSTRUCTION / name), np.float64)

@@ -228,7 +228,7 @@ class Numbered:
 def test_crops_are_random_until_the_rate_decays():
     def batches(start, count):
         stream = data.train_iterator(
-            [Numbered()], image_size=8, batch_size=3, seed=0, load_size=12, crop_until=4,
+            [Numbered()], data.Reading(8), batch_size=3, seed=0, load_size=12, crop_until=4,
             flip=False, start=start,
         )  # fmt: skip
         return [next(stream)["image"] for _ in range(count)]

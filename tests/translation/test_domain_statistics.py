@@ -30,12 +30,12 @@ def test_it_is_the_same_every_time_and_says_what_it_is_made_of(shipped):
     assert where.startswith("train, 40 of fluent, 40 of twemoji (sha256 ")
     shapes = domain_statistics.direction_shapes(config)
     assert [(a.shape, a.dtype) for a in made] == [(s.shape, s.dtype) for s in shapes]
-    assert np.all(np.diff(made.index) < 0) and made.index[-1] == 0
+    assert np.all(np.diff(made.levels) < 0) and made.levels[-1] == 0
 
 
 def test_padding_of_the_last_batch_does_not_count(shipped):
     config, params, made, _ = shipped
-    index = made.index.astype(int)[:1]
+    index = made.levels.astype(int)[:1]
     images, *_ = inputs.training_examples(config, "contrastive_sde.domain_images")
     expected = domain_statistics._means(config, params, images[:32], index)
     # The 33rd image repeated 31 times to a whole batch: its weight is one of 33.

@@ -94,7 +94,7 @@ def reverse(step: Callable, carry: tuple, rows: tuple, keep: int = 0):
     y = carry[0]
     kept = jnp.zeros((keep + 1, *y.shape), y.dtype) if keep else None
     ((y, _), kept), _ = jax.lax.scan(body, (carry, kept), rows)
-    return y, kept[:-1] if keep else None
+    return y, None if kept is None else kept[:-1]
 
 
 def frames(steps: int, number: int) -> np.ndarray:

@@ -26,8 +26,8 @@ from absl import logging
 from flax import traverse_util
 
 from cdsde.weights.torch import kinds, layouts, pickle_reader
-from cdsde.weights.torch.kinds import StateDict
 
+Arrays = dict[str, np.ndarray]
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 # Where trainers put the weights inside a larger file; averaged weights first, as samplers use them.
 WRAPPERS = ("ema", "ema_state_dict", "model_ema", "params_ema", "shadow")
@@ -122,14 +122,14 @@ def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callab
     Raises:
       ValueError: all keys that are missing, too many or of another shape.
     """
-    shapes = traverse_util.flatten_dict(shapes["params"])
-    names = {path: published(path, leaf.shape) for path, leaf in shapes.items()}
+    leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(shapes["params"])
+    names = {path: published(path, leaf.shape) for path, leaf in leaves.items()}
     if problems := _mismatches(state_dict, dict(names.values())):
         raise ValueError(problems)
     params = {}
     for path, (name, _) in names.items():
         value = state_dict[name]
-        if path[-1] == "kernel" and len(shapes[path].shape) == 4:
+        if path[-1] == "kernel" and len(leaves[path].shape) == 4:
             value = np.transpose(value, (2, 3, 1, 0))
         elif path[-1] == "kernel":
             value = value.reshape(value.shape[:2]).T
@@ -179,7 +179,7 @@ def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -
     return spec.infer(renamed, known)
 
 
-def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
+def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> Arrays:
     """Published names and shapes for the parameters of a network: the way back.
 
     Args:
@@ -195,9 +195,9 @@ def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> StateDict:
     """
     spec = kinds.of_name(kind)
     state_dict = {}
-    for path, value in traverse_util.flatten_dict(params.get("params", params)).items():
+    for path, leaf in traverse_util.flatten_dict(params.get("params", params)).items():
+        value = np.asarray(leaf, np.float32)
         name, shape = _published(spec, path, value.shape)
-        value = np.asarray(value, np.float32)
         if path[-1] == "kernel" and value.ndim == 4:
             value = np.transpose(value, (3, 2, 0, 1))
         elif path[-1] == "kernel":
@@ -226,7 +226,7 @@ def save_state_dict(path: str | Path, params: Mapping, kind: str, prefix: str = 
         save_file(state_dict, path)
 
 
-def read_state_dict(path: str | Path, plain: bool = False) -> StateDict:
+def read_state_dict(path: str | Path, plain: bool = False) -> Arrays:
     """Reads the tensors of a file, floating point ones as float32, without `module.` in the names.
 
     Takes plain state dicts, and dicts or lists that contain one (averaged weights before others).
@@ -250,7 +250,7 @@ def read_state_dict(path: str | Path, plain: bool = False) -> StateDict:
     return dict(zip(names, tensors.values(), strict=True))
 
 
-def _read_safetensors(path: Path) -> StateDict:
+def _read_safetensors(path: Path) -> Arrays:
     from safetensors import SafetensorError
     from safetensors.flax import load_file  # the NumPy reader does not know bfloat16
 
@@ -264,17 +264,17 @@ def _read_safetensors(path: Path) -> StateDict:
     return _single(tensors)
 
 
-def _read_plain(path: Path) -> StateDict:
+def _read_plain(path: Path) -> Arrays:
     content = pickle_reader.load(path)
     return _single(_find_tensors(content, path, lambda value: isinstance(value, np.ndarray)))
 
 
-def _single(tensors: Mapping[str, Any]) -> StateDict:
+def _single(tensors: Mapping[str, Any]) -> Arrays:
     floating = {k: jnp.issubdtype(v.dtype, jnp.floating) for k, v in tensors.items()}
     return {k: np.asarray(v, np.float32 if floating[k] else None) for k, v in tensors.items()}
 
 
-def _read_torch(path: Path) -> StateDict:
+def _read_torch(path: Path) -> Arrays:
     torch = _import_torch(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

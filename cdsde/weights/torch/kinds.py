@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cdsde.networks import (
     ADMEncoder,
@@ -22,7 +21,7 @@ from cdsde.networks.features.inception import InceptionV3
 from cdsde.networks.features.lpips import LPIPSVGG, LPIPSAlex
 from cdsde.weights.torch import layouts
 
-StateDict = dict[str, np.ndarray]
+StateDict = Mapping[str, Any]  # published names to arrays, or to anything with a shape
 
 
 class Kind(NamedTuple):

@@ -16,7 +16,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -128,7 +128,7 @@ _GLOBALS = {
 class _Unpickler(pickle.Unpickler):
     """Reads pickles that name nothing but tensors; `dtypes` are those of the storages seen."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         super().__init__(file)
         self.dtypes: dict[str, np.dtype] = {}
 

@@ -1,4 +1,4 @@
-"""A model on disk, in the layout of diffusers: `unet/ vae/ text_encoder/ tokenizer/ scheduler/`.
+"""Networks of a folder in the layout of diffusers or transformers.
 
 Read with safetensors alone, half precision included; nothing is downloaded, and what is missing is
 named. Each loader returns a module and its parameters `{"params": tree}`, float32.
@@ -10,17 +10,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
-from flax import traverse_util
 
-from cdsde.data import tokenizer
-from cdsde.diffusion import schedules
-from cdsde.editing.ladders import LatentSchedule
 from cdsde.networks.stable_diffusion.blip import BLIP, Decoder, Vision
 from cdsde.networks.stable_diffusion.clip import (
     CLIP,
@@ -30,7 +25,6 @@ from cdsde.networks.stable_diffusion.clip import (
 )
 from cdsde.networks.stable_diffusion.unet import UNet
 from cdsde.networks.stable_diffusion.vae import AutoencoderKL
-from cdsde.runtime import files
 from cdsde.weights.torch import convert
 
 WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -143,7 +137,7 @@ def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
 def load_unet(folder: str | Path, **fields) -> tuple[UNet, dict]:
     """`UNet` and its parameters; `fields` such as dtype and remat."""
     config = read_config(folder)
-    module = unet_of(config, folder, **fields)
+    module = unet_of(config, str(folder), **fields)
     side = 2 ** (len(module.widths) - 1)
     inputs = (
         jnp.zeros((1, side, side, config["in_channels"])),
@@ -235,172 +229,3 @@ def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
     weights.pop("text_decoder.cls.predictions.bias", None)
     inputs = (jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1), int))
     return module, fit(module, inputs, weights, folder)
-
-
-def state_dict(params: Mapping, dtype=np.float16) -> dict[str, np.ndarray]:
-    """Parameters of any of these networks under their published names and shapes."""
-    found = {}
-    for path, value in traverse_util.flatten_dict(params["params"]).items():
-        name, _ = published(path, value.shape)
-        value = np.asarray(value, np.float32)
-        if path[-1] == "kernel":
-            value = np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value.T
-        found[name] = np.ascontiguousarray(value.astype(dtype))
-    return found
-
-
-class Parts(NamedTuple):
-    """A model in the making: modules, parameters and the rest of what a folder holds.
-
-    Attributes:
-      unet, vae, text: `(module, params)` each; the text encoder is a `CLIPTextModel`.
-      factor: by which latents are scaled.
-      tokenizer: of the texts.
-      betas: first and last β of SD-1.x's schedule.
-    """
-
-    unet: tuple[UNet, Mapping]
-    vae: tuple[AutoencoderKL, Mapping]
-    text: tuple[CLIPTextModel, Mapping]
-    factor: float
-    tokenizer: tokenizer.ClipTokenizer
-    betas: tuple[float, float] = (0.00085, 0.012)
-
-
-def save(folder: str | Path, parts: Parts) -> None:
-    """Write a model in the layout of diffusers, float16: what `model.load` reads."""
-    folder = Path(folder)
-    (unet, unet_params), (vae, vae_params), (clip, text_params) = parts[:3]
-    text = clip.text
-    names = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in unet.attention]
-    common = {"in_channels": unet.out_channels, "out_channels": unet.out_channels}
-    _write(
-        folder / "unet",
-        {
-            "_class_name": "UNet2DConditionModel",
-            **common,
-            "block_out_channels": list(unet.widths),
-            "down_block_types": names,
-            "up_block_types": [name.replace("Down", "Up") for name in reversed(names)],
-            "layers_per_block": unet.blocks,
-            "attention_head_dim": list(unet.heads),
-            "norm_num_groups": unet.groups,
-            "norm_eps": unet.eps,
-            "cross_attention_dim": text.width,
-            "use_linear_projection": unet.linear,
-        },
-        unet_params,
-    )
-    blocks = len(vae.widths)
-    _write(
-        folder / "vae",
-        {
-            "_class_name": "AutoencoderKL",
-            "in_channels": vae.out_channels,
-            "out_channels": vae.out_channels,
-            "latent_channels": vae.latent_channels,
-            "block_out_channels": list(vae.widths),
-            "down_block_types": ["DownEncoderBlock2D"] * blocks,
-            "up_block_types": ["UpDecoderBlock2D"] * blocks,
-            "layers_per_block": vae.blocks,
-            "norm_num_groups": vae.groups,
-            "scaling_factor": parts.factor,
-        },
-        vae_params,
-    )
-    fields = {theirs: getattr(text, ours) for ours, theirs in TEXT.items()}
-    ends = {"bos_token_id": parts.tokenizer.start, "eos_token_id": parts.tokenizer.end}
-    _write(
-        folder / "text_encoder",
-        {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **fields, **ends},
-        text_params,
-        "model",
-    )
-    tokenizer.save(folder / "tokenizer", parts.tokenizer)
-    first, last = parts.betas
-    files.write_json(
-        folder / "scheduler" / "scheduler_config.json",
-        {
-            "_class_name": "DDIMScheduler",
-            "beta_schedule": "scaled_linear",
-            "beta_start": first,
-            "beta_end": last,
-            "num_train_timesteps": 1000,
-            "steps_offset": 1,
-            "set_alpha_to_one": False,
-            "clip_sample": False,
-            "prediction_type": "epsilon",
-        },
-    )
-    files.write_json(
-        folder / "model_index.json",
-        {
-            "_class_name": "StableDiffusionPipeline",
-            "feature_extractor": [None, None],
-            "safety_checker": [None, None],
-            "requires_safety_checker": False,
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        },
-    )
-
-
-def _write(folder: Path, config: dict, params: Mapping, stem: str = WEIGHTS[0]) -> None:
-    files.write_json(folder / "config.json", config)
-    safetensors.numpy.save_file(state_dict(params), folder / f"{stem}.safetensors")
-
-
-# Fields of a scheduler that change the result, with the values that are the same as leaving them
-# out: any other value is refused.
-SAME_AS_ABSENT = {
-    "rescale_betas_zero_snr": (False, None),
-    "timestep_spacing": ("leading", None),
-    "clip_sample": (False, None),
-    "thresholding": (False, None),
-}
-
-
-def read_schedule(folder: str | Path) -> LatentSchedule:
-    """The schedule of a diffusers folder's `scheduler/`; DDIM is run whatever sampler it names.
-
-    Raises:
-      ValueError: no file, or something in it that is not done here.
-    """
-    path = Path(folder) / "scheduler_config.json"
-    if not path.is_file():
-        raise ValueError(f"there is no {path}; it says the noise levels of the model")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    for field, same in SAME_AS_ABSENT.items():
-        if config.get(field) not in same:
-            raise ValueError(
-                f"{path} sets {field} to {config[field]!r}, which is not done here; a model of "
-                f"SD-1.x has {same[0]!r}"
-            )
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
-        raise ValueError(
-            f"{path} says prediction_type '{prediction}'; epsilon and v_prediction are known"
-        )
-    return LatentSchedule(
-        _alpha_bar(config, path),
-        offset=config.get("steps_offset", 0),
-        prediction=prediction,
-        clean=1.0 if config.get("set_alpha_to_one") else None,
-    )
-
-
-def _alpha_bar(config: Mapping[str, Any], path: Path) -> np.ndarray:
-    """ᾱ, float32 `[T]`, rounded as diffusers rounds it."""
-    if config.get("trained_betas") is not None:
-        return np.cumprod(1 - np.asarray(config["trained_betas"], np.float32), dtype=np.float32)
-    kind, count = config.get("beta_schedule"), config["num_train_timesteps"]
-    first, last = config["beta_start"], config["beta_end"]
-    if kind == "scaled_linear":
-        return schedules.scaled_linear(count, first, last).alpha_bar
-    if kind == "linear":
-        beta = np.linspace(first, last, count, dtype=np.float32)
-        return np.cumprod(1 - beta, dtype=np.float32)
-    raise ValueError(f"{path} names the schedule '{kind}'; scaled_linear and linear are known")
