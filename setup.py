@@ -57,13 +57,12 @@ setup(
     ],
     extras_require={
         "test": [
-            "basedpyright>=1.31",
             "ipykernel>=6.0",
-            "mkdocs-material>=9.6",
             "nbclient>=0.10",
             "pytest>=8.0",
             "ruff>=0.9",
         ],
+        "dev": ["basedpyright>=1.31", "mkdocs-material>=9.6", "pre-commit>=4.0"],
         "serve": ["gradio>=5.0"],
         "torch": ["torch>=2.6"],
         "tpu": ["jax[tpu]>=0.10.0"],

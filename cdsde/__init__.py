@@ -1,6 +1,6 @@
 """cdsde: unpaired image-to-image translation with energy-guided score-based SDEs.
 
-Names are imported when first used; nothing happens at import.
+Names are imported on first use, so `import cdsde` is fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MODULE_OF = {
     "load_sampler": "translation.compiled",
     "translate": "api",
 }
-# Modules of version 0.1, for whoever still says the old name.
+# New names of the modules of version 0.1, for error messages.
 _MOVED = {
     "config_checks": "config.checks",
     "presets": "config.presets",
@@ -38,6 +38,16 @@ _MOVED = {
     "colours": "diffusion.histograms",
     "live": "serve.live",
     "realism": "evaluate.realism",
+    "augment": "train.augment",
+    "examples": "data.inputs",
+    "flag_errors": "config.command_line",
+    "logs": "runtime.logs",
+    "preemption": "runtime.preemption",
+    "torch_files": "weights.torch.pickle_reader",
+    "torch_kinds": "weights.torch.kinds",
+    "torch_layouts": "weights.torch.layouts",
+    "trajectories": "translation.film",
+    "trees": "runtime.trees",
     "evaluate_edits": "evaluate.edits",
 }
 
@@ -48,7 +58,7 @@ def __getattr__(name: str):
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f"cdsde.{_MODULE_OF[name]}"), name)
     if name in _MOVED:
-        # An ImportError is what `from cdsde import NAME` passes on with its text.
+        # Only the text of an ImportError survives in `from cdsde import NAME`.
         raise ImportError(f"cdsde.{name} is now cdsde.{_MOVED[name]}")
     raise AttributeError(f"module 'cdsde' has no attribute '{name}'")
 

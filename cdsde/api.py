@@ -1,4 +1,4 @@
-"""cdsde from Python: load a config, translate pictures.
+"""The Python interface: load a config, translate images.
 
 import cdsde
 config = cdsde.load_config("twemoji2fluent", {"sample.steps": 50})
@@ -23,14 +23,15 @@ from cdsde.translation.compiled import Sampler, load_sampler
 
 
 def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
-    """The config of a file, with overrides by dotted key, checked.
+    """Loads the config of a file, applies overrides and checks the result.
 
     Args:
-      path: a file of `configs/`, or its name alone: "cat2dog".
-      overrides: such as `{"method": "egsde", "sample.steps": 50}`.
+      path: a file in `configs/`, or its name alone: "cat2dog".
+      overrides: values by dotted key, such as `{"method": "egsde", "sample.steps": 50}`.
 
     Raises:
-      ValueError: an unknown key (names the nearest), a value of the wrong type or out of range.
+      ValueError: a key is unknown (the message names the nearest), or a value has the wrong type or
+        is out of range.
     """
     try:
         config = command_line.load(os.fspath(path))
@@ -56,21 +57,22 @@ def translate(
     workdir: str | Path = ".",
     sampler: Sampler | None = None,
 ) -> np.ndarray:
-    """Translate pictures by `config.method`.
+    """Translates images by `config.method`.
 
     Args:
-      config: from `load_config`.
-      images: paths, encoded bytes, or uint8 arrays `[H, W, 3]` of any size; or uint8
+      config: the result of `load_config`.
+      images: paths, encoded bytes, or uint8 arrays `[H, W, 3]` of any size; or one uint8 array
         `[B, H, W, 3]`.
-      names: what each image's noise belongs to; default: a path's file name, else its position.
-      workdir: where checkpoints are looked for before `config.weights`.
-      sampler: a compiled one from `load_sampler`, to be used again; default: a new one.
+      names: one name per image, which determines its noise; default: the file name of a path, else
+        the position.
+      workdir: folder whose checkpoints have priority over `config.weights`.
+      sampler: a compiled sampler from `load_sampler`, for repeated calls; default: a new one.
 
     Returns:
-      uint8 `[B, S, S, 3]`, S = `config.data.image_size`, in the order given.
+      uint8 `[B, S, S, 3]`, S = `config.data.image_size`, in the order of `images`.
 
     Raises:
-      ValueError: an image that cannot be read, or no weights.
+      ValueError: an image cannot be read, or a network has no weights.
     """
     if isinstance(images, str | bytes | Path):
         raise ValueError("translate takes a sequence of images; put the one you have in a list")
@@ -93,5 +95,5 @@ def translate(
     if sampler is None:
         sampler, _ = load_sampler(config, workdir)
     count, step = len(batch), min(config.sample.batch_size, len(batch))
-    parts = [slice(at, at + step) for at in range(0, count, step)]
+    parts = [slice(start, start + step) for start in range(0, count, step)]
     return np.concatenate([sampler(*pad((batch[p], ids[p]), step)) for p in parts])[:count]

@@ -1,6 +1,8 @@
-"""The command line: flags → config → one program. The only module that reads flags.
+"""The command line: reads the flags and the config, and starts one program.
 
-python -m cdsde.main --config=twemoji2fluent --mode=sample
+    python -m cdsde.main --config=twemoji2fluent --mode=sample
+
+This is the only module that reads flags.
 """
 
 from __future__ import annotations
@@ -19,28 +21,36 @@ MODE = flags.DEFINE_enum(
     "mode",
     None,
     MODES,
-    "train: what the method needs and the work folder lacks; sample: translate images; "
+    "train: the networks that the method needs and that have no weights; sample: translate images; "
     "eval: measure the results; edit: change images by words; "
-    "serve: a page to try it on; "
-    "import: published PyTorch weights into the work folder; "
-    "export: the way back, to config.export.path.",
+    "serve: open a demo page; "
+    "import: convert published PyTorch weights into the work folder; "
+    "export: write a network to config.export.path.",
     required=True,
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where checkpoints, logs, samples and results go (default: runs/TASK)."
+    "workdir", None, "Folder of checkpoints, logs, samples and results (default: runs/TASK)."
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "Several processes: HOST:PORT of the first one, the same for all; 'auto' where SLURM, Open MPI,"
-    " GKE or a TPU pod tells JAX by itself.",
+    "For several processes: HOST:PORT of the first one, the same for all; 'auto' where JAX gets it "
+    "from SLURM, Open MPI, GKE or a TPU pod.",
 )
-PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator=HOST:PORT: how many.")
-PROCESS = flags.DEFINE_integer("process", None, "With --coordinator=HOST:PORT: which, from 0.")
+PROCESSES = flags.DEFINE_integer(
+    "processes", None, "Number of processes; with --coordinator=HOST:PORT."
+)
+PROCESS = flags.DEFINE_integer(
+    "process", None, "Index of this process, from 0; with --coordinator=HOST:PORT."
+)
 
 
 def run(argv) -> None:
-    """Dispatch on --mode."""
+    """Runs the program of --mode.
+
+    Raises:
+      SystemExit: the program failed (one sentence goes to standard error) or was preempted.
+    """
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument '{argv[1]}'; overrides are --config.KEY=VALUE")
     config = FLAGS.config
@@ -53,7 +63,7 @@ def run(argv) -> None:
                 "--processes and --process are given without --coordinator=HOST:PORT, so each "
                 "process would do all of the work; add it"
             )
-        # Imported late, so that --help and a mistyped key answer at once.
+        # Imported late, so that --help and the report of a mistyped key are fast.
         if COORDINATOR.value:
             from cdsde.runtime import mesh
 
@@ -66,7 +76,7 @@ def run(argv) -> None:
             logging.warning("%s", reason)
             sys.exit(preemption.EXIT_CODE)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        # One sentence for people; the trace for those who ask for it.
+        # Prints one sentence; --verbosity=1 shows the trace.
         logging.debug("", exc_info=True)
         if logging.level_debug():
             raise
@@ -74,7 +84,7 @@ def run(argv) -> None:
 
 
 def _check_mode(mode: str, config) -> None:
-    """Raise ValueError where mode and method do not go together."""
+    """Raises ValueError where the mode does not fit the method."""
     if mode in ("sample", "serve") and config.method in EDITORS:
         raise ValueError(
             f"config.method is '{config.method}', which edits by words: use --mode=edit"
@@ -87,7 +97,7 @@ def _check_mode(mode: str, config) -> None:
 
 
 def _program(mode: str, config):
-    """`(config, workdir) -> ...` of a mode."""
+    """The function `(config, workdir)` of a mode."""
     if mode == "train":
         from cdsde.train.loop import train
 

@@ -1,15 +1,15 @@
 """A small latent diffusion model of the embedded emoji and their names, and edits with it.
 
-    python -m cdsde.main --config=configs/emoji_words.py --mode=edit \
+    python -m cdsde.main --config=emoji_words --mode=edit \
         --config.edit.source=dark --config.edit.target=light
 
-edits the test images whose names hold the word, with the shipped model. Train your own:
+edits the test images whose names contain the word, with the shipped model. Train your own:
 
-    python -m cdsde.main --config=configs/emoji_words.py --mode=train
-    python -m cdsde.main --config=configs/emoji_words.py --mode=export --config.export.stage=latent
+    python -m cdsde.main --config=emoji_words --mode=train
+    python -m cdsde.main --config=emoji_words --mode=export --config.export.stage=latent
 
-and name it with --config.model.path=runs/emoji_words/export/model. Own images work the same way: a
-folder as --config.data.root, with NAME.txt beside each NAME.png.
+and use it with --config.model.path=runs/emoji_words/export/model. For your own images, name a
+folder with --config.data.root, and put a caption NAME.txt beside each NAME.png.
 """
 
 from cdsde import config
@@ -18,7 +18,7 @@ from cdsde import config
 def get_config():
     c = config.base()
     c.task, c.method = "emoji_words", "pix2pix_zerocon"
-    # Not flipped: names say left and right.
+    # No flips, since names contain left and right.
     c.data.update(source="twemoji", target="twemoji", image_size=64, flip=False)
     c.train.update(checkpoint_every=500)
     c.train.autoencoder.steps = 1_200
@@ -26,8 +26,8 @@ def get_config():
     c.model.path = "shipped:emoji-words"
     c.sample.batch_size = 8
     c.edit.num_patches = 64
-    # Chosen on val, by eye ("dark" to "light", "man" to "woman"): at the published scale of 5 this
-    # model's colours saturate. Latents of 16x16 are a sixteenth of Stable Diffusion's, for which
-    # the regularisation's steps are meant: there it costs the reconstruction.
+    # Chosen on val by eye ("dark" to "light", "man" to "woman"). At the published scale of 5, the
+    # colours saturate. The regularisation's step sizes are for Stable Diffusion; on latents of
+    # 16x16, a sixteenth of its latents, they damage the reconstruction.
     c.edit.update(scale=2.5, step=0.05, strength=1.5, regularise=False)
     return c

@@ -1,10 +1,10 @@
 """Fluent's glossy 3-D renders → flat Twemoji drawings: embedded data, shipped checkpoints.
 
-    python -m cdsde.main --config=configs/fluent2twemoji.py --mode=sample
-    python -m cdsde.main --config=configs/fluent2twemoji.py --mode=eval
+    python -m cdsde.main --config=fluent2twemoji --mode=sample
+    python -m cdsde.main --config=fluent2twemoji --mode=eval
 
 How the shipped networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains
-all three again, in a bit more than an hour on 2 CPU cores.
+all three again, in a little more than an hour on 2 CPU cores.
 """
 
 from cdsde import config
@@ -14,7 +14,7 @@ from cdsde.config import presets
 def get_config():
     c = config.base()
     presets.emoji(c, source="fluent", target="twemoji", score_steps=3500)
-    # On val, from 250 on what the methods draw is less of the target by both distances.
+    # On val, both distances to the target grow from M = 250 on.
     c.sdedit.start = 150
     c.egsde.start = c.contrastive_sde.start = 175
     return c

@@ -1,16 +1,16 @@
-"""Your own two folders of pictures, with small defaults that a laptop can train.
+"""Your own two folders of pictures, with small networks that a laptop can train.
 
-Pictures lie in DIR/{train,val}/{domain}/*.(png|jpg|jpeg|webp|bmp), and in DIR/test/{domain} where
-there is a test split (then add --config.sample.split=test).
+Put pictures into DIR/{train,val}/{domain}/*.(png|jpg|jpeg|webp|bmp). A test split, if any, is
+DIR/test/{domain}; use it with --config.sample.split=test.
 
-    ARGS="--config=configs/folder.py --config.data.root=DIR"
+    ARGS="--config=folder --config.data.root=DIR"
     ARGS="$ARGS --config.data.source=cat --config.data.target=dog"
     python -m cdsde.main $ARGS --mode=train  --workdir=runs/mine
     python -m cdsde.main $ARGS --mode=sample --workdir=runs/mine
     python -m cdsde.main $ARGS --mode=eval   --workdir=runs/mine
 
-`--config.train.steps=N` trains less or more; `--config.sample.input=PATH` translates one picture or
-any folder of them.
+--config.train.steps=N sets the number of training steps; --config.sample.input=PATH translates one
+picture or a folder.
 """
 
 from cdsde import config

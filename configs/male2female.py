@@ -2,11 +2,11 @@
 
 Put the images as DIR/{train,val}/{male,female}/*, then
 
-    python -m cdsde.main --config=configs/male2female.py --mode=train  --config.data.root=DIR
-    python -m cdsde.main --config=configs/male2female.py --mode=sample --config.data.root=DIR
+    python -m cdsde.main --config=male2female --mode=train  --config.data.root=DIR
+    python -m cdsde.main --config=male2female --mode=sample --config.data.root=DIR
 
 Published, EGSDE: FID 41.93 ± 0.11, L2 42.04 ± 0.03, PSNR 20.35 ± 0.01, SSIM 0.574 ± 0.000. For
-an accelerator: a guided step is 947 GFLOP an image.
+an accelerator: a guided step is 947 GFLOP per image.
 """
 
 from cdsde import config

@@ -1,9 +1,9 @@
 """Cat and wild → dog on AFHQ at 256² with one three-class domain classifier (multi-domain EGSDE).
 
-    python -m cdsde.main --config=configs/multi2dog.py --mode=train  --config.data.root=DIR
-    python -m cdsde.main --config=configs/multi2dog.py --mode=sample --config.data.root=DIR
+    python -m cdsde.main --config=multi2dog --mode=train  --config.data.root=DIR
+    python -m cdsde.main --config=multi2dog --mode=sample --config.data.root=DIR
 
-Every source domain is translated; results are named DOMAIN_NAME.png.
+It translates every source domain; results are named DOMAIN_NAME.png.
 """
 
 from cdsde import config

@@ -1,7 +1,7 @@
 """Noto drawings → Fluent's glossy 3-D renders: embedded data, shipped checkpoints.
 
-    python -m cdsde.main --config=configs/noto2fluent.py --mode=sample
-    python -m cdsde.main --config=configs/noto2fluent.py --mode=eval
+    python -m cdsde.main --config=noto2fluent --mode=sample
+    python -m cdsde.main --config=noto2fluent --mode=eval
 
 How the shipped networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains
 all three again, in about two and a half hours on 2 CPU cores.

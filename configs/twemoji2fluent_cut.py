@@ -1,12 +1,12 @@
 """Flat Twemoji drawings → Fluent's renders by CUT, on the embedded data at 32².
 
-    python -m cdsde.main --config=configs/twemoji2fluent_cut.py --mode=sample   # shipped networks
-    python -m cdsde.main --config=configs/twemoji2fluent_cut.py --mode=eval
-    python -m cdsde.main --config=configs/twemoji2fluent_cut.py --mode=train    # your own
+    python -m cdsde.main --config=twemoji2fluent_cut --mode=sample   # shipped networks
+    python -m cdsde.main --config=twemoji2fluent_cut --mode=eval
+    python -m cdsde.main --config=twemoji2fluent_cut --mode=train    # your own
 
-FastCUT: --config.method=fastcut; the other way and from Noto: configs/fluent2twemoji.py and
-configs/noto2fluent.py with --config.method=cut. 2,400 and 1,200 steps of eight pairs: forty and ten
-minutes on 2 CPU cores that had as much work besides.
+For FastCUT add --config.method=fastcut. For the reverse direction and for Noto, use
+--config=fluent2twemoji and --config=noto2fluent with --config.method=cut. CUT trains for 2,400
+steps of eight pairs, FastCUT for 1,200: 40 and 10 minutes on 2 busy CPU cores.
 """
 
 from cdsde import config

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How fast the 256² programs are on this machine's devices, in parts and whole.
+# Time the 256² programs and their parts on this machine's devices.
 #   bash launch/bench.sh [--config=cat2dog] [--images=1,8] [--config.dtype=bfloat16] [--parts=step,input]
 #   bash launch/bench.sh --parts=step --published=EGSDE_CHECKOUT --python=PYTHON_WITH_TORCH
 source "$(dirname "$0")/setup.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Translate held-out emoji with the shipped checkpoints by SDEdit and Contrastive-SDE, evaluate both,
-# print the table and say where the contact sheet is. About 5 minutes on 2 CPU cores at most.
+# print the table and the path of the contact sheet. At most 5 minutes on 2 CPU cores.
 #   bash launch/demo.sh [TASK]     TASK: twemoji2fluent (default), noto2fluent, fluent2twemoji
 source "$(dirname "$0")/setup.sh"
 

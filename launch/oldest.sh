@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Tests with every requirement at its lower bound in setup.py; arguments go to pytest.
+# Run tests with every requirement at its lower bound in setup.py; arguments go to pytest.
 #   bash launch/oldest.sh                 command line, published runs, data, edits by words
-#   bash launch/oldest.sh tests           all of the fast ones
-# Needs Python 3.11 or 3.12, which those versions were made for; its environment is .venv/oldest.
+#   bash launch/oldest.sh tests           all fast tests
+# Needs Python 3.11 or 3.12, which those versions support; the environment is .venv/oldest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +15,7 @@ if [ ! -x .venv/oldest/bin/python ]; then
   [ -n "$python" ] || { echo "error: no Python 3.11 or 3.12 found; install one or set PYTHON=..." >&2; exit 1; }
   "$python" -m venv .venv/oldest
 fi
-# A line of install_requires is one requirement: name>=version becomes name==version.
+# Each line of install_requires is one requirement: name>=version becomes name==version.
 sed -nE 's/^ +"([A-Za-z0-9_.-]+)(\[[a-z]+\])?>=([0-9.]+)",$/\1==\3/p' setup.py > .venv/oldest/bounds.txt
 .venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" \
   --constraint .venv/oldest/bounds.txt

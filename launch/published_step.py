@@ -2,8 +2,8 @@
 
     PYTHON launch/published_step.py CHECKOUT [--images 1] [--repeat 3] [--threads 2]
 
-PYTHON has PyTorch; CHECKOUT is a clone of the published repository. Random weights: what a step
-costs does not depend on them. Prints one line of JSON: seconds of the parts and of the whole step.
+PYTHON has PyTorch; CHECKOUT is a clone of the published repository. Weights are random: the time of
+a step does not depend on them. Prints one line of JSON: seconds of the score network and of a step.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import time
 
 
 def main():
-    """Build the published networks, time them, print."""
+    """Build the published networks, time them and print the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checkout")
     parser.add_argument("--images", type=int, default=1)

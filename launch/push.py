@@ -1,12 +1,11 @@
-"""In which colour the contrast of domains pushes, for encoders of a few training steps and of many.
+"""The mean colour of the domain contrast's gradient, for encoders of few and many training steps.
 
     python launch/push.py TASK...
 
-Per encoder, the push -∇E of the energy on val's source images, perturbed to levels up to M, as a
-mean over images, positions and levels: its direction in red, green and blue, and its cosine with
-the domains' gap of mean colour (train). The encoders are the task's own and those that
-`bash launch/benchmark.sh TASK` trains for the part convergence (runs/benchmark/convergence; where
-they are not there, they are trained first).
+For each encoder, -∇E of the energy on the val split's source images, perturbed to levels up to M,
+as a mean over images, positions and levels: its direction in red, green and blue, and its cosine
+with the gap between the domains' mean colours (train split). The encoders are the task's own and
+those of the benchmark's part convergence (runs/benchmark/convergence), trained if missing.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ FOLDER = Path("runs/benchmark")
 
 
 def push(config, x0: np.ndarray) -> np.ndarray:
-    """-∇E of the contrast of domains, mean over `x0` `[N, S, S, 3]` and levels: `[3]`."""
+    """-∇E of the contrast of domains, a mean over `x0` `[N, S, S, 3]` and levels: `[3]`."""
     params, _ = resolve.load(config, "none", "encoder")
     apply = build.encoder_model(config).apply
     energy = energies.domain_contrast(
@@ -68,9 +67,9 @@ def table(name: str) -> str:
         f"{n} step{'s'[: n > 1]}": str(guides.trained(task, "encoder", n)) for n in plan.TRAINED
     }
     for label, file in {**files, "shipped": config.weights.encoder}.items():
-        own = config.copy_and_resolve_references()
-        own.weights.encoder = file
-        direction = push(own, x0)
+        config_of_file = config.copy_and_resolve_references()
+        config_of_file.weights.encoder = file
+        direction = push(config_of_file, x0)
         direction /= np.linalg.norm(direction)
         cosine = direction @ gap / np.linalg.norm(gap)
         rows.append([label, *(f"{c:.2f}" for c in direction), f"{cosine:.2f}"])

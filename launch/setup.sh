@@ -1,5 +1,5 @@
-# Sourced by the other scripts: a virtual environment in .venv (reused if it is there) with the
-# package and its test extra, and the compilation cache. Needs Python 3.11+ and a pip index.
+# Sourced by the other scripts: creates or reuses a virtual environment in .venv with the package and
+# its test extra, and sets the compilation cache. Needs Python 3.11+ and a pip index.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,7 +13,7 @@ if [ ! -x .venv/bin/python ]; then
   "$python" -m venv .venv
 fi
 
-# Installed again only when the metadata has changed.
+# Install again only if the metadata has changed.
 stamp=.venv/.cdsde-$(cat setup.py pyproject.toml | sha256sum | cut -c1-16)
 if [ ! -e "$stamp" ]; then
   echo "installing cdsde into .venv"
@@ -22,7 +22,7 @@ if [ ! -e "$stamp" ]; then
   touch "$stamp"
 fi
 
-# Compiled programs are kept for the next run.
+# Keep compiled programs for the next run.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/cdsde/jax}"
 mkdir -p "$JAX_COMPILATION_CACHE_DIR" 2>/dev/null || unset JAX_COMPILATION_CACHE_DIR
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fronts on the val split, from which the configs' settings are chosen: the benchmark's
-# own runs, with its table kept in docs/results/val/table.md.
+# The benchmark's fronts on the val split, from which the configs' settings are chosen; the table is
+# docs/results/val/table.md.
 #   bash launch/tune.sh [TASKS] [METHODS] [FLAGS of python -m cdsde.benchmark, such as --config.KEY=VALUE]
 names=()
 while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do names+=("$1"); shift; done

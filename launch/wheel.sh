@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the wheel, install it into an empty environment, and use it from an empty folder.
+# Build the wheel, install it into a new environment, and run it in an empty folder.
 #   bash launch/wheel.sh
 source "$(dirname "$0")/setup.sh"
 
@@ -19,6 +19,6 @@ from cdsde.data import open_domain
 config = cdsde.load_config("twemoji2fluent", {"method": "sdedit", "sample.steps": 4})
 pictures = cdsde.translate(config, [open_domain("emoji", "twemoji", "test")[0]["image"]])
 assert pictures.shape == (1, 32, 32, 3) and pictures.dtype == "uint8", pictures.shape
-assert cdsde.__file__.startswith(__import__("sys").prefix), "the wheel is not what was imported"
+assert cdsde.__file__.startswith(__import__("sys").prefix), "cdsde was not imported from the wheel"
 print("the wheel works: cdsde", cdsde.__version__)
 PYTHON

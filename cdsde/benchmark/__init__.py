@@ -1,5 +1,5 @@
 """The benchmark: `python -m cdsde.benchmark`, or `bash launch/benchmark.sh`.
 
-What is run (plan), how one run is made and kept (run), the floors below every method (floors), the
-published numbers (published), and what is written of it all (summary, plots, page).
+plan: the runs. run: computes and stores them. floors: baselines without a network. published: the
+papers' numbers. summary, plots, page: tables, figures and the report.
 """

@@ -21,35 +21,39 @@ TASKS = "twemoji2fluent,noto2fluent,fluent2twemoji"
 
 
 def arguments(argv) -> tuple[argparse.Namespace, dict]:
-    """What the command line says, and the overrides of every task's config.
+    """The parsed command line, and the overrides of every task's config.
 
     Raises:
-      UserError: an override is wrong.
+      UserError: an override is invalid.
     """
     rest, overrides = command_line.split_overrides(argv)
     parser = argparse.ArgumentParser("python -m cdsde.benchmark", allow_abbrev=False)
     parser.add_argument(
         "--tasks", default=TASKS, help="names of configs; --config.KEY=VALUE overrides each"
     )
-    parser.add_argument(
-        "--methods", default=",".join(plan.METHODS), help="what config.method names"
-    )
-    parser.add_argument("--parts", default=",".join(PARTS), help="questions, in this order")
-    parser.add_argument("--seeds", type=int, default=5, help="of sampling, in the part main")
+    parser.add_argument("--methods", default=",".join(plan.METHODS), help="values of config.method")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts to run, in this order")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds in the part main")
     parser.add_argument("--output", default="docs/results", help="where results and report go")
-    parser.add_argument("--workdir", default="runs/benchmark", help="for pictures and networks")
+    parser.add_argument(
+        "--workdir", default="runs/benchmark", help="where pictures and networks go"
+    )
     return parser.parse_args(rest), overrides
 
 
 def benchmark(argv=None) -> None:
-    """Run what is missing; write results.json, table.md and report.html."""
+    """Run what is missing; write results.json, table.md and report.html.
+
+    Args:
+      argv: the command line; None: sys.argv.
+    """
     try:
         args, overrides = arguments(sys.argv[1:] if argv is None else argv)
     except command_line.UserError as error:
         sys.exit(f"error: {error}")
-    flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers ask
+    flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers need it
     logs.show_own()
-    # Imported late, so that --help and a mistyped flag answer at once.
+    # Imported late, so that --help and a mistyped flag exit at once.
     from cdsde.benchmark import run, summary
     from cdsde.benchmark.task import Task
     from cdsde.runtime import preemption
@@ -96,8 +100,8 @@ def _write(results: dict, folder: Path) -> None:
     (folder / "report.html").write_text(page.page(results, folder))
 
 
-def _names(given: str, allowed, flag: str) -> list[str]:
-    names = given.split(",")
+def _names(value: str, allowed, flag: str) -> list[str]:
+    names = value.split(",")
     for name in names:
         if name not in allowed:
             raise ValueError(f"{flag} names '{name}'; choose from {', '.join(allowed)}")

@@ -1,8 +1,8 @@
-"""What costs nothing and translates nothing: lines to read every method against.
+"""Floors: baselines without a network, to compare every method with.
 
-Each floor makes a picture for a source image without a network. They show what a metric can be had
-for: retrieval is as real as real pictures are, the unchanged source is perfectly faithful, and in
-the target's colours it is nearer to the target without a line of it being drawn anew.
+Each floor maps a source image to a picture and shows the score that a metric gives without any
+translation: retrieval is as realistic as real images, the unchanged source is perfectly faithful,
+and the source in the target's colours is closer to the target with its content unchanged.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ def pictures(
     real: np.ndarray,
     table: np.ndarray | None = None,
 ) -> Callable:
-    """`number -> uint8 [H, W, 3]` of floor `name`.
+    """The function `position -> uint8 [H, W, 3]` of a floor.
 
     Args:
-      name: a floor.
-      source: `number -> uint8 [H, W, 3]` of the source images.
-      truth: the same of their true targets, or None.
+      name: a floor, one of `names`.
+      source: `position -> uint8 [H, W, 3]` of the source images.
+      truth: the same for their true targets, or None.
       real: uint8 `[N, H, W, 3]`, the target's training images.
-      table: `[3, 256]`, the target's value for each of the source's (`colours.table`).
+      table: `histograms.table`, float32 `[3, 256]`; for `COLOURS`.
+
+    Raises:
+      ValueError: there is no such floor.
     """
     if name == IDENTITY:
         return source
@@ -47,20 +50,20 @@ def pictures(
         small = coarse(real).reshape(len(real), -1)
 
         def nearest(j):
-            wanted = coarse(source(j)[None]).reshape(-1)
-            return real[np.argmin(np.sum((small - wanted) ** 2, axis=1))]
+            query = coarse(source(j)[None]).reshape(-1)
+            return real[np.argmin(np.sum((small - query) ** 2, axis=1))]
 
         return nearest
     raise ValueError(f"there is no floor '{name}'")
 
 
 def coarse(images: np.ndarray, side: int = 8) -> np.ndarray:
-    """Means of uint8 `[N, H, W, 3]` over a grid of side x side, float64 `[N, side, side, 3]`."""
+    """Means of uint8 `[N, H, W, 3]` over a side × side grid, float64 `[N, side, side, 3]`."""
     n, h, w, c = images.shape
     cut = images[:, : h // side * side, : w // side * side].astype(np.float64)
     return cut.reshape(n, side, h // side, side, w // side, c).mean(axis=(2, 4))
 
 
 def names(paired: bool) -> tuple[str, ...]:
-    """The floors that a task has."""
+    """The floors of a task; `paired` tasks have true targets."""
     return (IDENTITY, COLOURS, RETRIEVAL, MEAN) + ((TRUTH,) if paired else ())

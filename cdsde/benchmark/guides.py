@@ -1,4 +1,4 @@
-"""Guiding networks of few training steps, for the part "convergence"."""
+"""Guiding networks trained for few steps, for the part "convergence"."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cdsde.weights import checkpoint, resolve
 
 
 def trained(task: Task, stage: str, steps: int) -> Path:
-    """Weights of a guiding network after so many steps, trained here where they are missing.
+    """The weights file of a guiding network after `steps` training steps; trains it if missing.
 
-    Encoder and classifier have one architecture, optimiser, constant rate and number of network
-    evaluations a step: two views of an image for the one, twice the images for the other. The
-    rate is the same from the first step, so that a shorter training is the beginning of a longer
-    one, and the longer goes on from it. Tasks of the same domains share them.
+    Encoder and classifier have the same architecture, optimiser, constant rate and number of
+    network evaluations per step: two views per image for the encoder, twice as many images for the
+    classifier. Since the rate is constant, a longer training continues a shorter one. Tasks with
+    the same domains share the networks.
     """
     batch = task.config.train.encoder.batch_size
     config = task.configure(
@@ -44,11 +44,12 @@ def trained(task: Task, stage: str, steps: int) -> Path:
 
 
 def training_hash(config: ConfigDict, stage: str) -> str:
-    """A hash of what a guiding network's training depends on, whichever domains are translated."""
-    of = json.loads(config.to_json_best_effort())
-    data = {k: v for k, v in of["data"].items() if k not in ("source", "target")}
+    """A hash of everything that a guiding network's training depends on."""
+    plain = json.loads(config.to_json_best_effort())
+    # Not which of the domains is the source and which the target.
+    data = {k: v for k, v in plain["data"].items() if k not in ("source", "target")}
     data["domains"] = config_lib.domains(config)
     skipped = {"steps", "checkpoint_every", *config_lib.STAGES} - {stage}
-    train = {k: v for k, v in of["train"].items() if k not in skipped}
-    parts = [data, train, *(of[k] for k in (stage, "sde", "dtype", "remat"))]
+    train = {k: v for k, v in plain["train"].items() if k not in skipped}
+    parts = [data, train, *(plain[k] for k in (stage, "sde", "dtype", "remat"))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

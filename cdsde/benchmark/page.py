@@ -1,4 +1,4 @@
-"""Results → one HTML file that needs nothing else: tables, figures, sheets."""
+"""The report: results as one self-contained HTML file with tables, figures and sheets."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ details { margin: 1rem 0 } summary { cursor: pointer; color: #3b5bdb }
 AXES = {"solvers": "network evaluations", "convergence": "training steps"}
 INTRODUCTION = (
     "Methods that trade likeness to the source for likeness to the target cannot be compared by "
-    "one number: read the fronts. Distances with EffNetLite0 in their name are not FID; retrieval "
-    "(the nearest training image of the target), the source unchanged and in the target's colours "
-    "and the mean image show what each metric can be had for without translating anything."
+    "one number: read the fronts. Distances with EffNetLite0 in their name are not FID. Retrieval "
+    "(the nearest training image of the target), the source unchanged, the source in the target's "
+    "colours and the mean image show the scores of each metric without any translation."
 )
 
 
 def page(results: dict, folder: Path) -> str:
-    """The report; `folder` holds `sheets/TASK.png`."""
+    """The report as HTML; `folder` contains `sheets/TASK.png`."""
     body = ["<h1>Benchmark</h1>", f'<p class="about">{INTRODUCTION}</p>']
     links = (f'<a href="#{escape(task)}">{escape(task)}</a>' for task in results["tasks"])
     body.append(f"<nav>{''.join(links)}</nav>")
@@ -53,8 +53,8 @@ def _task(results: dict, task: str, about: dict, folder: Path) -> list[str]:
     main = summary.main_table(results, task)
     if main[1]:
         parts.append(_table(*main))
-    if theirs := summary.published_table(task):
-        parts.append(_table(*theirs))
+    if published := summary.published_table(task):
+        parts.append(_table(*published))
     sheet = folder / "sheets" / f"{task}.png"
     if sheet.exists():
         data = base64.b64encode(sheet.read_bytes()).decode()

@@ -1,4 +1,4 @@
-"""The pictures of a run, translated or those of a floor, and what is measured on them."""
+"""The pictures of a run, by a method or a floor, and their metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHEET_IMAGES = 16
 
 
 class Maker:
-    """Makes the pictures of a task's runs; keeps the last sampler, which need not compile again.
+    """Makes the pictures of a task's runs; reuses the last sampler to avoid recompiling.
 
     Args:
       task: the task.
@@ -34,7 +34,10 @@ class Maker:
         self._params: dict = {}
 
     def make(self, run: plan.Run, config, params, record) -> tuple[dict, Path]:
-        """Translate the split and measure it: `(result, folder of the pictures)`."""
+        """Translate and evaluate the split; returns `(result, folder of the pictures)`.
+
+        `config`, `params` and `record` are those of `Task.settings(run)`.
+        """
         task = self.task
         folder = task.workdir / "samples" / task.key(record)
         begin = time.monotonic()
@@ -47,10 +50,10 @@ class Maker:
             evaluations = sampler.evaluations
             sample(config, task.workdir, (sampler, record["weights"]))
         seconds = time.monotonic() - begin
-        of = task.config if config is None else config
-        per_image = translations.measure(of, task.source, task.pairs, folder, task.pairwise)
-        summary = translations.summarise(per_image, of.eval.bootstrap)
-        read = translations.written(of, task.source, folder)
+        config = task.config if config is None else config
+        per_image = translations.measure(config, task.source, task.pairs, folder, task.pairwise)
+        summary = translations.summarise(per_image, config.eval.bootstrap)
+        read = translations.written(config, task.source, folder)
         summary |= translations.distances(task.reference, read, len(per_image["name"]))
         result = {
             "task": task.name,
@@ -68,12 +71,12 @@ class Maker:
         return result, folder
 
     def _sampler_for(self, config: ConfigDict, params: dict) -> Sampler:
-        """The sampler of the run before where only numbers differ."""
+        """The previous run's sampler if it can be updated, else a new one."""
         if self._sampler is not None and params is self._params:
             try:
                 self._sampler.update(config)
                 return self._sampler
-            except ValueError:  # something is different that is compiled in
+            except ValueError:  # a key that is compiled in has changed
                 pass
         self._sampler, self._params = Sampler(config, params), params
         return self._sampler
@@ -96,21 +99,21 @@ class Maker:
 
 
 def write_sheet(task: Task, folders: dict[str, Path], path: Path) -> None:
-    """The same first images under every method, as a PNG."""
+    """Write a sheet of the same images under every method, as a PNG."""
     count = len(range(len(task.source))[: task.config.sample.limit])
-    at = np.linspace(0, count - 1, min(count, SHEET_IMAGES)).astype(int)
+    positions = np.linspace(0, count - 1, min(count, SHEET_IMAGES)).astype(int)
     readers = {"source": translations.resized(task.config, task.source)}
     for name, folder in folders.items():
         readers[name] = translations.written(task.config, task.source, folder)
     if task.pairs is not None:
         readers[floors.TRUTH] = translations.resized(task.config, task.pairs)
-    rows = [[read(j) for read in readers.values()] for j in at]
+    rows = [[read(j) for read in readers.values()] for j in positions]
     scale = max(1, 64 // task.config.data.image_size)
     write_png(path, contact_sheet(rows, list(readers), blocks=2, scale=scale))
 
 
 def methods_with_weights(config: ConfigDict, methods) -> list[str]:
-    """Those of the methods whose networks the config names; a GAN's may be missing."""
+    """The methods without the GANs whose weights the config does not name."""
     return [m for m in methods if m not in config_lib.GANS or config.weights[m] is not None]
 
 

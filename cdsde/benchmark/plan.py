@@ -1,10 +1,10 @@
-"""What the benchmark runs, as lists of `Run`; a new question is a function here.
+"""The runs of the benchmark, as lists of `Run`; each part is a function here.
 
-main         every method as its config has it, over the seeds
-fronts       one method, one knob: how far from the source for how much of the target
-solvers      fewer network evaluations, by other solvers
-ablations    parts of the guided methods left out or changed
-convergence  the guiding network trained for few steps and for many
+main         every method as configured, over the seeds
+fronts       realism against faithfulness, as one setting of a method varies
+solvers      fewer network evaluations, by several solvers
+ablations    terms of the guided methods left out or changed
+convergence  the guiding network trained for few and for many steps
 """
 
 from __future__ import annotations
@@ -15,30 +15,34 @@ from typing import Any, NamedTuple
 from cdsde.config import GANS
 from cdsde.diffusion import methods as diffusion_methods
 
-METHODS = ("sdedit", "ilvr", "egsde", "contrastive_sde", *GANS)
-# The network that guides a method, beside the score network.
+METHODS = (*reversed(diffusion_methods.METHODS), *GANS)  # the plain ones first
+# The network that guides a method, in addition to the score network.
 GUIDES = {
     name: method.networks[1]
     for name, method in diffusion_methods.METHODS.items()
     if len(method.networks) > 1
 }
-DOMAIN_NAMES = {"contrastive_sde": "λ_d", "egsde": "λ_s"}
-# Levels of the fronts as shares of T, and ILVR's factors as shares of the side: right for any task.
+# The papers' symbol of the weight of the energy that contrasts domains.
+DOMAIN_NAMES = {
+    name: diffusion_methods.METHODS[name].settings["domain_weight"].slider.split(",")[0]
+    for name in GUIDES
+}
+# Start levels of the fronts, as shares of T.
 STARTS = (0.1, 0.175, 0.25, 0.325, 0.4)
 CONTENT_WEIGHTS = (0.0, 2.0, 5.0, 20.0)
 WEIGHTS = (0.0, 500.0, 2000.0)  # λ of the contrastive energy
-DOMAIN_WEIGHTS = (0.0, 0.5, 2.0)  # times the configured λ_d or λ_s
+DOMAIN_WEIGHTS = (0.0, 0.5, 2.0)  # factors of the configured λ_d or λ_s
 SOLVERS = {
     "ancestral": {"sample.solver": "ancestral"},
     "DDIM": {"sample.solver": "ddim", "sample.eta": 0.0},
     "DPM-Solver++(2M) ODE": {"sample.solver": "dpmpp_2m", "sample.eta": 0.0},
     "DPM-Solver++(2M) SDE": {"sample.solver": "dpmpp_2m", "sample.eta": 1.0},
 }
-MATCHED = 1000  # training images of each domain that say how colours are matched
+MATCHED = 1000  # training images of each domain for colour matching
 COLOURED = {"sdedit": {}, "contrastive_sde": {"contrastive_sde.domain_weight": 0.0}}
-GUIDED_BY = ("ancestral", "DPM-Solver++(2M) SDE")  # of them, with energies
+GUIDED_BY = ("ancestral", "DPM-Solver++(2M) SDE")  # the solvers of guided methods
 EVALUATIONS = (6, 12, 25)
-# Steps of the guiding network; after one it is as good as random: what training is worth.
+# Training steps of the guiding network; after one step it is practically untrained.
 TRAINED = (1, 25, 50, 100, 200, 400)
 
 
@@ -46,13 +50,13 @@ class Run(NamedTuple):
     """One translation of a split.
 
     Attributes:
-      part: the question it belongs to.
-      task: a file of configs/, without its ending.
+      part: the part of the benchmark it belongs to.
+      task: name of a config.
       method: config.method, or the name of a floor.
-      series: what it is a point of.
-      x: where on the series' axis (a number), or None.
+      series: the series it is a point of.
+      x: its position on the series' axis, or None.
       changes: overrides of the task's config.
-      seed: of sampling.
+      seed: sampling seed.
     """
 
     part: str
@@ -65,7 +69,7 @@ class Run(NamedTuple):
 
 
 def main(task: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Run]:
-    """Every method as configured; a GAN draws nothing, so that one run of it is all there is."""
+    """Every method as configured, over the seeds; a GAN is deterministic and runs once."""
     return [
         Run("main", task, m, m, None, {}, seed)
         for m in methods
@@ -74,9 +78,11 @@ def main(task: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Run]:
 
 
 def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
-    """One knob a series: M; λ_i of the low-pass, λ of the contrastive energy, λ_d or λ_s of what
-    contrasts the domains; N for ILVR. And M once more from the source in the target's colours,
-    Contrastive-SDE then without the contrast of domains: what that is worth beside colours.
+    """One varied setting per series.
+
+    M; λ_i of the low-pass energy; λ of the contrastive energy; λ_d or λ_s of the energy that
+    contrasts domains; N of ILVR. Then M again from the source in the target's colours, without the
+    contrast of domains in Contrastive-SDE: what that energy adds beyond colours.
     """
     size, total = config.data.image_size, config.sde.num_steps
     runs = []
@@ -94,7 +100,7 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
     for method in (m for m in methods if m not in GANS):
         if method == "ilvr":
             for factor in (2, 4, 8, 16):
-                # At 256² these are factors of 16 to 128.
+                # In proportion to the side: 16 to 128 at 256².
                 n = factor * max(1, size // 32)
                 add(method, "N", n, {"ilvr.factor": n})
             continue
@@ -102,8 +108,8 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
         if method in GUIDES:
             for weight in CONTENT_WEIGHTS:
                 add(method, "λ_i", weight, {f"{method}.content_weight": weight})
-            name, own = DOMAIN_NAMES[method], config[method].domain_weight
-            for weight in (own * factor for factor in DOMAIN_WEIGHTS if own):
+            name, configured = DOMAIN_NAMES[method], config[method].domain_weight
+            for weight in (configured * factor for factor in DOMAIN_WEIGHTS if configured):
                 add(method, name, weight, {f"{method}.domain_weight": weight})
         if method == "contrastive_sde":
             for weight in WEIGHTS:
@@ -115,7 +121,7 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
 
 
 def solvers(task: str, methods: Sequence[str], config) -> list[Run]:
-    """Every level below M, and few of them by each solver."""
+    """The ancestral sampler at every level below M, and each solver with few levels."""
     runs = []
     for method in (m for m in methods if m in ("sdedit", "contrastive_sde")):
         start = config[method].start
@@ -133,11 +139,11 @@ def solvers(task: str, methods: Sequence[str], config) -> list[Run]:
 
 
 def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
-    """Each energy alone, what the contrastive one compares and how, and the rounds K."""
+    """Energies alone and left out, variants of the contrastive energy, and K rounds."""
     runs: list[Run] = []
     if "sdedit" in methods:
         _add(runs, task, "sdedit", "as configured")
-        # What the target's colours alone do.
+        # The effect of the target's colours alone.
         _add(runs, task, "sdedit", "from matched colours", FROM_MATCHED)
     if "contrastive_sde" in methods:
         _ablate_contrastive_sde(runs, task, config)
@@ -162,12 +168,12 @@ def _add(runs: list[Run], task: str, method: str, series: str, changes: Mapping 
 
 
 def _ablate_contrastive_sde(runs: list[Run], task: str, config) -> None:
-    name, own = "contrastive_sde", config.contrastive_sde
-    content = own.content_weight or config.egsde.content_weight
+    name, settings = "contrastive_sde", config.contrastive_sde
+    content = settings.content_weight or config.egsde.content_weight
     parts = {
-        "contrastive energy": {f"{name}.weight": own.weight},
+        "contrastive energy": {f"{name}.weight": settings.weight},
         "low-pass energy": {f"{name}.content_weight": content},
-        "contrast of domains": {f"{name}.domain_weight": own.domain_weight},
+        "contrast of domains": {f"{name}.domain_weight": settings.domain_weight},
     }
     none = {key: 0.0 for part in parts.values() for key in part}
     parts = {part: values for part, values in parts.items() if all(values.values())}
@@ -177,32 +183,32 @@ def _ablate_contrastive_sde(runs: list[Run], task: str, config) -> None:
     for part, values in parts.items():
         _add(runs, task, name, f"without the {part}", {key: 0.0 for key in values})
     for space in ("embedding", "hidden", "features"):
-        if space != own.space:
+        if space != settings.space:
             _add(runs, task, name, f"in space '{space}'", {f"{name}.space": space})
-    # Its slope is larger by 1/τ.
-    nce = {"similarity": "nce", "temperature": 0.2, "weight": 0.2 * own.weight}
+    # The weight is smaller by τ, since the gradient of PatchNCE is larger by 1/τ.
+    nce = {"similarity": "nce", "temperature": 0.2, "weight": 0.2 * settings.weight}
     if config.encoder.pool != "none":
         nce["space"] = "features"
     _add(runs, task, name, "PatchNCE", {f"{name}.{key}": value for key, value in nce.items()})
     _add(runs, task, name, "K = 2 rounds", {"sample.rounds": 2})
     _add(runs, task, name, "from matched colours", FROM_MATCHED)
-    if own.domain_weight:
+    if settings.domain_weight:
         without = {**FROM_MATCHED, f"{name}.domain_weight": 0.0}
         _add(runs, task, name, "from matched colours, λ_d = 0", without)
 
 
 def convergence(task: str, methods: Sequence[str], config, file_of) -> list[Run]:
-    """Guidance by networks of a few training steps; `file_of(stage, steps)` is their weights.
+    """Guidance by networks trained for few steps; `file_of(stage, steps)` is their weights file.
 
-    The contrast of domains also at half its weight: a result that is worse with one network than
-    with another may be too strong a push or a bad direction, and the two look different there.
+    The contrast of domains also runs at half its weight: this shows whether a network does worse
+    because its gradient is too strong or because its direction is bad.
     """
     runs = []
     for method in (m for m in methods if m in GUIDES):
         series = {method: {}}
-        own = config[method].domain_weight
-        if method == "contrastive_sde" and own:
-            series["λ_d halved"] = {f"{method}.domain_weight": own / 2}
+        weight = config[method].domain_weight
+        if method == "contrastive_sde" and weight:
+            series["λ_d halved"] = {f"{method}.domain_weight": weight / 2}
         for name, changes in series.items():
             for steps in TRAINED:
                 network = {f"weights.{GUIDES[method]}": str(file_of(GUIDES[method], steps))}

@@ -1,4 +1,4 @@
-"""Results → figures, as SVG text."""
+"""Figures of the results, as SVG text."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ MARKERS = {floors.IDENTITY: "s", floors.COLOURS: "D", floors.RETRIEVAL: "^", flo
 
 
 def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | None:
-    """Realism against L2 to the source, a line a method and knob; None where nothing was run."""
-    found = summary.points(results, "fronts", task)
-    if not found:
+    """Realism against L2 to the source, one line per method and series; None without points."""
+    points = summary.points(results, "fronts", task)
+    if not points:
         return None
     extra = [p for p in summary.points(results, "main", task) if p["method"] in MARKERS]
 
     from matplotlib.ticker import LogLocator, NullLocator
 
     def draw(ax, metric):
-        for method, series in dict.fromkeys((p["method"], p["series"]) for p in found):
-            mine = [p for p in found if (p["method"], p["series"]) == (method, series)]
-            x = [summary.value(p, "L2 to source") for p in mine]
-            y, error = _values(mine, metric)
+        for method, series in dict.fromkeys((p["method"], p["series"]) for p in points):
+            line_points = [p for p in points if (p["method"], p["series"]) == (method, series)]
+            x = [summary.value(p, "L2 to source") for p in line_points]
+            y, error = _values(line_points, metric)
             colour = COLOURS.get(method)
             line = LINES.get(series, "-")
             style = dict(marker="o", ms=4, capsize=2, lw=1.3, ls=line)
@@ -48,15 +48,15 @@ def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | 
                 style["mfc"] = "white"
             label = f"{summary.title(method)}, {series}"
             ax.errorbar(x, y, error, color=colour, label=label, **style)
-            for p, a, b in zip(mine, x, y, strict=True):
+            for p, a, b in zip(line_points, x, y, strict=True):
                 ax.annotate(f"{p['x']:g}", (a, b), (3, -9), fontsize=6, color=colour,
                             textcoords="offset points")  # fmt: skip
         for p in extra:
-            at = summary.value(p, "L2 to source"), summary.value(p, metric)
+            xy = summary.value(p, "L2 to source"), summary.value(p, metric)
             label = summary.title(p["method"])
-            ax.plot(*at, MARKERS[p["method"]], color="black", ms=6, label=label)
+            ax.plot(*xy, MARKERS[p["method"]], color="black", ms=6, label=label)
         ax.set_xlabel("L2 to source (lower: more faithful)")
-        # Most points are near one another, and ILVR's far above.
+        # Logarithmic, since most points are close together and ILVR's are far above.
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
@@ -68,33 +68,33 @@ def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | 
 def curves(
     results: dict, part: str, task: str, axis: str, metrics: Sequence[str] = REALISM
 ) -> str | None:
-    """Metrics over the part's axis (logarithmic), one line a method and series."""
-    found = summary.points(results, part, task)
-    if not found:
+    """Metrics over the part's logarithmic axis, one line per method and series; None if empty."""
+    points = summary.points(results, part, task)
+    if not points:
         return None
-    lines = list(dict.fromkeys((p["method"], p["series"]) for p in found))
+    lines = list(dict.fromkeys((p["method"], p["series"]) for p in points))
     series = list(dict.fromkeys(s for _, s in lines))
 
     def draw(ax, metric):
         for method, name in lines:
-            mine = [p for p in found if (p["method"], p["series"]) == (method, name)]
-            x = [p["x"] for p in mine]
-            y, error = _values(mine, metric)
+            line_points = [p for p in points if (p["method"], p["series"]) == (method, name)]
+            x = [p["x"] for p in line_points]
+            y, error = _values(line_points, metric)
             plain = name == method
             colour = COLOURS.get(method) if plain else SERIES[series.index(name) % len(SERIES)]
             style = "-" if plain or method != "sdedit" else ":"
             label = summary.title(method) + ("" if plain else f", {name}")
             if len(x) == 1:
-                # The full grid: its interval as a band, to see who reaches it.
+                # The run at every level: its interval is a band to compare the others with.
                 ax.axhspan(y[0] - error[0][0], y[0] + error[1][0], color=colour, alpha=0.08)
             ax.errorbar(x, y, error, ls=style, marker="o", ms=4, capsize=2, lw=1.2, color=colour,
                         label=label)  # fmt: skip
         ax.set_xscale("log")
-        # A tick where something was measured, in plain numbers: powers of ten are few and far.
-        ax.set_xticks(sorted({p["x"] for p in found}), minor=False)
+        # A tick at each measured value: powers of ten alone would be too few.
+        ax.set_xticks(sorted({p["x"] for p in points}), minor=False)
         ax.set_xticks([], minor=True)
         ax.xaxis.set_major_formatter("{x:g}")
-        ax.tick_params(axis="x", labelsize=6.5)  # 200 and 250 are neighbours
+        ax.tick_params(axis="x", labelsize=6.5)  # 200 and 250 would overlap
         ax.set_xlabel(axis)
         if metric == metrics[-1]:
             ax.legend(fontsize=7, frameon=False)
@@ -105,25 +105,25 @@ def curves(
 def distributions(
     results: dict, task: str, metrics: Sequence[str] = ("L2 to source", "SSIM to source")
 ) -> str | None:
-    """Values of single images under every method (seed 0)."""
-    found = [p for p in summary.points(results, "main", task) if "per_image" in p["result"]]
-    found = [p for p in found if p["method"] not in (floors.IDENTITY, floors.MEAN)]
-    if not found:
+    """Distributions of single images' values by every method (seed 0); None without points."""
+    points = [p for p in summary.points(results, "main", task) if "per_image" in p["result"]]
+    points = [p for p in points if p["method"] not in (floors.IDENTITY, floors.MEAN)]
+    if not points:
         return None
 
     def draw(ax, metric):
-        values = [p["result"]["per_image"].get(metric, [np.nan]) for p in found]
+        values = [p["result"]["per_image"].get(metric, [np.nan]) for p in points]
         parts = ax.violinplot(values, orientation="horizontal", showmedians=True, widths=0.8)
-        for body, p in zip(parts["bodies"], found, strict=True):
+        for body, p in zip(parts["bodies"], points, strict=True):
             body.set_color(COLOURS.get(p["method"], "#444444"))
-        ax.set_yticks(range(1, len(found) + 1), [summary.title(p["method"]) for p in found])
+        ax.set_yticks(range(1, len(points) + 1), [summary.title(p["method"]) for p in points])
         ax.set_xlabel(metric)
 
     return _panels(draw, metrics, titled=False)
 
 
-def _values(found, metric):
-    entries = [p["result"]["metrics"][metric] for p in found]
+def _values(points, metric):
+    entries = [p["result"]["metrics"][metric] for p in points]
     y = np.array([e["value"] for e in entries])
     low = np.array([e["value"] if e["low"] is None else e["low"] for e in entries])
     high = np.array([e["value"] if e["high"] is None else e["high"] for e in entries])
@@ -133,13 +133,13 @@ def _values(found, metric):
 def _panels(
     draw, metrics: Sequence[str], titled: bool = True, height: float = 4, legend_below: bool = False
 ) -> str:
-    # Imported here: it takes a second, and only the report needs it.
+    # Imported here: the import takes a second, and only the report needs it.
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    # Fixed ids and no date: the same results give the same file.
+    # Fixed ids and no date, so that equal results give equal files.
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cdsde", "font.size": 9}):
         fig, axes = plt.subplots(
             1, len(metrics), figsize=(5.4 * len(metrics), height), squeeze=False

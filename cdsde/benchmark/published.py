@@ -1,5 +1,6 @@
-"""The numbers of the papers at 256² (EGSDE, Zhao et al. 2022, table 1, and Contrastive-SDE's
-comparison): mean and, where it was given, standard deviation over five runs.
+"""Published results at 256² (EGSDE, Zhao et al. 2022, table 1, and Contrastive-SDE's comparison).
+
+Each method has, in the order of `METRICS`, (mean, standard deviation over five runs or None).
 """
 
 METRICS = ("FID", "L2", "PSNR", "SSIM")

@@ -1,7 +1,7 @@
-"""Runs of the benchmark, each made once.
+"""Runs of the benchmark, each computed once.
 
-A result that is in results.json is not made again, so a benchmark that was cut off, or that gets
-new questions, goes on; and one whose weights or settings have changed is made anew.
+Runs with a result in results.json are skipped, so that an interrupted or extended benchmark
+continues. A run whose weights or settings have changed is computed again.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cdsde.runtime.files import write_json
 
 
 def plan_of(task: Task, part: str, methods: Sequence[str], seeds: int) -> list[plan.Run]:
-    """The runs of a part of the benchmark; a GAN's only where the task names its weights."""
+    """The runs of a part of the benchmark; GANs only if the task names their weights."""
     methods = methods_with_weights(task.config, methods)
     if part == "main":
-        shown = floors.names(task.pairs is not None)
-        floor_runs = [plan.Run("main", task.name, f, f, None, {}) for f in shown]
+        names = floors.names(task.pairs is not None)
+        floor_runs = [plan.Run("main", task.name, f, f, None, {}) for f in names]
         return floor_runs + plan.main(task.name, methods, range(seeds))
     if part == "convergence":
         file_of = functools.partial(guides.trained, task)
@@ -33,16 +33,16 @@ def plan_of(task: Task, part: str, methods: Sequence[str], seeds: int) -> list[p
 
 
 def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
-    """Make what of `runs` is not in `results`, writing results.json after each one."""
+    """Compute the runs that `results` lacks; writes results.json (`path`) after each one."""
     results["tasks"][task.name] = task.describe()
     others = [p for p in results["points"] if p["task"] != task.name]
-    asked = {run.part for run in runs}
-    # Points of parts that were not asked for stay, unless config or weights have changed.
+    parts = {run.part for run in runs}
+    # Points of other parts are kept, unless config or weights have changed.
     points = [
         p
         for p in results["points"]
         if p["task"] == task.name
-        and p["part"] not in asked
+        and p["part"] not in parts
         and task.is_current(p, results["runs"][p["run"]]["settings"])
     ]
     folders, maker = {}, Maker(task)
@@ -58,12 +58,12 @@ def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
         points.append({**run._asdict(), "changes": dict(run.changes), "run": key})
         results["points"] = others + points
         write_json(path, results)
-    # Without some method's pictures (made in another work folder) an older sheet shows more.
+    # Pictures may be missing, if made in another work folder: then the existing sheet is kept.
     if folders and all(folder.exists() for folder in folders.values()):
         write_sheet(task, folders, path.parent / "sheets" / f"{task.name}.png")
 
 
 def describe(run: plan.Run) -> str:
-    """A run in a line of the log."""
-    at = "" if run.x is None else f" at {run.x:g}"
-    return f"{run.part}: {run.method}, {run.series}{at}, seed {run.seed}"
+    """A run, in a line for the log."""
+    position = "" if run.x is None else f" at {run.x:g}"
+    return f"{run.part}: {run.method}, {run.series}{position}, seed {run.seed}"

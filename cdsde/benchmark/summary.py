@@ -1,4 +1,4 @@
-"""Results → numbers for tables: means and standard deviations over seeds, Markdown."""
+"""Tables of the results: means and standard deviations over seeds, as Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cdsde.diffusion import methods
 
 TITLES = {name: method.title for name, method in methods.METHODS.items()}
 TITLES |= {"cut": "CUT", "fastcut": "FastCUT"}
-# What the tables show, in this order, where it is there; ↓: lower is better.
+# Columns of the tables, in this order, if measured; ↓: lower is better.
 COLUMNS = {
     "FID": "FID ↓",
     "KID x1000": "KID ×1000 ↓",
@@ -27,33 +27,33 @@ COLUMNS = {
 
 
 def title(name: str) -> str:
-    """How a method or floor is called in print."""
+    """The printed name of a method or floor."""
     return TITLES.get(name, name)
 
 
-def points(results: dict, part: str, task: str, **wanted) -> list[dict]:
-    """The points of a part, each with its run's result under "result"."""
-    found = [p for p in results["points"] if p["part"] == part and p["task"] == task]
-    found = [p for p in found if all(p[k] == v for k, v in wanted.items())]
-    return [{**p, "result": results["runs"][p["run"]]} for p in found]
+def points(results: dict, part: str, task: str, **fields) -> list[dict]:
+    """The points of a part that have these fields, each with its run's result under "result"."""
+    selected = [p for p in results["points"] if p["part"] == part and p["task"] == task]
+    selected = [p for p in selected if all(p[k] == v for k, v in fields.items())]
+    return [{**p, "result": results["runs"][p["run"]]} for p in selected]
 
 
 def value(point: dict, metric: str) -> float | None:
-    """A metric of a point's run."""
+    """The value of a metric at a point; None if it was not measured."""
     entry = point["result"]["metrics"].get(metric)
     return None if entry is None else entry["value"]
 
 
-def over_seeds(found: Iterable[dict], metric: str) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation over points; None where the metric is not there."""
-    values = [v for v in (value(p, metric) for p in found) if v is not None]
+def over_seeds(selected: Iterable[dict], metric: str) -> tuple[float, float | None] | None:
+    """Mean and sample standard deviation over points; None if the metric was not measured."""
+    values = [v for v in (value(p, metric) for p in selected) if v is not None]
     if not values:
         return None
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def cell(mean_sd: tuple[float, float | None] | None) -> str:
-    """`12.3 ± 0.4`."""
+    """The cell of a mean and standard deviation, such as `12.3 ± 0.4`."""
     if mean_sd is None:
         return ""
     mean, sd = mean_sd
@@ -61,37 +61,37 @@ def cell(mean_sd: tuple[float, float | None] | None) -> str:
     return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{max(digits, 2)}f}")
 
 
-def columns_of(found: Sequence[dict]) -> list[str]:
-    """The columns of which at least one point has a value."""
-    return [m for m in COLUMNS if any(value(p, m) is not None for p in found)]
+def columns_of(selected: Sequence[dict]) -> list[str]:
+    """The columns in which at least one point has a value."""
+    return [m for m in COLUMNS if any(value(p, m) is not None for p in selected)]
 
 
 def main_table(results: dict, task: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the task's table: methods over their seeds, then the floors."""
-    found = points(results, "main", task)
-    columns = columns_of(found)
-    names = list(dict.fromkeys(p["method"] for p in found))
+    selected = points(results, "main", task)
+    columns = columns_of(selected)
+    names = list(dict.fromkeys(p["method"] for p in selected))
     floor_names = [n for n in names if n in floors.names(paired=True)]
     rows = []
     for name in [n for n in names if n not in floor_names] + floor_names:
-        mine = [p for p in found if p["method"] == name]
-        rows.append([title(name), *(cell(over_seeds(mine, m)) for m in columns)])
+        seeds = [p for p in selected if p["method"] == name]
+        rows.append([title(name), *(cell(over_seeds(seeds, m)) for m in columns)])
     return ["", *(COLUMNS[m] for m in columns)], rows
 
 
 def series_table(
     results: dict, part: str, task: str, axis: str
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a part without seeds: a row a point, with intervals of the distances."""
-    found = points(results, part, task)
-    columns = columns_of(found)
+    """Header and rows of a part with one seed: a row per point, values with their intervals."""
+    selected = points(results, part, task)
+    columns = columns_of(selected)
     rows = []
-    for p in found:
+    for p in selected:
         entries = [p["result"]["metrics"].get(m) for m in columns]
         name = title(p["method"])
         name += "" if p["series"] == p["method"] else f": {p['series']}"
-        at = "" if p["x"] is None else f"{p['x']:g}"
-        rows.append([name, at, *(map(interval, entries))])
+        x = "" if p["x"] is None else f"{p['x']:g}"
+        rows.append([name, x, *(map(interval, entries))])
     header = ["", axis, *(COLUMNS[m] for m in columns)]
     if not any(row[1] for row in rows):
         header, rows = header[:1] + header[2:], [row[:1] + row[2:] for row in rows]
@@ -99,7 +99,7 @@ def series_table(
 
 
 def interval(entry: dict | None) -> str:
-    """`12.3 [11.8, 12.9]`: a value with its 95% interval over images."""
+    """The cell of a value with its 95% interval over images, such as `12.3 [11.8, 12.9]`."""
     if entry is None:
         return ""
     v = entry["value"]
@@ -110,7 +110,7 @@ def interval(entry: dict | None) -> str:
 
 
 def published_table(task: str) -> tuple[list[str], list[list[str]]] | None:
-    """The papers' numbers where the task is one of theirs."""
+    """Header and rows of the published results; None for tasks without any."""
     if task not in published.TABLE:
         return None
     rows = [[name, *map(cell, row)] for name, row in published.TABLE[task].items()]
@@ -123,7 +123,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-# Part, its heading, and the name of its axis.
+# Part, heading, name of the axis.
 SECTIONS = (
     ("fronts", "Realism against faithfulness", "at"),
     ("ablations", "Ablations", ""),
@@ -144,8 +144,8 @@ def report(results: dict) -> str:
         main = main_table(results, task)
         if main[1]:
             parts += ["", markdown(*main)]
-        if theirs := published_table(task):
-            parts += ["", markdown(*theirs)]
+        if papers := published_table(task):
+            parts += ["", markdown(*papers)]
         for part, heading, axis in SECTIONS:
             table = series_table(results, part, task, axis)
             if table[1]:
@@ -154,10 +154,10 @@ def report(results: dict) -> str:
 
 
 def context(results: dict, task: str, about: dict) -> str:
-    """What a task's numbers were measured on, in a sentence."""
-    made = [r["made"] for r in results["runs"].values() if r["task"] == task]
-    devices = ", ".join(sorted({m["device"] for m in made}))
-    dates = sorted(m["written"][:10] for m in made)
+    """A sentence about the images, reference, seeds, dates and devices of a task's results."""
+    provenance = [r["made"] for r in results["runs"].values() if r["task"] == task]
+    devices = ", ".join(sorted({m["device"] for m in provenance}))
+    dates = sorted(m["written"][:10] for m in provenance)
     seeds = len({p["seed"] for p in results["points"] if p["task"] == task})
     when = "" if not dates else f" between {dates[0]} and {dates[-1]}, on {devices}"
     return (

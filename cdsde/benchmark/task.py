@@ -1,6 +1,6 @@
-"""A task of the benchmark: its config, its images, and the names of its results.
+"""A task of the benchmark: its config, its images, and the keys of its results.
 
-A result is kept under a hash of everything that decides its pixels and numbers.
+The key of a result is a hash of everything that its pixels and numbers depend on.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from cdsde import api
 from cdsde import config as config_lib
 from cdsde.benchmark import floors, plan
 from cdsde.data import inputs
+from cdsde.diffusion import methods as diffusion_methods
 from cdsde.evaluate import translations
 from cdsde.runtime import records
 from cdsde.translation.compiled import load_params
 
 
 class Task:
-    """A task, opened once.
+    """A task of the benchmark, with its data open.
 
     Args:
-      name: a config.
-      workdir: where samples, statistics and trained networks go.
-      overrides: of its config, for all runs.
+      name: name of its config.
+      workdir: folder of samples, statistics and trained networks.
+      overrides: overrides of its config, for all runs.
     """
 
     def __init__(self, name: str, workdir: Path, overrides: dict):
@@ -45,7 +46,7 @@ class Task:
         return config
 
     def describe(self) -> dict:
-        """What the numbers of this task are about."""
+        """The images and the reference of this task, for results.json."""
         d = self.config.data
         ids = "\n".join(map(str, self.source.ids))
         return {
@@ -59,7 +60,7 @@ class Task:
         }
 
     def settings(self, run: plan.Run) -> tuple[ConfigDict | None, dict, dict]:
-        """A run's config, its parameters, and the record of what decides its pixels."""
+        """A run's config (None for a floor), parameters, and the record of its settings."""
         if run.method in floors.names(paired=True):
             record = {"floor": run.method, "input": repr(self.source), "weights": {}}
             return None, {}, record
@@ -68,41 +69,42 @@ class Task:
         return config, params, records.settings_record(config, origins, self.source)
 
     def load(self, config: ConfigDict) -> tuple[dict, dict[str, str]]:
-        """A method's networks and where they came from, read once."""
-        of = json.loads(config.to_json_best_effort())
-        decisive = {k: of[k] for k in ("method", "data", "sde", "weights", *config_lib.GUIDED)}
-        decisive["domain_images"] = of["contrastive_sde"]["domain_images"]
-        decisive["match_colours"] = of["sample"]["match_colours"]
-        key = json.dumps(decisive, sort_keys=True)
+        """The parameters of a method's networks and their origins; cached."""
+        plain = json.loads(config.to_json_best_effort())
+        parts = {k: plain[k] for k in ("method", "data", "sde", "weights", *config_lib.GUIDED)}
+        if method := diffusion_methods.METHODS.get(config.method):
+            parts["domain_images"] = method.domain_images(config[config.method])
+        parts["match_colours"] = plain["sample"]["match_colours"]
+        key = json.dumps(parts, sort_keys=True)
         if key not in self._loaded:
             self._loaded[key] = load_params(config, self.workdir / "none")
         return self._loaded[key]
 
     def key(self, record: dict) -> str:
-        """The name of a result: a hash of its settings, weights, images and extractors."""
+        """The key of a result: a hash of its settings, weights, images and extractors."""
         record = {**record, "weights": {k: hash_of(v) for k, v in record["weights"].items()}}
-        whole = json.dumps([self.describe(), record], sort_keys=True)
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        content = json.dumps([self.describe(), record], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def is_current(self, point: dict, record: dict) -> bool:
-        """Whether a kept point is what its run would make with today's config and weights."""
+        """Whether a stored point has the settings and weights of the current config."""
         if "floor" in record:
             return True
         changes = point.get("changes", {})
-        asked = {"method": point["method"], "sample.seed": point["seed"], **changes}
+        overrides = {"method": point["method"], "sample.seed": point["seed"], **changes}
         try:
-            config = self.configure(asked)
-        except ValueError:  # its changes and today's config do not go together
+            config = self.configure(overrides)
+        except ValueError:  # the current config rejects the point's changes
             return False
         if records.settings_record(config, record["weights"], self.source) != record:
             return False
-        # Networks that the run itself brings are not the task's.
-        rest = {k: v for k, v in asked.items() if not k.startswith("weights.")}
-        today = self.load(self.configure(rest))[1]
-        own = [name for name in record["weights"] if f"weights.{name}" not in changes]
-        return all(hash_of(record["weights"][n]) == hash_of(today.get(n, "")) for n in own)
+        # Only the task's networks are compared, not those that the run's changes name.
+        rest = {k: v for k, v in overrides.items() if not k.startswith("weights.")}
+        origins = self.load(self.configure(rest))[1]
+        names = [name for name in record["weights"] if f"weights.{name}" not in changes]
+        return all(hash_of(record["weights"][n]) == hash_of(origins.get(n, "")) for n in names)
 
 
 def hash_of(origin: str) -> str:
-    """The hash in an origin such as "shipped:NAME (sha256 HASH)": a file may lie elsewhere."""
+    """The hash in an origin such as "shipped:NAME (sha256 HASH)", independent of the path."""
     return origin.rsplit("sha256 ", 1)[-1].rstrip(")")

@@ -1,4 +1,4 @@
-"""Configs: every key and its default, what follows from keys, and the checks on them."""
+"""Configs: every key and its default, the values derived from keys, and the checks on them."""
 
 from cdsde.config.derived import (
     domains,

@@ -1,4 +1,4 @@
-"""The checks on a config: what each key allows (keys.py says it), and what must fit together."""
+"""The checks on a config: the allowed values of each key (keys.py), and combinations of keys."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cdsde.config import derived
-from cdsde.config.keys import EDITORS, GANS, GUIDED, KEYS, SDES
+from cdsde.config.keys import EDITORS, GANS, GUIDED, GUIDED_SDES, KEYS, SDES
 
 
 def validate(config: ConfigDict) -> None:
-    """Check every key by itself, then what must fit together.
+    """Checks every key by itself, then the combinations of keys.
 
     Raises:
-      ValueError: one sentence that names the key, the value seen and what is allowed.
+      ValueError: one sentence that names the key, its value and the allowed values.
     """
     _each_key(config)
     _methods(config)
@@ -24,13 +24,14 @@ def validate(config: ConfigDict) -> None:
     if config.method in SDES:
         _levels(config)
         _lowpass(config)
-        _guides(config)
+        for name, method in GUIDED_SDES.items():
+            method.check(config[name], config)
     if config.method in GANS or config.train.stage in GANS:
         _gan(config)
 
 
 def _each_key(config: ConfigDict) -> None:
-    """Choices and least values, in the order of the table."""
+    """Checks choices and minimum values, in the order of the table."""
     for key, setting in KEYS.items():
         value: Any = derived.get(config, key)
         if value is None:
@@ -65,11 +66,11 @@ def _domains(config: ConfigDict) -> None:
     if d.load_size is not None and d.load_size < d.image_size:
         raise ValueError(
             f"config.data.load_size is {d.load_size}, less than config.data.image_size="
-            f"{d.image_size}; images are cut out of larger ones"
+            f"{d.image_size}; training images are cropped from larger ones"
         )
     names = derived.sources(config)
     if not names:
-        raise ValueError("config.data.source is empty; name the domain that is to be translated")
+        raise ValueError("config.data.source is empty; name the domain to translate")
     trained_on = derived.domains(config)
     for key, name in [*(("source", name) for name in names), ("target", d.target)]:
         if name not in trained_on:
@@ -83,13 +84,13 @@ def _training(config: ConfigDict) -> None:
     t = config.train
     if t.fine_tune and not t.stage:
         raise ValueError(
-            "config.train.fine_tune is True and config.train.stage empty; name the network that "
-            "is trained on from its weights, such as --config.train.stage=score"
+            "config.train.fine_tune is True and config.train.stage is empty; name the network to "
+            "fine-tune, such as --config.train.stage=score"
         )
     if t.accumulate > 1 and t.stage in GANS:
         raise ValueError(
-            f"config.train.accumulate is {t.accumulate}, and {t.stage} trains three networks in "
-            "turns, whose batch is not cut into parts; set it to 1 and lower train.cut.batch_size"
+            f"config.train.accumulate is {t.accumulate}, and the training of {t.stage} does not "
+            "cut batches into parts; set it to 1 and lower train.cut.batch_size"
         )
 
 
@@ -97,8 +98,8 @@ def _networks(config: ConfigDict) -> None:
     for stage in GUIDED:
         for key in (f"{stage}.channel_mult", f"{stage}.attention_resolutions"):
             numbers = derived.get(config, key)
-            least = 1 if key.endswith("mult") else 0
-            if len(numbers) < least or not all(type(n) is int and n > 0 for n in numbers):
+            min_length = 1 if key.endswith("mult") else 0
+            if len(numbers) < min_length or not all(type(n) is int and n > 0 for n in numbers):
                 raise ValueError(
                     f"config.{key} is {numbers}; it must be a tuple of whole numbers above 0, such "
                     "as '(1, 2)'"
@@ -111,7 +112,7 @@ def _networks(config: ConfigDict) -> None:
             raise ValueError(
                 f"config.data.image_size is {size}, not a multiple of {down} as "
                 f"config.{stage}.channel_mult ({len(net.channel_mult)} levels) and patch_size "
-                f"{net.patch_size} ask for"
+                f"{net.patch_size} require"
             )
 
 
@@ -125,7 +126,7 @@ def _levels(config: ConfigDict) -> None:
     if steps is not None and steps > start:
         raise ValueError(
             f"config.sample.steps is {steps}, more than the {start} noise levels below "
-            f"config.sample.start; lower it, or leave it out to take every level"
+            f"config.sample.start; lower it, or leave it out to use every level"
         )
 
 
@@ -138,22 +139,6 @@ def _lowpass(config: ConfigDict) -> None:
                 f"config.{key} is {factor}; the low-pass needs a divisor of "
                 f"config.data.image_size={size} that leaves at least 2 pixels"
             )
-
-
-def _guides(config: ConfigDict) -> None:
-    c = config.contrastive_sde
-    pooled = config.encoder.pool != "none" and c.space != "features"
-    if c.similarity == "nce" and pooled:
-        raise ValueError(
-            "config.contrastive_sde.similarity is 'nce', which compares positions; it needs "
-            "config.contrastive_sde.space=features or an encoder with config.encoder.pool=none"
-        )
-    if c.domain_weight and not c.domain_images:
-        raise ValueError(
-            f"config.contrastive_sde.domain_weight is {c.domain_weight} and "
-            "domain_images 0, so that there is nothing to contrast; set domain_images, such as "
-            "128, or the weight 0"
-        )
 
 
 def _gan(config: ConfigDict) -> None:

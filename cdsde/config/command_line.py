@@ -1,7 +1,7 @@
-"""Config files and overrides: found, executed once, and every mistake told in one sentence.
+"""Reads config files and overrides, and reports every mistake in one sentence.
 
-ml_collections answers an unknown key with a long trace; here the overrides are looked at first.
-Every program takes them as `--config.KEY=VALUE`.
+Every program takes overrides as `--config.KEY=VALUE`. They are checked here first, because
+ml_collections reports an unknown key with a long trace. A config file is executed once.
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ from cdsde.config import derived, keys, renamed
 
 OVERRIDE = re.compile(r"^--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 HELP = (
-    "The task: a file of configs/, or its name alone (cat2dog); --config.KEY=VALUE overrides any "
-    "key of it (docs/configuration.md)."
+    "The task: a file in configs/, or its name alone (cat2dog); --config.KEY=VALUE overrides any "
+    "key (docs/configuration.md)."
 )
 
 
 class UserError(Exception):
-    """Something that the user can put right; its text is all that needs to be said."""
+    """A mistake that the user can correct; the message is one complete sentence."""
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parse flags as absl does; `FLAGS.config` is then the config with its overrides.
+    """Parses flags as absl does; `FLAGS.config` then holds the config with its overrides.
 
-    What is wrong is explained in one sentence, and the program exits with 2.
+    Returns:
+      The positional arguments, with the program's name first.
+
+    Raises:
+      SystemExit: a flag is wrong; one sentence goes to standard error, and the code is 2.
     """
     try:
         return parse_into(flags.FLAGS, argv)
     except UserError as error:
         message = str(error)
     except flags.Error as error:
-        # One line, where absl gives each flag that is missing its own.
+        # On one line; absl prints a line for each missing flag.
         message = f"{' '.join(str(error).split())}; see python -m cdsde.main --help"
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         message = f"a value on the command line does not fit its config key ({error})"
@@ -49,15 +53,15 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Define the flag `config` and parse all flags; returns what is left of the arguments.
+    """Defines the flag `config`, parses all flags and returns the positional arguments.
 
     Raises:
       UserError: the config file or an override is wrong.
-      flags.Error: another flag is.
+      flags.Error: another flag is wrong.
     """
     path, rest = _without_config(list(argv))
     if path is None:
-        # As a flag of the program, so that --help shows it.
+        # Defined as a plain flag, so that --help shows it.
         flags.DEFINE(
             flags.ArgumentParser(),
             "config",
@@ -76,9 +80,10 @@ def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The arguments without overrides, and the overrides `{key: value}` for `load_config`.
+    """Splits arguments into those without overrides, and overrides `{key: value}`.
 
-    For programs that open several configs: values get the type that the key has in every config.
+    For programs that pass the overrides to `load_config` for several configs; each value gets the
+    type of its key.
 
     Raises:
       UserError: an override is wrong.
@@ -104,10 +109,10 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _without_config(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The value of --config, and the arguments without it.
+    """The value of --config, and the other arguments.
 
     Raises:
-      UserError: it is given twice.
+      UserError: --config is given twice.
     """
     paths, rest = [], []
     arguments = iter(argv)
@@ -124,35 +129,35 @@ def _without_config(argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def folder() -> Path:
-    """Where the configs of the project lie: `configs/` of the checkout, or of the wheel."""
+    """The folder of the project's configs: `configs/` in the checkout or the installed wheel."""
     package = Path(str(resources.files("cdsde")))
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def find(name: str) -> Path:
-    """The config file of a path, or of the name of one of the project's configs.
+    """The config file for a path, or for the name of one of the project's configs.
 
     Raises:
-      UserError: there is no such file; names those that there are.
+      UserError: the file does not exist; the sentence lists the existing ones.
     """
     path = Path(name)
     if path.is_file():
         return path
-    own = folder() / f"{path.stem}.py"
-    # A path into configs/ means the project's own one in any folder.
-    if path.parts[:-1] in ((), ("configs",)) and path.suffix in ("", ".py") and own.is_file():
-        return own
-    beside = sorted(path.parent.glob("*.py")) if len(path.parts) > 1 else []
-    known = [str(p) for p in beside] or sorted(p.stem for p in folder().glob("*.py"))
+    shipped = folder() / f"{path.stem}.py"
+    # configs/NAME.py means the project's config, whatever the current folder.
+    if path.parts[:-1] in ((), ("configs",)) and path.suffix in ("", ".py") and shipped.is_file():
+        return shipped
+    siblings = sorted(path.parent.glob("*.py")) if len(path.parts) > 1 else []
+    known = [str(p) for p in siblings] or sorted(p.stem for p in folder().glob("*.py"))
     raise UserError(f"the config '{name}' is not a file; there are {', '.join(known)}")
 
 
 def load(path: str) -> ConfigDict:
-    """The config that a file makes: `get_config()`, or `get_config(ARGUMENT)` of `FILE:ARGUMENT`.
+    """Loads a config: `get_config()` of FILE, or `get_config(ARGUMENT)` for `FILE:ARGUMENT`.
 
     Raises:
-      UserError: there is no such file, it fails, or it has no get_config.
+      UserError: the file does not exist, fails, or has no get_config.
     """
     name, _, argument = str(path).partition(":")
     file = find(name)
@@ -163,26 +168,26 @@ def load(path: str) -> ConfigDict:
             return scope["get_config"](*([argument] if argument else []))  # type: ignore[operator]
     except Exception as error:
         raise UserError(_failure(file, error)) from error
-    raise UserError(f"{file} has no get_config(), which makes the config of every such file")
+    raise UserError(f"{file} has no get_config(), which every config file defines")
 
 
 def _failure(file: Path, error: Exception) -> str:
-    """The sentence for a config file that fails."""
+    """The error sentence for a config file that fails."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(file)]
     where = f"{file}, line {lines[-1]}," if lines else str(file)
     if match := re.search(r'Key "([^"]+)" does not exist', str(error)):
-        near = derived.nearest(match[1], keys.KEYS)
-        return f"{where} sets '{match[1]}', which no config has; the nearest are {near}"
+        nearest = derived.nearest(match[1], keys.KEYS)
+        return f"{where} sets '{match[1]}', which no config has; the nearest are {nearest}"
     reason = " ".join(str(error).split())
     return f"{where} fails with {type(error).__name__}: {reason}"
 
 
 def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
-    """Check that every override names a leaf and fits its type.
+    """Checks that every override names a key and has the key's type.
 
     Raises:
-      UserError: one sentence that names the nearest valid keys or the type that is expected.
+      UserError: one sentence that names the nearest valid keys, or the expected type.
     """
     leaves = derived.key_paths(config)
     for position, argument in enumerate(argv):
@@ -195,11 +200,11 @@ def check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
 
 
 def check_key(leaves: Sequence[str], key: str) -> None:
-    """Check that a dotted key is one of `leaves`.
+    """Checks that a dotted key is one of `leaves`.
 
     Raises:
-      UserError: one sentence that names the nearest keys, those of the group that it is, or what
-        a key of an earlier version is called now.
+      UserError: one sentence that names the nearest keys, the keys of a group, or the new name of a
+        key of an earlier version.
     """
     if key in leaves:
         return
@@ -211,11 +216,11 @@ def check_key(leaves: Sequence[str], key: str) -> None:
 
 
 def wrong_type(config: ConfigDict, key: str, value) -> str:
-    """The sentence for a value that does not fit its key."""
+    """The error sentence for a value that does not have the type of its key."""
     expected = _type(config, key)
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    shape = plain.get(expected, "a tuple such as '(1, 2)'" if expected is tuple else expected)
-    return f"config.{key} is {shape}, and '{value}' is not"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    name = names.get(expected, "a tuple such as '(1, 2)'" if expected is tuple else expected)
+    return f"config.{key} is {name}, and '{value}' is not"
 
 
 def _type(config: ConfigDict, key: str) -> type:

@@ -1,4 +1,4 @@
-"""What follows from the keys of a config: networks, training, domains, levels; keys by name."""
+"""Values derived from the keys of a config: networks, training, domains, levels; keys by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from cdsde.config.keys import EDITORS, GANS, GUIDED_SDES, LATENT, SDES
 
-# Of the training of a stage, what is no key: each value is that of all stages but those named.
+# Training settings that are not keys; _TRAINING_OF lists the stages with other values.
 _TRAINING = {
     "optimizer": "adam",
     "muon_rate": 0.02,
@@ -22,13 +22,14 @@ _TRAINING = {
     "ema": 0.99,
 }
 _TRAINING_OF = {
-    # Published: Adam with β1 = 0.5, a rate that falls in the last epochs, no clipping.
+    # As published: Adam with β1 = 0.5, a linear decay in the last epochs, no clipping.
     "cut": {"beta1": 0.5, "schedule": "linear", "warmup": 0, "clip_norm": 0.0},
     "autoencoder": {"warmup": 100},
 }
-# FastCUT trains half as long, and its rate falls in the last quarter rather than half.
+# The learning rate decays in the last half of CUT's epochs, and in the last quarter of FastCUT's,
+# which trains for half as many steps.
 _DECAY_PARTS = {"cut": 2, "fastcut": 4}
-# What tells FastCUT from CUT where the config leaves it open (Park et al. 2020, section 4).
+# Objectives of CUT and FastCUT, used where the config has None (Park et al. 2020, section 4).
 _GAN_OBJECTIVE = {
     "cut": {"nce_weight": 1.0, "identity": True, "flip_equivariance": False},
     "fastcut": {"nce_weight": 10.0, "identity": False, "flip_equivariance": True},
@@ -36,14 +37,14 @@ _GAN_OBJECTIVE = {
 
 
 def needed_stages(method: str) -> tuple[str, ...]:
-    """The networks that a method runs, in the order in which they are trained."""
+    """The stages of the networks that a method runs, in the order in which they are trained."""
     if method in SDES:
         return GUIDED_SDES[method].networks
     return LATENT if method in EDITORS else (method,)
 
 
 def stage_training(config: ConfigDict, stage: str) -> ConfigDict:
-    """How a stage is trained: its group, what all stages share, and what is no key."""
+    """The training settings of a stage: its own keys, the shared keys, and the fixed values."""
     group = "cut" if stage in GANS else stage
     c = ConfigDict(
         {**_TRAINING, "clip_norm": config.train.clip_norm, **_TRAINING_OF.get(group, {})}
@@ -61,7 +62,7 @@ def stage_training(config: ConfigDict, stage: str) -> ConfigDict:
 
 
 def gan_settings(config: ConfigDict, method: str) -> ConfigDict:
-    """`config.cut` with what the method decides where a key is None."""
+    """`config.cut`, with the values of the method ("cut" or "fastcut") where a key is None."""
     c = ConfigDict(config.cut.to_dict())
     for name, value in _GAN_OBJECTIVE[method].items():
         if c[name] is None:
@@ -70,31 +71,31 @@ def gan_settings(config: ConfigDict, method: str) -> ConfigDict:
 
 
 def method_settings(config: ConfigDict) -> ConfigDict:
-    """The settings of `config.method`: its group, of a GAN those of its variant."""
+    """The settings of `config.method`: its group of the config, or `gan_settings` for a GAN."""
     if config.method in GANS:
         return gan_settings(config, config.method)
     return config.edit if config.method in EDITORS else config[config.method]
 
 
 def sources(config: ConfigDict) -> tuple[str, ...]:
-    """The source domains: `data.source` split at commas."""
+    """The source domains: `data.source`, split at commas."""
     return tuple(name.strip() for name in config.data.source.split(",") if name.strip())
 
 
 def domains(config: ConfigDict) -> tuple[str, ...]:
-    """What encoder and classifier tell apart: `data.domains`, or the sources and the target."""
+    """The domains of encoder and classifier: `data.domains`, or else the sources and the target."""
     named = tuple(config.data.domains) or (*sources(config), config.data.target)
     return tuple(dict.fromkeys(named))
 
 
 def eval_methods(config: ConfigDict) -> tuple[str, ...]:
-    """The methods that `--mode=eval` looks at: `eval.methods`, or the config's own."""
+    """The methods that `--mode=eval` compares: `eval.methods`, or else `config.method`."""
     named = tuple(m.strip() for m in config.eval.methods.split(",") if m.strip())
     return named or (config.method,)
 
 
 def start_index(config: ConfigDict) -> int:
-    """M: `config.sample.start`, or the method's own where that is None."""
+    """The start level M: `config.sample.start`, or the method's where that is None."""
     start = config.sample.start
     return config[config.method].start if start is None else start
 
@@ -108,7 +109,7 @@ def get(config: ConfigDict, key: str) -> Any:
 
 
 def key_paths(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Dotted names of all leaves."""
+    """Dotted names of all keys."""
     names = []
     for name in config:
         value, path = config[name], f"{prefix}{name}"
@@ -119,8 +120,8 @@ def key_paths(config: ConfigDict, prefix: str = "") -> list[str]:
 def nearest(name: str, existing: Iterable[str], most: int = 3) -> str:
     """The names nearest to a mistyped one, for an error message.
 
-    A dotted key is compared as a whole and by its last part, so that `train.batchsize` and
-    `batch_size` both lead to `train.batch_size`.
+    The full dotted key and its last part are both compared, so `train.batchsize` and `batch_size`
+    both lead to `train.batch_size`.
     """
     existing = list(existing)
     tail = {other: other.rsplit(".", 1)[-1] for other in existing}
@@ -132,5 +133,5 @@ def nearest(name: str, existing: Iterable[str], most: int = 3) -> str:
             0.99 * difflib.SequenceMatcher(None, last, tail[other]).ratio(),
         )
 
-    # Of names that are as near, the shorter one.
+    # Ties go to the shorter name.
     return ", ".join(sorted(existing, key=lambda other: (-score(other), len(other)))[:most])

@@ -1,9 +1,9 @@
-"""Every key of a config: its default, what it means, and which values it takes.
+"""Every key of a config: its default, its meaning and its allowed values.
 
-A task's file in `configs/` calls `base()` and changes what differs; the defaults are the published
-256² set-up of EGSDE's cat→dog wherever it says something. A key whose default is a type may also be
-None, and then is. No number is written twice: what follows from other keys is in derived.py, and
-what a method's own keys are is in its file in diffusion/methods/.
+A task's file in `configs/` calls `base()` and changes some keys. The defaults are EGSDE's published
+256² set-up for cat→dog, where it defines a value. A key whose default is a type may be None, and is
+None by default. Each number has one place: derived.py computes values from other keys, and each
+file in diffusion/methods/ defines the keys of its method.
 
 `python -m cdsde.config.reference` prints this table as docs/configuration.md.
 """
@@ -37,182 +37,250 @@ METHODS = (*SDES, *GANS, *EDITORS)
 
 GROUPS: dict[str, dict[str, Setting]] = {
     "": {
-        "task": Setting("base", "Names the default work folder, `runs/TASK`."),
-        "method": Setting("contrastive_sde", "What translates, or edits by words.", METHODS),
-        "dtype": Setting(
-            "float32", "Compute dtype of convolutions and products.", ("float32", "bfloat16")
+        "task": Setting("base", "Name of the task; the default work folder is `runs/TASK`."),
+        "method": Setting(
+            "contrastive_sde", "Method that translates images, or edits them by words.", METHODS
         ),
-        "remat": Setting(False, "Recompute blocks in the backward pass: less memory, more time."),
+        "dtype": Setting(
+            "float32",
+            "Dtype in which convolutions and matrix products are computed.",
+            ("float32", "bfloat16"),
+        ),
+        "remat": Setting(
+            False, "Recompute blocks in the backward pass, which takes less memory and more time."
+        ),
     },
     "mesh": {
         "fsdp": Setting(
             1,
-            "Devices that share the training state of one network. Batches are split over all "
-            "devices in any case.",
+            "Number of devices that share the training state of one network. Batches are always "
+            "split over all devices.",
             minimum=1,
         ),
     },
     "data": {
         "root": Setting(
             "emoji",
-            "`emoji` (in the package), a folder `DIR/{train,val,test}/{domain}/`, or `tfds:NAME`.",
+            "Images: `emoji` (included in the package), a folder that contains "
+            "`{train,val,test}/{domain}/`, or the TFDS data set `tfds:NAME`.",
         ),
-        "data_dir": Setting(str, "Folder of TFDS data sets. None: TFDS's default."),
-        "source": Setting("twemoji", "Domain that is translated; several: `cat,wild`."),
-        "target": Setting("fluent", "Domain that is translated to."),
+        "data_dir": Setting(
+            str, "Folder in which TFDS stores its data sets. None: TFDS's default."
+        ),
+        "source": Setting("twemoji", "Source domain, or several, such as `cat,wild`."),
+        "target": Setting("fluent", "Target domain."),
         "domains": Setting(
-            (), "Domains that encoder and classifier are trained on. (): the sources, the target."
+            (), "Domains on which encoder and classifier are trained. Empty: sources and target."
         ),
-        "image_size": Setting(256, "Side of the square images, in pixels.", minimum=1),
+        "image_size": Setting(256, "Side of the square images in pixels.", minimum=1),
         "filter": Setting(
-            "lanczos", "Resampling, on uint8 pixels.", ("lanczos", "bicubic", "bilinear")
+            "lanczos", "Filter that resizes the uint8 images.", ("lanczos", "bicubic", "bilinear")
         ),
         "fit": Setting(
             "crop",
-            "`crop`: the shorter side to `image_size`, then the centre square; `stretch`: both "
-            "sides.",
+            "How an image becomes square: `crop` resizes the shorter side to `image_size` and cuts "
+            "out the centre; `stretch` resizes both sides.",
             ("crop", "stretch"),
         ),
-        "flip": Setting(True, "Mirror training images left to right at random."),
+        "flip": Setting(True, "Mirror training images left to right, with probability ½."),
         "load_size": Setting(
             int,
-            "Read training images at this size and cut `image_size` out at random. None: no.",
+            "Size to which training images are resized before a random crop of `image_size`. "
+            "None: no random crop.",
         ),
         "workers": Setting(
             0,
-            "Processes that decode; 0: in this process, and small sets are kept in memory.",
+            "Number of processes that decode images. 0: this process decodes them and keeps small "
+            "data sets in memory.",
             minimum=0,
         ),
     },
     "sde": {
-        "schedule": Setting("linear", "Noise schedule β.", ("linear", "cosine")),
+        "schedule": Setting(
+            "linear",
+            "Noise schedule: β linear in the index, or ᾱ a squared cosine.",
+            ("linear", "cosine"),
+        ),
         "num_steps": Setting(1000, "T, the number of noise levels.", minimum=1),
     },
     **NETWORKS,
     "weights": {
         stage: Setting(
             str,
-            f"Weights of `{stage}` where the work folder has no checkpoint of it: `shipped:NAME`, "
-            "or a file.",
+            f"Weights of `{stage}` that are used where the work folder has no checkpoint: "
+            "`shipped:NAME` or a file.",
         )
         for stage in STAGES
     },
     **TRAINING,
     "sample": {
-        "input": Setting(
-            str, "An image or a folder of images. None: `split` of the source domain."
+        "input": Setting(str, "Image, or folder of images. None: `split` of the source domain."),
+        "output": Setting(
+            str,
+            "Folder of the results. None: `WORKDIR/samples/METHOD`, or `WORKDIR/edits/METHOD` for "
+            "edits.",
         ),
-        "output": Setting(str, "Folder of the results. None: `WORKDIR/samples/METHOD`."),
-        "split": Setting("test", "Split that is translated, edited and evaluated."),
-        "start": Setting(int, "M, index + 1 of the first noise level. None: the method's own."),
-        "rounds": Setting(1, "K, how often a method goes down the levels.", minimum=1),
-        "steps": Setting(int, "Network evaluations a round. None: every level below M.", minimum=1),
-        "spacing": Setting("index", "In what the levels are evenly spaced.", ("index", "log_snr")),
+        "split": Setting("test", "Split of the images that are translated, edited and evaluated."),
+        "start": Setting(
+            int,
+            "Start level M, the index of the first noise level plus 1. None: the method's `start`.",
+        ),
+        "rounds": Setting(
+            1,
+            "Number of rounds K; each round runs down all levels from the previous result.",
+            minimum=1,
+        ),
+        "steps": Setting(
+            int, "Network evaluations per round. None: every level below M.", minimum=1
+        ),
+        "spacing": Setting(
+            "index", "Quantity in which the noise levels are evenly spaced.", ("index", "log_snr")
+        ),
         "match_colours": Setting(
             0,
-            "Training images of each domain, from which the source's channels get the target's "
-            "histograms before it is perturbed; 0: it keeps its own.",
+            "Number of training images per domain whose colour histograms are compared, to match "
+            "the source's channels to the target before it is perturbed. 0: no matching.",
             minimum=0,
         ),
         "solver": Setting(
             "ancestral",
-            "Solver of the reverse SDE; `dpmpp_2m`: DPM-Solver++ of second order.",
+            "Solver of the reverse SDE; `dpmpp_2m` is DPM-Solver++(2M), of second order.",
             ("ancestral", "ddim", "dpmpp_2m"),
         ),
         "variance": Setting(
-            "fixedsmall", "σ² of the ancestral step.", ("fixedsmall", "fixedlarge")
+            "fixedsmall", "Variance σ² of the ancestral step.", ("fixedsmall", "fixedlarge")
         ),
-        "eta": Setting(0.0, "η of ddim and dpmpp_2m: 0 is the ODE, 1 the SDE.", minimum=0),
-        "clip": Setting(False, "Clip the predicted x0 to [-1, 1] in each step."),
+        "eta": Setting(0.0, "η of `ddim` and `dpmpp_2m`: 0 solves the ODE, 1 the SDE.", minimum=0),
+        "clip": Setting(False, "Clip the predicted clean image to [-1, 1] in each step."),
         "follow": Setting(
-            False, "Follow the content energy's gradient exactly in a step, not by one Euler step."
+            False,
+            "Integrate the content energy's gradient exactly within a step, not by one Euler step.",
         ),
         "seed": Setting(0, "Seed of the noise."),
-        "batch_size": Setting(16, "Images at a time.", minimum=1),
-        "limit": Setting(int, "Only the first so many images.", minimum=1),
-        "sheet": Setting(16, "Images on the contact sheet; 0: no sheet.", minimum=0),
-        "trajectory": Setting(False, "Also a strip and a film of each image on its way."),
+        "batch_size": Setting(16, "Images per batch over all devices of a process.", minimum=1),
+        "limit": Setting(
+            int, "Maximum number of images; the first ones are taken. None: all.", minimum=1
+        ),
+        "sheet": Setting(16, "Number of images on the contact sheet; 0: no sheet.", minimum=0),
+        "trajectory": Setting(
+            False, "Also write a strip and a film of the intermediate states of each image."
+        ),
     },
     **{name: dict(method.settings) for name, method in GUIDED_SDES.items()},
     "model": {
         "path": Setting(
             str,
-            "Latent diffusion model: a folder in diffusers' layout, or `shipped:NAME`.",
+            "Latent diffusion model: a folder in the layout of diffusers, or `shipped:NAME`.",
         ),
-        "captioner": Setting(str, "Folder of a BLIP, for images without a caption."),
+        "captioner": Setting(str, "Folder of a BLIP model that captions images without a caption."),
     },
     "edit": {
-        "source": Setting("", "What is to change, such as `a cat`."),
-        "target": Setting("", "What it becomes, such as `a dog`."),
+        "source": Setting("", "Object in the image that changes, such as `a cat`."),
+        "target": Setting("", "Object that it becomes, such as `a dog`."),
         "caption": Setting(
-            str, "Caption of every image. None: NAME.txt beside NAME.png, or the captioner's."
+            str,
+            "Caption of every image. None: the text in `NAME.txt` beside `NAME.png`, or the "
+            "captioner's.",
         ),
         "templates": Setting(
             (),
-            "Sentences with {} for source and target. (): captions of the data that hold "
-            "`source`; for `sample.input`, sentences about photos.",
+            "Sentences with {} in place of source and target. Empty: training captions with "
+            "`source`, or sentences about photos for `sample.input`.",
         ),
-        "source_bank": Setting(str, "File of sentences about the source. None: `templates`."),
-        "target_bank": Setting(str, "File of sentences about the target. None: `templates`."),
-        "steps": Setting(50, "Steps of inversion and sampling.", minimum=1),
-        "inversion_steps": Setting(int, "Steps of the inversion. None: `steps`.", minimum=1),
+        "source_bank": Setting(
+            str, "File of sentences about the source, one per line. None: `templates`."
+        ),
+        "target_bank": Setting(
+            str, "File of sentences about the target, one per line. None: `templates`."
+        ),
+        "steps": Setting(50, "Number of steps of the inversion and of sampling.", minimum=1),
+        "inversion_steps": Setting(
+            int, "Number of steps of the inversion. None: `steps`.", minimum=1
+        ),
         "inversion": Setting(
-            "next", "Where the inversion's noise is predicted.", ("next", "current", "p2p0")
+            "next",
+            "Level at which the inversion predicts noise: after its step (`next`), before it "
+            "(`current`), or as in pix2pix-zero (`p2p0`).",
+            ("next", "current", "p2p0"),
         ),
-        "regularise": Setting(True, "Keep the inverted noise noise-like (pix2pix-zero)."),
-        "strength": Setting(1.0, "Times the direction from source to target."),
-        "scale": Setting(float, "Of classifier-free guidance. None: the editor's own."),
-        "negative": Setting(str, "Text that guidance leads away from. None: the editor's own."),
-        "step": Setting(0.1, "λ, length of a gradient step."),
-        "map_weight": Setting(1.0, "λ_c of the cross-attention maps."),
+        "regularise": Setting(
+            True, "Regularise the inverted noise towards white noise (pix2pix-zero)."
+        ),
+        "strength": Setting(1.0, "Factor of the text direction from source to target."),
+        "scale": Setting(float, "Scale of classifier-free guidance. None: the editor's own."),
+        "negative": Setting(
+            str, "Negative text of classifier-free guidance. None: the editor's own."
+        ),
+        "step": Setting(0.1, "Step size λ of the gradient step (pix2pix_zero, pix2pix_zerocon)."),
+        "map_weight": Setting(1.0, "λ_c of the loss on cross-attention maps."),
         "feature_weight": Setting(3.0, "λ_e of the patch contrast (pix2pix_zerocon, cds)."),
-        "patches": Setting((1, 2), "Sides of the patches."),
-        "num_patches": Setting(256, "Patches drawn in each layer.", minimum=1),
+        "patches": Setting((1, 2), "Sides of the patches, in positions of a feature map."),
+        "num_patches": Setting(256, "Number of patches per layer.", minimum=1),
         "temperature": Setting(0.07, "τ of the patch contrast.", minimum=1e-4),
-        "layers": Setting("decoder", "Whose features are contrasted.", ("decoder", "encoder")),
-        "convolution": Setting(0.8, "pnp: share of the steps whose features are the source's."),
-        "attention": Setting(0.5, "pnp: share of the steps whose attention is the source's."),
-        "iterations": Setting(200, "dds, cds: gradient steps.", minimum=1),
-        "rate": Setting(0.1, "dds, cds: rate of the gradient steps."),
+        "layers": Setting(
+            "decoder", "Part of the U-Net whose features are contrasted.", ("decoder", "encoder")
+        ),
+        "convolution": Setting(0.8, "Share of the steps that use the source's features (pnp)."),
+        "attention": Setting(0.5, "Share of the steps that use the source's attention (pnp)."),
+        "iterations": Setting(200, "Number of gradient steps (dds, cds).", minimum=1),
+        "rate": Setting(0.1, "Step size of the gradient steps (dds, cds)."),
     },
     "eval": {
-        "methods": Setting("", "Methods side by side: `sdedit,egsde`. Empty: `method`."),
-        "bootstrap": Setting(1000, "Resamples of the 95% interval.", minimum=1),
+        "methods": Setting("", "Methods to compare, such as `sdedit,egsde`. Empty: `method`."),
+        "bootstrap": Setting(
+            1000, "Number of bootstrap resamples for the 95% intervals.", minimum=1
+        ),
         "reference": Setting(
-            "train", "Split of the target that realism is measured against; empty: none."
+            "train",
+            "Split of the target domain that is the reference for realism. Empty: no realism.",
         ),
         "cache": Setting(
-            str, "Folder of the reference's statistics. None: `WORKDIR/eval/reference`."
+            str, "Folder that stores the reference's statistics. None: `WORKDIR/eval/reference`."
         ),
-        "inception": Setting(str, "FID, KID: `pt_inception-2015-12-05-6726825d.pth`."),
-        "lpips_alex": Setting(str, "LPIPS: torchvision's `alexnet-owt-7be5be79.pth`."),
-        "lpips_vgg": Setting(str, "LPIPS: torchvision's `vgg16-397923af.pth`."),
-        "clip": Setting(str, "CLIP score of edits: a folder of CLIP, with its tokenizer."),
-        "text": Setting(str, "Text of the CLIP score. None: `edit.target`."),
-        "dino": Setting(str, "Structure distance of edits: `dino_vitbase8_pretrain.pth`."),
+        "inception": Setting(
+            str, "Weights for FID and KID: path of `pt_inception-2015-12-05-6726825d.pth`."
+        ),
+        "lpips_alex": Setting(
+            str, "Weights for LPIPS: path of torchvision's `alexnet-owt-7be5be79.pth`."
+        ),
+        "lpips_vgg": Setting(str, "Weights for LPIPS: path of torchvision's `vgg16-397923af.pth`."),
+        "clip": Setting(
+            str, "Model for the CLIP score of edits: a folder of CLIP with its tokenizer."
+        ),
+        "text": Setting(str, "Text that the CLIP score compares. None: `edit.target`."),
+        "dino": Setting(
+            str,
+            "Weights for the structure distance of edits: path of `dino_vitbase8_pretrain.pth`.",
+        ),
         "masks": Setting(
             str,
-            "PNGs, white where the object is, for LPIPS of the background. None: where the model "
-            "looks for `edit.source`.",
+            "Folder of masks (PNG, white on the object) for LPIPS of the background. None: masks "
+            "from the model's cross-attention to `edit.source`.",
         ),
     },
     "export": {
-        "stage": Setting("score", "Which network is written; `latent`: a whole model.", STAGES),
+        "stage": Setting(
+            "score", "Network to export; `latent` exports the whole latent diffusion model.", STAGES
+        ),
         "format": Setting(
             "published",
-            "`published`: names that published code reads; `cdsde`: float16, with a card.",
+            "File format: `published` has the parameter names of published code; `cdsde` is "
+            "float16, with a card that describes the training.",
             ("published", "cdsde"),
         ),
         "path": Setting(
-            str, "`.pt`, `.pth` or `.safetensors`. None: `WORKDIR/export/STAGE.safetensors`."
+            str,
+            "File to write: `.pt`, `.pth` or `.safetensors`. None: "
+            "`WORKDIR/export/STAGE.safetensors`.",
         ),
     },
     "serve": {
         "host": Setting(
-            "127.0.0.1", "Who may open the page: this machine alone; `0.0.0.0`: everybody."
+            "127.0.0.1",
+            "Address of the page: `127.0.0.1` serves this machine only, `0.0.0.0` every machine.",
         ),
         "port": Setting(7860, "Port of the page.", minimum=1),
-        "tasks": Setting((), "Configs that can be chosen beside this one."),
+        "tasks": Setting((), "Further configs that the page offers."),
     },
 }
 KEYS: dict[str, Setting] = {
@@ -223,7 +291,7 @@ KEYS: dict[str, Setting] = {
 
 
 def base() -> ConfigDict:
-    """A config with every key at its default; locked, so that a misspelt key fails."""
+    """Builds a config with every key at its default; it is locked, so a misspelt key fails."""
     config = ConfigDict()
     for key, setting in KEYS.items():
         *groups, last = key.split(".")

@@ -1,4 +1,4 @@
-"""Keys of the networks: one group for each that is trained."""
+"""Keys of the networks: one group per trained network."""
 
 from __future__ import annotations
 
@@ -8,93 +8,128 @@ Group = dict[str, Setting]
 
 
 def _adm(num_res_blocks: int, attention: tuple[int, ...]) -> Group:
-    """Keys that the ADM U-Net and its encoder half share."""
+    """Keys shared by the ADM U-Net and its encoder half."""
     return {
-        "channels": Setting(128, "Width of the first level.", minimum=1),
-        "channel_mult": Setting((1, 1, 2, 2, 4, 4), "Width of each level, times `channels`."),
-        "num_res_blocks": Setting(num_res_blocks, "Residual blocks a level.", minimum=1),
-        "attention_resolutions": Setting(
-            attention, "Sides of the maps that have attention, on the network's own grid."
+        "channels": Setting(128, "Base width; `channel_mult` multiplies it.", minimum=1),
+        "channel_mult": Setting(
+            (1, 1, 2, 2, 4, 4), "Width of each resolution level, as a multiple of `channels`."
         ),
-        "num_head_channels": Setting(64, "Channels of an attention head."),
-        "resblock_updown": Setting(True, "Residual blocks change the resolution."),
+        "num_res_blocks": Setting(
+            num_res_blocks, "Residual blocks per resolution level.", minimum=1
+        ),
+        "attention_resolutions": Setting(
+            attention, "Sides of the feature maps that have attention, in positions."
+        ),
+        "num_head_channels": Setting(64, "Channels per attention head."),
+        "resblock_updown": Setting(True, "Residual blocks change the resolution between levels."),
         "group_channels": Setting(
-            1, "Least number of channels that are normalised together; published: 1.", minimum=1
+            1,
+            "Minimum number of channels per group of a group normalisation; published: 1.",
+            minimum=1,
         ),
         "patch_size": Setting(
-            1, "Pixels a side that become one position before the first layer.", minimum=1
+            1,
+            "Side of the square patches of pixels that become one position before the first layer.",
+            minimum=1,
         ),
     }
 
 
-_NUM_HEADS = Setting(4, "Attention heads where `num_head_channels` is -1.", minimum=1)
+_NUM_HEADS = Setting(
+    4, "Number of attention heads, used where `num_head_channels` is -1.", minimum=1
+)
 
 NETWORKS: dict[str, Group] = {
     "score": {
         "arch": Setting("adm", "Architecture of the score network.", ("adm", "ddpm")),
         **_adm(1, (16,)),
         "num_heads": _NUM_HEADS,
-        "use_scale_shift_norm": Setting(True, "The time scales and shifts; False: is added."),
+        "use_scale_shift_norm": Setting(
+            True, "The time embedding scales and shifts the features; False: it is added to them."
+        ),
         "conv_resample": Setting(
-            True, "Convolutions change the resolution, without `resblock_updown`."
+            True,
+            "Convolutions change the resolution where `resblock_updown` is False; False: averages "
+            "and repeated pixels do.",
         ),
-        "new_attention_order": Setting(False, "Order of heads in the published attention."),
+        "new_attention_order": Setting(
+            False,
+            "Attention channels are in guided-diffusion's new order; False: in its old order.",
+        ),
         "learn_sigma": Setting(
-            True, "Six output channels, of which the last three (a variance) are never used."
+            True,
+            "The network has six output channels; the last three (a variance) are not used.",
         ),
-        "dropout": Setting(0.0, "Share of features dropped in training.", minimum=0),
-        "prediction": Setting("eps", "What the network's output means.", ("eps", "v")),
+        "dropout": Setting(0.0, "Dropout rate in training.", minimum=0),
+        "prediction": Setting("eps", "Quantity that the network predicts.", ("eps", "v")),
     },
     "encoder": {
         **_adm(2, (32, 16, 8)),
         "pool": Setting(
             "attention",
-            "How positions become one vector; `adaptive`: mean; `none`: a vector each.",
+            "Pooling of the last feature map: attention, the mean over positions (`adaptive`), or "
+            "one vector per position (`none`).",
             ("attention", "adaptive", "none"),
         ),
-        "hidden_dim": Setting(256, "Width of the vectors before the head.", minimum=1),
-        "embed_dim": Setting(128, "Width after the projection head.", minimum=1),
+        "hidden_dim": Setting(256, "Width of the vectors before the projection head.", minimum=1),
+        "embed_dim": Setting(128, "Width of the embedding after the projection head.", minimum=1),
     },
     "classifier": {
         **_adm(2, (32, 16, 8)),
         "pool": Setting(
             "attention",
-            "How positions become one vector; `adaptive`: mean.",
+            "Pooling of the last feature map: attention, or the mean over positions (`adaptive`).",
             ("attention", "adaptive"),
         ),
     },
     "cut": {
-        "channels": Setting(64, "Width of the generator.", minimum=1),
-        "num_blocks": Setting(9, "Residual blocks of the generator.", minimum=1),
-        "discriminator_channels": Setting(64, "Width of the discriminator.", minimum=1),
-        "discriminator_layers": Setting(3, "Layers of the discriminator.", minimum=1),
+        "channels": Setting(64, "Base width of the generator.", minimum=1),
+        "num_blocks": Setting(9, "Number of residual blocks of the generator.", minimum=1),
+        "discriminator_channels": Setting(64, "Base width of the discriminator.", minimum=1),
+        "discriminator_layers": Setting(3, "Number of layers of the discriminator.", minimum=1),
         "group_channels": Setting(
-            1, "Channels normalised together; published: 1, instance norm.", minimum=1
+            1,
+            "Channels per group of a normalisation; the published 1 is instance normalisation.",
+            minimum=1,
         ),
-        "patch_features": Setting(256, "Width of the vectors that are compared.", minimum=1),
-        "layers": Setting((0, 4, 8, 12, 16), "Layers of the generator that are compared."),
-        "num_patches": Setting(256, "Positions drawn in each layer.", minimum=1),
+        "patch_features": Setting(
+            256, "Width of the patch vectors that PatchNCE compares.", minimum=1
+        ),
+        "layers": Setting(
+            (0, 4, 8, 12, 16), "Layers of the generator whose features PatchNCE compares."
+        ),
+        "num_patches": Setting(256, "Number of random positions per layer.", minimum=1),
         "temperature": Setting(0.07, "τ of PatchNCE.", minimum=1e-4),
         "gan": Setting("lsgan", "GAN loss.", ("lsgan", "nonsaturating")),
         "gan_weight": Setting(1.0, "λ of the GAN loss."),
         "nce_weight": Setting(float, "λ of PatchNCE. None: 1 for `cut`, 10 for `fastcut`."),
         "identity": Setting(
-            bool, "Images of the target must come out as they are. None: for `cut`."
+            bool,
+            "Train the generator to keep images of the target domain unchanged. None: True for "
+            "`cut`, False for `fastcut`.",
         ),
         "flip_equivariance": Setting(
-            bool, "The generator sees every other batch mirrored. None: for `fastcut`."
+            bool,
+            "Mirror the generator's input with probability ½, to make it equivariant. None: False "
+            "for `cut`, True for `fastcut`.",
         ),
     },
     "autoencoder": {
-        "widths": Setting((32, 48, 64), "Width of each level; each but the last halves the side."),
-        "channels": Setting(4, "Channels of the latents.", minimum=1),
+        "widths": Setting(
+            (32, 48, 64), "Width of each level; each level but the last halves the side."
+        ),
+        "channels": Setting(4, "Number of channels of the latents.", minimum=1),
     },
     "latent": {
         "widths": Setting((64, 112, 144), "Width of each level of the U-Net."),
-        "heads": Setting(4, "Attention heads of the U-Net.", minimum=1),
+        "heads": Setting(4, "Number of attention heads of the U-Net.", minimum=1),
         "text_width": Setting(128, "Width of the text encoder.", minimum=1),
-        "text_depth": Setting(2, "Layers of the text encoder.", minimum=1),
-        "text_length": Setting(16, "Tokens of a caption.", minimum=3),
-        "vocabulary": Setting(1500, "Tokens learned from the captions.", minimum=1),
+        "text_depth": Setting(2, "Number of layers of the text encoder.", minimum=1),
+        "text_length": Setting(
+            16, "Number of tokens of a caption, including start and end.", minimum=3
+        ),
+        "vocabulary": Setting(
+            1500, "Number of tokens that the tokenizer learns from the captions.", minimum=1
+        ),
     },
 }

@@ -1,4 +1,4 @@
-"""Parts that several configs share; each takes a config and changes it in place."""
+"""Settings that several configs share; each function changes a config in place."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from ml_collections import ConfigDict
 
 
 def small_networks(c: ConfigDict) -> None:
-    """Networks of 1-3 M parameters for images of 32² to 64²: a few images a second on a laptop.
+    """Networks of 1-3 M parameters for images of 32² to 64²: a few images per second on a laptop.
 
-    v-prediction knows colours at high noise; levels drawn normally in log-SNR spend a small budget
-    where pictures take shape, and do not leave low noise (residue on flat areas) untrained.
+    v-prediction recovers colours at high noise. Noise levels that are normal in log-SNR spend a
+    small budget where images take shape, and still train low noise, which cleans flat areas.
     """
     c.score.update(
         channels=32,
@@ -23,8 +23,8 @@ def small_networks(c: ConfigDict) -> None:
         prediction="v",
         group_channels=4,
     )
-    for half in (c.encoder, c.classifier):
-        half.update(
+    for encoder_half in (c.encoder, c.classifier):
+        encoder_half.update(
             patch_size=2,
             channels=64,
             channel_mult=(1, 2),
@@ -34,8 +34,8 @@ def small_networks(c: ConfigDict) -> None:
             resblock_updown=False,
             pool="adaptive",
         )
-    # Contrast at each position: whole images can be told apart by their coarse colours alone, and
-    # an encoder that does that is one more low-pass.
+    # Contrast at each position: coarse colours alone distinguish whole images, and an encoder that
+    # learns only these is another low-pass.
     c.encoder.update(hidden_dim=128, embed_dim=64, pool="none", group_channels=4)
     c.train.score.update(
         batch_size=16,
@@ -64,7 +64,7 @@ def small_networks(c: ConfigDict) -> None:
 
 
 def factor(c: ConfigDict, n: int) -> None:
-    """The low-pass factor N, the same for every method and the encoder's second view."""
+    """Sets the low-pass factor N of every method and of the encoder's second view."""
     c.train.encoder.factor = n
     for method in ("ilvr", "egsde", "contrastive_sde"):
         c[method].factor = n
@@ -73,8 +73,8 @@ def factor(c: ConfigDict, n: int) -> None:
 def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     """A task on the embedded emoji at 32², with its shipped checkpoints.
 
-    Score networks know their target only, so tasks with one target share one; one encoder and one
-    classifier know all three styles and serve every direction. A GAN knows one direction.
+    Tasks with the same target share a score network, which is trained on the target only. All tasks
+    share one encoder and one classifier, trained on all three styles. Each task has its own GAN.
     """
     c.task = f"{source}2{target}"
     c.data.update(root="emoji", source=source, target=target, image_size=32)
@@ -82,14 +82,13 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     small_networks(c)
     small_gan(c)
     factor(c, 8)
-    c.train.encoder.factor = 4  # one pixel of the low-pass to each position of the encoder
+    c.train.encoder.factor = 4  # one low-pass pixel per position of the encoder's map
     c.train.score.steps = score_steps
     c.train.sample_every = 1000
     c.train.checkpoint_every = 500
-    # Settled on val (launch/tune.sh), where SDEdit, EGSDE and Contrastive-SDE are about as far from
-    # the source as one another, so that their realism can be compared. EGSDE's low-pass energy, a
-    # sum over 64 times fewer pixels than at 256², wants a larger weight here, and the domain
-    # energy, a mean, a smaller one.
+    # Tuned on val (launch/tune.sh): SDEdit, EGSDE and Contrastive-SDE have similar distances to the
+    # source, so their realism can be compared. EGSDE's content energy sums over 64 times fewer
+    # pixels than at 256² and needs a larger weight; its domain energy, a mean, needs a smaller one.
     c.ilvr.factor = 4
     c.sdedit.start = 200
     c.egsde.update(start=250, factor=2, content_weight=5.0, domain_weight=150.0)
@@ -107,14 +106,13 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.weights.classifier = "shipped:classifier-emoji-32"
     c.weights.cut = f"shipped:cut-{c.task}-32"
     c.weights.fastcut = f"shipped:fastcut-{c.task}-32"
-    names = ("twemoji2fluent", "noto2fluent", "fluent2twemoji")
-    c.serve.tasks = names
+    c.serve.tasks = ("twemoji2fluent", "noto2fluent", "fluent2twemoji")
 
 
 def egsde_256(c: ConfigDict, source: str, target: str) -> None:
-    """The published 256² set-up of EGSDE: classifier, energies, M = 500 of 1000, bicubic reading.
+    """The published 256² set-up of EGSDE: classifier, energies, M = 500 of 1000, bicubic resizing.
 
-    `base()` already holds the published ADM network and weights λ; what a task adds is here.
+    `base()` already has the published ADM network and weights λ; this adds the rest of a task.
     """
     c.task = f"{source.replace(',', '_')}2{target}"
     c.data.update(source=source, target=target, image_size=256, filter="bicubic")
@@ -125,7 +123,7 @@ def egsde_256(c: ConfigDict, source: str, target: str) -> None:
 
 
 def ddpm_256(c: ConfigDict) -> None:
-    """The DDPM network that was published for CelebA-HQ (male → female)."""
+    """The published DDPM network for CelebA-HQ (male → female)."""
     c.score.update(
         arch="ddpm",
         channels=128,
@@ -137,7 +135,7 @@ def ddpm_256(c: ConfigDict) -> None:
 
 
 def gan_256(c: ConfigDict, method: str, source: str, target: str) -> None:
-    """The published set-up of CUT and FastCUT: read at 286, cut out at 256, one pair a step."""
+    """The published set-up of CUT and FastCUT: random crops of 256 from 286, one pair per step."""
     c.task = f"{source}2{target}_{method}"
     c.method = method
     c.data.update(
@@ -153,7 +151,10 @@ def gan_256(c: ConfigDict, method: str, source: str, target: str) -> None:
 
 
 def small_gan(c: ConfigDict) -> None:
-    """CUT and FastCUT for images of 32²: a third of the width, the fewest blocks with layer 16."""
+    """CUT and FastCUT for images of 32²: about a third of the width, and 6 residual blocks.
+
+    Six is the smallest number of blocks for which the generator has layer 16.
+    """
     c.cut.update(
         channels=24,
         num_blocks=6,
@@ -161,8 +162,8 @@ def small_gan(c: ConfigDict) -> None:
         discriminator_layers=2,
         patch_features=64,
         num_patches=64,
-        group_channels=8,  # instance norm loses the lightness of flat drawings
+        group_channels=8,  # instance normalisation loses the lightness of flat drawings
     )
-    # An epoch here is a hundred steps of eight pairs. The rate is four times the published one,
-    # for so few steps.
+    # An epoch is 100 steps of eight pairs. With so few steps, the learning rate is four times the
+    # published one.
     c.train.cut.update(steps=2_400, batch_size=8, epoch=100, learning_rate=8e-4, ema=0.99)

@@ -1,4 +1,4 @@
-"""The table of all keys as a page: `python -m cdsde.config.reference > docs/configuration.md`."""
+"""Prints the table of all keys: `python -m cdsde.config.reference > docs/configuration.md`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from cdsde.diffusion.methods.method import Setting
 
 HEAD = """# Configuration
 
-Every key of a config, with its default and its meaning. A task's file in `configs/` changes some of
-them; the command line overrides any of them, `--config.KEY=VALUE`, and so does
-`cdsde.load_config("cat2dog", {"sample.steps": 50})`. Written by `python -m cdsde.config.reference`.
+This page lists every key of a config with its default and its meaning. A task's file in `configs/`
+changes some keys. On the command line `--config.KEY=VALUE` overrides any key; in Python,
+`cdsde.load_config("cat2dog", {"sample.steps": 50})` does. `python -m cdsde.config.reference` writes
+this page.
 """
 
 
 def page() -> str:
-    """The page, Markdown."""
+    """The page docs/configuration.md, in Markdown."""
     parts = [HEAD]
     for group, settings in GROUPS.items():
         parts.append(f"## {f'`{group}`' if group else 'Top level'}\n")

@@ -1,10 +1,10 @@
-"""Keys of earlier versions: what each is called now, or why it is gone."""
+"""Keys of earlier versions: the new name of each, or the reason why it is gone."""
 
 from __future__ import annotations
 
 import re
 
-# Pattern of the earlier key, and its name now.
+# Pattern of the old key, and the new key.
 RENAMED = (
     (r"edit\.method", "method"),
     (r"edit\.(seed|limit|batch_size|input|output|split)", r"sample.\1"),
@@ -15,7 +15,7 @@ RENAMED = (
     (r"train\.\w+\.(accumulate|clip_norm|fine_tune)", r"train.\1"),
     (r"train\.latent\.augment\.shift", "train.latent.shift"),
 )
-# Pattern of the earlier key, and what became of it.
+# Pattern of the old key, and the reason why it is gone.
 GONE = (
     (
         r"(contrastive_sde\.(band|cutoff|reference|domain_band)|egsde\.domain_band)",
@@ -24,13 +24,13 @@ GONE = (
     (r"train\.encoder\.colour", "the second view is the low-pass alone"),
     (r"train\.encoder\.shared_time", "all images of a batch share one noise level"),
     (r"train\.\w+\.augment\.\w+", "only train.latent.shift is left"),
-    (r"train\.(fast)?cut\.decay", "the rate falls in the last half of CUT's epochs, and in the "
-     "last quarter of FastCUT's"),
-    (r"cut\.across_batch", "negatives are from the same image, as published"),
-    (r"mesh\.data", "it is what mesh.fsdp leaves"),
+    (r"train\.(fast)?cut\.decay", "the learning rate decays in the last half of CUT's epochs, and "
+     "in the last quarter of FastCUT's"),
+    (r"cut\.across_batch", "negatives come from the same image, as published"),
+    (r"mesh\.data", "its size is the number of devices divided by mesh.fsdp"),
     (r"serve\.max_steps", "the page takes any number of steps"),
     (r"train\.sample_images", "a sheet shows 8 images"),
-    (r"eval\.seed", "the bootstrap always draws the same"),
+    (r"eval\.seed", "the bootstrap has a fixed seed"),
     (r"(encoder|classifier)\.(num_heads|use_scale_shift_norm|conv_resample|new_attention_order|"
      r"dropout)", "it has its published value"),
     (r"(autoencoder|latent)\.(blocks|groups|text_heads)", "it is fixed"),

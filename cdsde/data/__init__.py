@@ -1,7 +1,7 @@
-"""Data: sources of images, their decoding, and the batches made of them.
+"""Data: sources of images, decoding, and batches.
 
-Names are imported when first used, so that `import cdsde.data` costs nothing and needs neither
-Grain nor TFDS.
+Names are imported on first use, so that `import cdsde.data` is fast and needs neither Grain nor
+TFDS.
 """
 
 import importlib

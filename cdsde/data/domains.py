@@ -1,4 +1,4 @@
-"""Domains by name: the one place that knows all kinds of sources."""
+"""Opens domains by name; the only module that uses every kind of source."""
 
 import bisect
 import itertools
@@ -10,7 +10,7 @@ from cdsde.data.sources import EmojiSource, FolderSource, Item, Source
 
 
 class JoinedSource:
-    """Several domains one after the other; ids are DOMAIN_ID, so that no two images share one."""
+    """Several domains in sequence; ids have the form DOMAIN_ID, so that they are unique."""
 
     def __init__(self, sources: Mapping[str, Source]):
         self._sources = list(sources.values())
@@ -36,17 +36,17 @@ def open_domain(
     split: str,
     data_dir: str | None = None,
 ) -> Source:
-    """The images of one domain and split.
+    """Opens the images of one domain and split.
 
     Args:
-      root: "emoji" (in the package), "tfds:NAME" such as "tfds:cycle_gan/horse2zebra", or a folder
-        that holds SPLIT/DOMAIN/*; a folder of that name is "./emoji".
-      domain: a style, folder, TFDS split suffix or class.
+      root: "emoji" (included in the package), "tfds:NAME" such as "tfds:cycle_gan/horse2zebra", or
+        a folder that contains SPLIT/DOMAIN/*; "./emoji" is a folder named emoji.
+      domain: an emoji style, a folder, or a TFDS split suffix or class.
       split: "train", "val" or "test".
-      data_dir: where TFDS data sets are kept; None is TFDS's default.
+      data_dir: folder of TFDS data sets; None is TFDS's default.
 
     Raises:
-      ValueError: root, domain or split does not exist; the text names those that do.
+      ValueError: root, domain or split does not exist; the message lists the existing ones.
     """
     root = os.fspath(root)
     if root == "emoji":
@@ -59,10 +59,12 @@ def open_domain(
 
 
 def open_pairs(root: str | os.PathLike, source: str, target: str, split: str) -> Source | None:
-    """The true pairs: a source of `target` whose [j] is image j of `source` by the other hand.
+    """Opens the true pairs: image j of the result depicts the same emoji as image j of `source`.
 
-    Only the emoji have true pairs; the answer is None for folders and TFDS. Arguments and errors
-    are those of `open_domain`.
+    Arguments and errors are those of `open_domain`.
+
+    Returns:
+      A source in the style `target`; None for folders and TFDS, which have no true pairs.
     """
     if os.fspath(root) != "emoji":
         return None

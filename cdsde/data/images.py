@@ -1,7 +1,7 @@
-"""Images in and out: decode, resize, convert, write, find in a folder.
+"""Image files: decode, resize, convert, write, list a folder. Uses NumPy and Pillow only.
 
-Contract: an image at rest is uint8 [H, W, 3] in RGB, 0 to 255; inside the program it is float32 in
-[-1, 1]. The two meet only in `to_float` and `to_uint8`. NumPy and Pillow only.
+Stored images are uint8 `[H, W, 3]` in RGB, 0 to 255; networks use float32 in [-1, 1]. Only
+`to_float` and `to_uint8` convert between the two.
 """
 
 import io
@@ -25,18 +25,18 @@ FILTERS = {
 
 
 def decode(data: bytes | str | os.PathLike, name: str | None = None) -> np.ndarray:
-    """Decodes one image file into RGB.
+    """Decodes one image file to RGB.
 
-    Transparency is laid over white, the EXIF rotation is applied, an animation gives its first
-    frame. 16-bit grey is scaled to 8 bits. Integer (32 bit) and float images carry no range, so it
-    is read off the values: see `_grey_to_uint8`.
+    Transparent pixels are blended with white, the EXIF rotation is applied, and an animation gives
+    its first frame. 16-bit grey is scaled to 8 bits. 32-bit integer and float images do not store
+    their range, so it is inferred from the values (`_grey_to_uint8`).
 
     Args:
       data: the file's bytes, or its path.
-      name: what errors call the image; the path by default.
+      name: name of the image in error messages; default: the path.
 
     Returns:
-      uint8 [H, W, 3].
+      uint8 `[H, W, 3]`.
 
     Raises:
       ValueError: the file is missing, empty, truncated or not an image.
@@ -57,7 +57,7 @@ def decode(data: bytes | str | os.PathLike, name: str | None = None) -> np.ndarr
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, 3] of an opened Pillow image."""
+    """Converts an opened Pillow image to uint8 `[H, W, 3]`."""
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -71,10 +71,10 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _grey_to_uint8(values: np.ndarray, sixteen: bool) -> np.ndarray:
-    """uint8 [H, W] of a grey image of more than 8 bits.
+    """Converts a grey image of more than 8 bits, `[H, W]`, to uint8.
 
-    The range is 0 to 65535 where the file says so. Else the smallest of 0 to 1 (float only), 0 to
-    255 and 0 to 65535 that holds all values, and failing these the values' own minimum and maximum.
+    A 16-bit file has the range 0 to 65535. Other files get the smallest of 0 to 1 (float only), 0
+    to 255 and 0 to 65535 that contains all values, or else the minimum and maximum of the values.
     """
     values64 = values.astype(np.float64)
     if not np.isfinite(values64).all():
@@ -88,19 +88,20 @@ def _grey_to_uint8(values: np.ndarray, sixteen: bool) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int, filter: str = "lanczos", fit: str = "crop") -> np.ndarray:
-    """Scales the shorter side to `size`, then crops the centre square; or stretches to a square.
+    """Resizes an image to a square.
 
     Args:
-      image: uint8 [H, W, 3].
-      size: pixels of the shorter side.
-      filter: "lanczos", "bicubic" or "bilinear"; all average when they scale down.
-      fit: "crop", or "stretch": both sides to `size`, as CUT does.
+      image: uint8 `[H, W, 3]`.
+      size: side of the square in pixels.
+      filter: "lanczos", "bicubic" or "bilinear"; each is antialiased when it reduces the size.
+      fit: "crop" resizes the shorter side to `size` and cuts out the centre; "stretch" resizes both
+        sides, as CUT does.
 
     Returns:
-      uint8 [size, size, 3]; the same array if nothing changes.
+      uint8 `[size, size, 3]`; the same array where nothing changes.
 
     Raises:
-      ValueError: the image is not uint8 [H, W, 3], or the filter or the size is not known.
+      ValueError: the image is not uint8 `[H, W, 3]`, the filter is unknown, or the size is below 1.
     """
     if filter not in FILTERS:
         raise ValueError(f"Resize filter '{filter}' is not known: use one of {', '.join(FILTERS)}.")
@@ -118,7 +119,7 @@ def resize(image: np.ndarray, size: int, filter: str = "lanczos", fit: str = "cr
         return np.array(Image.fromarray(image).resize((size, size), FILTERS[filter]))
     short = min(height, width)
     if short != size:
-        # The longer side is cut to an integer, as torchvision's Resize does.
+        # The longer side is rounded down, as in torchvision's Resize.
         new_width, new_height = width * size // short, height * size // short
         image = np.array(Image.fromarray(image).resize((new_width, new_height), FILTERS[filter]))
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
@@ -126,11 +127,11 @@ def resize(image: np.ndarray, size: int, filter: str = "lanczos", fit: str = "cr
 
 
 class Reading(NamedTuple):
-    """How a picture becomes the network's square: `reading(uint8 [H, W, 3]) -> uint8 [S, S, 3]`.
+    """Resizing of images to the networks' size: `reading(uint8 [H, W, 3]) -> uint8 [S, S, 3]`.
 
     Attributes:
       size: S.
-      filter, fit: of `resize`.
+      filter, fit: arguments of `resize`.
     """
 
     size: int
@@ -138,12 +139,12 @@ class Reading(NamedTuple):
     fit: str = "crop"
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """`resize` of the image."""
+        """Applies `resize` to an image."""
         return resize(image, self.size, filter=self.filter, fit=self.fit)
 
 
 def to_float(image):
-    """uint8 [..., H, W, C] to float32 in [-1, 1]: x / 127.5 - 1; NumPy or JAX arrays.
+    """x / 127.5 - 1: uint8 `[..., H, W, C]` → float32 in [-1, 1]; NumPy or JAX arrays.
 
     Raises:
       ValueError: the array is not uint8.
@@ -156,12 +157,12 @@ def to_float(image):
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Float [..., H, W, C] in [-1, 1] to uint8: clip((y + 1) / 2, 0, 1) * 255 + 0.5, cut.
+    """⌊clip((y + 1) / 2, 0, 1) · 255 + 0.5⌋: float `[..., H, W, C]` in [-1, 1] → uint8.
 
-    Values outside are clipped, values between two levels rounded, as in the published code.
+    The published code converts in the same way.
 
     Raises:
-      ValueError: the array is not float, or holds NaN.
+      ValueError: the array is not float, or contains NaN.
     """
     image = np.asarray(image)
     if image.dtype.kind in "biu":
@@ -176,12 +177,12 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes uint8 or float (in [-1, 1]) [H, W, 3] as PNG; makes the folder.
+    """Writes an image as PNG: uint8, or float in [-1, 1], `[H, W, 3]`. Creates the folder.
 
-    The file appears whole or not at all: a run that is killed leaves no half image behind.
+    The write is atomic: a killed run leaves no incomplete image.
 
     Raises:
-      ValueError: the image is not [H, W, 3].
+      ValueError: the image is not `[H, W, 3]`.
     """
     path, image = Path(path), np.asarray(image)
     if image.ndim != 3 or image.shape[-1] != 3:
@@ -192,17 +193,17 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """The image files right in a folder, sorted by name; other files are counted in a warning.
+    """Lists the image files of a folder, sorted by name, without subfolders; warns of other files.
 
     Raises:
-      ValueError: the folder is missing, is a file, or holds no image.
+      ValueError: the folder is missing, is a file, or contains no image.
     """
     folder, accepted = Path(folder), ", ".join(EXTENSIONS)
     if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f"Image folder '{folder}' {what}: give a folder with {accepted} files.")
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ValueError(f"Image folder '{folder}' {problem}: give a folder with {accepted} files.")
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    # A leading dot marks what systems leave behind, such as macOS's "._photo.jpg", no picture.
+    # Files with a leading dot, such as macOS's "._photo.jpg", are not images.
     images = [
         path
         for path in files

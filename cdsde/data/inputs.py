@@ -1,4 +1,4 @@
-"""What a run reads, as its config says: images to translate, true targets, training examples."""
+"""The inputs of a run, from its config: images to translate, true pairs, training examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cdsde.data.sources import FilesSource, Source, captions
 
 
 def open_input(config: ConfigDict) -> Source:
-    """The images to translate: `sample.input`, or the split of every source domain."""
+    """Opens the images to translate: `sample.input`, or the split of every source domain."""
     if config.sample.input is not None:
         return FilesSource(config.sample.input)
     names = config_lib.sources(config)
@@ -24,7 +24,7 @@ def open_input(config: ConfigDict) -> Source:
 
 
 def open_truth(config: ConfigDict) -> Source | None:
-    """The true pairs of `open_input`'s images, in the same order; None where there are none."""
+    """Opens the true pairs of `open_input`'s images, in the same order; None without pairs."""
     if config.sample.input is not None:
         return None
     d = config.data
@@ -39,27 +39,29 @@ def open_truth(config: ConfigDict) -> Source | None:
 
 
 def open_split(config: ConfigDict, domain: str, split: str) -> Source:
-    """The images of one domain and split of the config's data."""
+    """Opens one domain and split of the config's data."""
     return open_domain(config.data.root, domain, split, data_dir=config.data.data_dir)
 
 
 def reading(config: ConfigDict) -> Reading:
-    """How the config's networks see an image: uint8 `[H, W, 3]` → `[S, S, 3]`."""
+    """The resizing of images for the config's networks: uint8 `[H, W, 3]` → `[S, S, 3]`."""
     d = config.data
     return Reading(d.image_size, d.filter, d.fit)
 
 
 def training_examples(config: ConfigDict, key: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Images of the target and of the sources, uint8 `[N, S, S, 3]`, and a line that names them.
-
-    Which images these are is the same every time.
+    """Reads a fixed random sample of training images of the target and of the sources.
 
     Args:
-      config: the task; its train split is read.
-      key: of the config, such as "sample.match_colours": how many of each domain.
+      config: the task, whose train split is read.
+      key: the key that sets the number of images per domain, such as "sample.match_colours".
+
+    Returns:
+      `(target, sources, description)`: images, uint8 `[N, S, S, 3]`, and a line that identifies
+      them.
 
     Raises:
-      ValueError: the train split of a domain is not there.
+      ValueError: the train split of a domain does not exist.
     """
     domains = (config.data.target, *config_lib.sources(config))
     images = [_examples_of(config, domain, key) for domain in domains]
@@ -67,8 +69,8 @@ def training_examples(config: ConfigDict, key: str) -> tuple[np.ndarray, np.ndar
     for part in images:
         digest.update(part.tobytes())
     counts = ", ".join(f"{len(i)} of {d}" for i, d in zip(images, domains, strict=True))
-    about = f"train, {counts} (sha256 {digest.hexdigest()[:12]})"
-    return images[0], np.concatenate(images[1:]), about
+    description = f"train, {counts} (sha256 {digest.hexdigest()[:12]})"
+    return images[0], np.concatenate(images[1:]), description
 
 
 def _examples_of(config: ConfigDict, domain: str, key: str) -> np.ndarray:
@@ -79,23 +81,23 @@ def _examples_of(config: ConfigDict, domain: str, key: str) -> np.ndarray:
         raise ValueError(
             f"config.{key}={count} reads training images: {error} Or set it to 0."
         ) from error
-    drawn = np.sort(np.random.default_rng(0).permutation(len(source))[:count])
+    indices = np.sort(np.random.default_rng(0).permutation(len(source))[:count])
     read = reading(config)
-    return np.stack([read(source[int(j)]["image"]) for j in drawn])
+    return np.stack([read(source[int(j)]["image"]) for j in indices])
 
 
 def train_captions(config: ConfigDict) -> list[list[str]]:
-    """The captions of the training images, a list a domain.
+    """The captions of the training images, one list per domain.
 
     Raises:
-      ValueError: an image has none.
+      ValueError: an image has no caption.
     """
     domains = config_lib.domains(config)
     return [captions(open_split(config, domain, "train")) for domain in domains]
 
 
 def tokenizer_of(config: ConfigDict) -> tokenizer.ClipTokenizer:
-    """The tokenizer learned from the captions of the training images; always the same."""
+    """The tokenizer learned from the captions of the training images; it is deterministic."""
     texts = sorted({text for part in train_captions(config) for text in part})
     net = config.latent
     return tokenizer.learn(texts, net.vocabulary, net.text_length)

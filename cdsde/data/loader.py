@@ -1,8 +1,8 @@
-"""Batches: an endless shuffled stream for training, one ordered pass for everything else.
+"""Batches: an endless shuffled stream for training, and a single ordered pass for other programs.
 
-Both yield dicts of NumPy arrays; images are uint8 [b, S, S, 3] and become float only on the device.
-The training stream depends on the seed alone: not on the number of processes or workers, nor on
-when the run was stopped and resumed. A place in it is the number of steps done.
+Both yield dicts of NumPy arrays; images are uint8 `[b, S, S, 3]` and become float on the device.
+The training stream depends only on the seed, not on the number of processes or workers or on where
+the run was stopped and resumed. The number of finished steps is the position in the stream.
 """
 
 import functools
@@ -18,14 +18,14 @@ from cdsde.data.images import Reading
 from cdsde.data.sources import Source, image_id
 from cdsde.runtime.padding import pad
 
-# Sources whose resized images fit into this many bytes are kept in memory.
+# All sources are kept in memory where their resized images need at most this many bytes.
 CACHE_BYTES = 256 * 2**20
 
 
 class _Records:
-    """A source as records {image uint8 [S, S, 3], domain int32, id uint32}, kept once decoded.
+    """A source as records {image uint8 `[S, S, 3]`, domain int32, id uint32}, with a cache.
 
-    The kept images do not travel to another process.
+    The cache is not pickled.
     """
 
     def __init__(self, source: Source, domain: int, read: Reading, keep: bool, labels=None):
@@ -42,7 +42,7 @@ class _Records:
             return self._kept[index]
         item = self._source[index]
         record = {
-            # A crop is a view of the whole image, which must not stay in memory with it.
+            # A crop is a view, which would keep the full image in memory.
             "image": np.ascontiguousarray(self._read(item["image"])),
             "domain": np.int32(self._domain),
             "id": np.uint32(image_id(item["id"])),
@@ -61,11 +61,11 @@ class _Records:
 
 
 class _ProcessShare(grain.transforms.DatasetSelectionMap):
-    """Picks from the stream of all processes what belongs to one.
+    """Selects one process's part of the stream of all processes.
 
-    Each global batch is cut into contiguous parts, so that the processes' batches put together in
-    order are the batch that a single process would make, domains alternating in each. Of two
-    streams the second gives the batches before number `cut_until`.
+    Each global batch is cut into contiguous parts: the processes' batches, concatenated in order,
+    equal the batch of a single process, and the domains alternate in each. With two streams, the
+    second one gives the batches before number `cut_until`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class _ProcessShare(grain.transforms.DatasetSelectionMap):
 
 
 def _cut_out(record: dict, generator: np.random.Generator, size: int) -> dict:
-    """A random square of the record's image."""
+    """Crops the record's image to a random square of `size` pixels."""
     y, x = generator.integers(0, record["image"].shape[0] - size + 1, 2)
     return {**record, "image": record["image"][y : y + size, x : x + size]}
 
@@ -104,7 +104,7 @@ def _flip(record: dict, generator: np.random.Generator) -> dict:
 
 
 class _Stream(NamedTuple):
-    """What the stream of training images is made of; `train_iterator` says what each is."""
+    """The settings of the stream of training images; `train_iterator` documents each."""
 
     sources: Sequence[Source]
     labels: Sequence[np.ndarray | None]
@@ -113,9 +113,9 @@ class _Stream(NamedTuple):
     keep: bool
 
     def dataset(self, read: Reading, cut: int | None = None) -> grain.MapDataset:
-        """Records of all domains in turns, endless; squares of `cut` pixels are cut out of them."""
-        # Own seeds a domain: with one seed, sources of equal length and sorted alike (the emoji)
-        # would be shuffled alike and bring the true pairs side by side.
+        """An endless stream of records, domains in turn; with random crops of `cut` pixels."""
+        # Each domain has its own seed: with a common seed, sources of equal length and order (the
+        # emoji) would be shuffled alike, and true pairs would meet in a batch.
         seeds = np.random.SeedSequence(self.seed).generate_state(len(self.sources) + 2).tolist()
         *order_seeds, flip_seed, crop_seed = seeds
         total = sum(len(source) for source in self.sources) * read.size**2 * 3
@@ -127,8 +127,8 @@ class _Stream(NamedTuple):
             for domain, (source, labels) in enumerate(zip(self.sources, self.labels, strict=True))
         ]
         dataset = grain.MapDataset.mix(domains) if len(domains) > 1 else domains[0]
-        # The random maps stand before the share: their random numbers belong to the position in
-        # the stream of all processes, so that they do not depend on the number of processes.
+        # The random maps come before the selection of a process's part, so that their random
+        # numbers depend on the position in the global stream, not on the number of processes.
         if cut is not None:
             dataset = dataset.random_map(functools.partial(_cut_out, size=cut), seed=crop_seed)
         return dataset.random_map(_flip, seed=flip_seed) if self.flip else dataset
@@ -149,36 +149,39 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless, shuffled stream of training batches, which can begin at any of them.
+    """Creates an endless, shuffled stream of training batches that can start at any batch.
 
-    (Longer than most functions for its twelve arguments.) Each source is a domain; the domains
-    alternate, so that every global batch (and every process's part) holds equally many of each,
-    give or take one. Each epoch of a source has its own order, and sources of one length have
-    different orders: true pairs do not meet.
+    Each source is a domain. The domains alternate, so the numbers of images per domain in a global
+    batch (and in each process's part) differ by at most one. Each epoch of a source has its own
+    order, and sources of equal length have different orders, so true pairs do not meet.
 
     Args:
-      sources: one a domain, each with at least one image.
-      reading: how images become squares of S pixels.
-      batch_size: images in a batch of all processes together.
-      seed: 0 or more; decides order and flips.
-      flip: mirror half of the images left to right, at random.
-      workers: processes that decode; 0 decodes in threads and keeps small sets in memory. A program
-        that asks for workers needs an `if __name__ == "__main__"` guard and parsed absl flags.
-      labels: an array `[N, ...]` a source, whose rows go with its images.
-      start: how many batches are left out at the beginning; finding the place takes no time. So a
-        run resumes exactly from its number of steps alone, also with other processes and workers.
-      load_size: scale to it rather than to S, and cut a square of S out at random; None: S.
-      crop_until: how many batches of the stream are cut out so; the others are scaled to S.
-      process_index: which process this is, below `process_count`.
-      process_count: processes that share each batch; process p gets the p-th contiguous part.
+      sources: one per domain, each with at least one image.
+      reading: resizes images to S pixels.
+      batch_size: images per batch of all processes together.
+      seed: 0 or more; determines the order, the crops and the flips.
+      flip: mirror images left to right, with probability ½.
+      workers: number of decoding processes; 0 decodes in threads and keeps small data sets in
+        memory. A program with workers needs an `if __name__ == "__main__"` guard and parsed absl
+        flags.
+      labels: one array `[N, ...]` per source, with a row for each image.
+      start: number of batches to skip, in constant time. A run therefore resumes exactly from its
+        number of steps, also with other numbers of processes and workers.
+      load_size: size to which images are resized before a random crop of S pixels; None: no crop.
+      crop_until: number of batches at the start of the stream with random crops; images of later
+        batches are resized to S.
+      process_index: index of this process, below `process_count`.
+      process_count: number of processes that share each batch; process p gets the p-th contiguous
+        part.
 
     Returns:
       A Grain iterator (with `get_state()` and `set_state(state)`) over dicts of `image` uint8
-      [b, S, S, 3], `domain` int32 [b] (position in `sources`), `id` uint32 [b] (`image_id`) and,
-      with `labels`, `label`; b = batch_size / process_count.
+      `[b, S, S, 3]`, `domain` int32 `[b]` (position in `sources`), `id` uint32 `[b]` (`image_id`)
+      and, with `labels`, `label`; b = batch_size / process_count.
 
     Raises:
-      ValueError: the batch does not divide, a number is out of range, or a source is empty.
+      ValueError: `process_count` does not divide the batch, a number is out of range, or a source
+        is empty.
     """
     _check_positive(image_size=reading.size, batch_size=batch_size, process_count=process_count)
     _check_sources(sources)
@@ -200,7 +203,7 @@ def train_iterator(
     )
     dataset = grain.MapDataset.select_from_datasets(streams, share)
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
-    # Elements are whole batches here: few are kept ready, Grain's default of 500 fills the memory.
+    # An element is a batch here: Grain's default of 500 prefetched elements would fill the memory.
     iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
     if workers:
         iterable = iterable.mp_prefetch(
@@ -216,24 +219,24 @@ def eval_batches(
     batch_size: int,
     indices: Sequence[int] | None = None,
 ) -> Iterator[dict]:
-    """Batches of a source in order, once; the next one is decoded while this one is used.
+    """Iterates once over a source in order; decodes the next batch while this one is in use.
 
     Args:
       source: the images.
-      reading: how images become squares of S pixels.
-      batch_size: B; the last batch is filled up by repeating the last image.
-      indices: positions in the source, in the order wanted; None takes all.
+      reading: resizes images to S pixels.
+      batch_size: B; the last batch is padded by repeating the last image.
+      indices: positions in the source, in the order of the output; None takes all.
 
     Yields:
-      dict of `image` uint8 [B, S, S, 3], `id` uint32 [B] (`image_id`), `name` list of B ids, `mask`
-      bool [B], False where filled up. No batch if there is no index.
+      dict of `image` uint8 `[B, S, S, 3]`, `id` uint32 `[B]` (`image_id`), `name` list of B ids,
+      `mask` bool `[B]`, False for padding. No batch without indices.
 
     Raises:
-      ValueError: a size is not positive (at the call), or an image is broken (when its turn comes).
+      ValueError: a size is not positive (at the call), or an image is broken (at its batch).
     """
     _check_positive(image_size=reading.size, batch_size=batch_size)
-    chosen = list(range(len(source)) if indices is None else indices)
-    return _eval_batches(source, reading, batch_size, chosen)
+    positions = list(range(len(source)) if indices is None else indices)
+    return _eval_batches(source, reading, batch_size, positions)
 
 
 def _eval_batches(

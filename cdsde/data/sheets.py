@@ -1,4 +1,4 @@
-"""A grid of images with titles, to look at results side by side."""
+"""Contact sheets: grids of images with column titles, to compare results side by side."""
 
 from collections.abc import Sequence
 
@@ -12,20 +12,20 @@ def contact_sheet(
     scale: int | None = None,
     blocks: int = 1,
 ) -> np.ndarray:
-    """Lays images out in a grid with a title over each column.
+    """Arranges images in a grid with a title above each column.
 
     Args:
-      rows: for each row one uint8 [H, W, 3] a column; None leaves the place empty.
-      columns: titles.
-      scale: integer factor of enlargement, by repeating pixels so that small images stay as they
-        are; None brings the largest image to about 128 pixels.
-      blocks: cut the rows into so many blocks side by side, for a sheet that fits a screen.
+      rows: rows with one image per column, uint8 `[H, W, 3]`; None leaves a cell empty.
+      columns: the titles.
+      scale: integer factor of enlargement, which repeats pixels to keep small images sharp; None
+        enlarges the largest image to about 128 pixels.
+      blocks: number of blocks of rows, placed side by side, so that a sheet fits a screen.
 
     Returns:
-      uint8 [H, W, 3], on white.
+      The sheet, uint8 `[H, W, 3]`, on white.
 
     Raises:
-      ValueError: a row has not one image a column.
+      ValueError: the number of images in a row is not the number of columns, or there is no image.
     """
     for number, row in enumerate(rows):
         if len(row) != len(columns):
@@ -64,9 +64,9 @@ def contact_sheet(
 
 
 def _side_by_side(rows, columns, blocks: int):
-    """The rows in `blocks` blocks next to each other, an empty column between them."""
+    """Places `blocks` blocks of rows side by side, with an empty column between them."""
     height = -(-len(rows) // blocks)
-    parts = [list(rows[at : at + height]) for at in range(0, len(rows), height)]
+    parts = [list(rows[start : start + height]) for start in range(0, len(rows), height)]
     empty = [None] * len(columns)
     parts = [part + [empty] * (height - len(part)) for part in parts]
     wide = [sum(([*part[n], None] for part in parts), [])[:-1] for n in range(height)]

@@ -1,9 +1,9 @@
-"""Where images come from: the embedded emoji, folders, TFDS; all behind one interface.
+"""Sources of images with one interface: the embedded emoji, folders, and TFDS (tfds.py).
 
-A source has `len(s)`, `s[j] -> {"image": uint8 [H, W, 3], "id": str}` (the image as stored, at its
-own size) and `s.ids` (all ids in order, without decoding). Ids are names, not positions, wherever
-the data has names. Sources pickle: open files stay behind and are opened again in the other
-process. `domains.open_domain` is the one place that knows all kinds.
+A source has `len(s)`, `s[j] -> {"image": uint8 [H, W, 3], "id": str}` (the image at its stored
+size) and `s.ids` (all ids in order, without decoding). Ids are names where the data have names, and
+positions otherwise. Sources can be pickled; another process opens its own files.
+`domains.open_domain` opens a source of any kind.
 """
 
 import csv
@@ -25,18 +25,18 @@ SPLITS = ("train", "val", "test")
 
 
 class Item(TypedDict):
-    """One image: uint8 [H, W, 3] as stored, and its id."""
+    """One image as stored, uint8 `[H, W, 3]`, and its id."""
 
     image: np.ndarray
     id: str
 
 
 class Source(Protocol):
-    """What every kind of data offers."""
+    """The interface of every source."""
 
     @property
     def ids(self) -> list[str]:
-        """All ids in order, without decoding an image."""
+        """All ids in order; no image is decoded."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -46,10 +46,10 @@ class Source(Protocol):
 
 
 def captions(source: Source, indices: Iterable[int] | None = None) -> list[str]:
-    """What images show, in words: all of them, or those at `indices`.
+    """The captions of all images, or of those at `indices`.
 
     Raises:
-      ValueError: a source without captions, or an image without one.
+      ValueError: the source or one of the images has no caption.
     """
     if not hasattr(source, "caption"):
         raise ValueError(f"{source!r} has no captions: use the emoji, or a folder of images.")
@@ -57,18 +57,18 @@ def captions(source: Source, indices: Iterable[int] | None = None) -> list[str]:
 
 
 def image_id(name: str) -> int:
-    """A stable number, 0 to 2^32 - 1, of an image's id; each image's noise key is derived from it.
+    """Hashes an image's id to a number, 0 to 2^32 - 1, from which the image's noise key derives.
 
-    CRC-32 of the UTF-8 bytes: the same in every run, process and position in the data.
+    CRC-32 of the UTF-8 bytes, so it is the same in every run, process and position in the data.
     """
     return zlib.crc32(name.encode("utf-8", "surrogateescape"))
 
 
-def choices(wanted: str, existing: Iterable[str]) -> str:
-    """The existing names, nearest to `wanted` first, for an error message."""
+def choices(name: str, existing: Iterable[str]) -> str:
+    """The existing names, nearest to `name` first, for an error message."""
     ordered = sorted(existing)
-    near = difflib.get_close_matches(wanted, ordered, n=3, cutoff=0.4)
-    return ", ".join(near + [name for name in ordered if name not in near]) or "none"
+    nearest = difflib.get_close_matches(name, ordered, n=3, cutoff=0.4)
+    return ", ".join(nearest + [other for other in ordered if other not in nearest]) or "none"
 
 
 # --- embedded emoji ---
@@ -90,21 +90,21 @@ def _emoji_names() -> dict[tuple[str, str], str]:
 
 
 def emoji_metadata() -> list[dict[str, str]]:
-    """The rows of the emoji's metadata.csv, one an image; its README.md explains the columns."""
+    """The rows of the emoji's metadata.csv, one per image; assets/emoji/README.md explains them."""
     return [dict(row) for row in _emoji_rows()]
 
 
 class EmojiSource:
     """One style of the embedded emoji; the id is the code, such as "1f600".
 
-    Codes are sorted, so that two styles of one split are true pairs index by index.
+    Codes are sorted, so images at the same index in two styles of a split are true pairs.
 
     Args:
       style: "twemoji", "noto" or "fluent".
       split: "train", "val" or "test".
 
     Raises:
-      ValueError: a name is not known.
+      ValueError: the style or the split does not exist.
     """
 
     def __init__(self, style: str, split: str):
@@ -133,7 +133,7 @@ class EmojiSource:
         return {"image": images.decode(self._open().read(path), f"emoji64.zip:{path}"), "id": code}
 
     def caption(self, index: int) -> str:
-        """Style and name, such as "fluent grinning face"."""
+        """The caption: style and name, such as "fluent grinning face"."""
         names = _emoji_names()
         return f"{self.style} {names[self.style, self.ids[index]]}"
 
@@ -144,7 +144,7 @@ class EmojiSource:
         return {**self.__dict__, "_zip": None}
 
     def _open(self) -> zipfile.ZipFile:
-        # A forked process must not share the file position of its parent.
+        # A forked process must not share its parent's file position.
         if self._zip is None or self._zip[0] != os.getpid():
             self._zip = (os.getpid(), zipfile.ZipFile(_asset("emoji64.zip").open("rb")))
         return self._zip[1]
@@ -154,10 +154,10 @@ class EmojiSource:
 
 
 class FilesSource:
-    """One image file, or all images right in a folder; the id is the file's name.
+    """One image file, or all images of a folder without subfolders; the id is the file's name.
 
     Raises:
-      ValueError: the path is missing, or the folder holds no image.
+      ValueError: the path is missing, or the folder contains no image.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -176,10 +176,10 @@ class FilesSource:
         return {"image": images.decode(self._folder / name), "id": name}
 
     def caption(self, index: int) -> str:
-        """The text file beside the image, NAME.txt for NAME.png.
+        """The caption: the text file beside the image, NAME.txt for NAME.png.
 
         Raises:
-          ValueError: there is none, or nothing in it.
+          ValueError: the text file is missing or empty.
         """
         path = (self._folder / self.ids[index]).with_suffix(".txt")
         text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
@@ -192,18 +192,18 @@ class FilesSource:
 
 
 class FolderSource(FilesSource):
-    """One domain of a tree ROOT/SPLIT/DOMAIN/* of images; the id is the file's name.
+    """The images of a folder ROOT/SPLIT/DOMAIN; the id is the file's name.
 
     Raises:
-      ValueError: the root, the split or the domain is missing, or the folder holds no image.
+      ValueError: the root, the split or the domain is missing, or the folder contains no image.
     """
 
     def __init__(self, root: str | os.PathLike, domain: str, split: str):
         base = Path(root).expanduser()
         if not base.is_dir():
-            what = "is a file" if base.exists() else "does not exist"
+            problem = "is a file" if base.exists() else "does not exist"
             raise ValueError(
-                f"Data root '{root}' {what}: give 'emoji', 'tfds:NAME', or a folder that holds "
+                f"Data root '{root}' {problem}: give 'emoji', 'tfds:NAME', or a folder that holds "
                 f"{split}/{domain}/*.png (or other images)."
             )
         if not (base / split).is_dir():

@@ -1,6 +1,6 @@
-"""Images of a TensorFlow Datasets data set, read at random from array_record, without TensorFlow.
+"""A source of images from TensorFlow Datasets, read from array_record without TensorFlow.
 
-A source as described in `cdsde.data.sources`.
+sources.py describes the interface.
 """
 
 import os
@@ -11,26 +11,26 @@ import tensorflow_datasets as tfds
 from cdsde.data import images
 from cdsde.data.sources import Item, choices
 
-# Features that name an image, the first that exists is taken.
+# Features that can name an image; the first existing one does.
 ID_FEATURES = ("id", "image_id", "image/filename", "file_name", "filename")
 
 
 class TfdsSource:
     """One domain of a TFDS data set.
 
-    The domain is, in this order: the ending of a split's name ("A" of trainA), the half of a config
-    name ("horse" of horse2zebra, for A), a class of the feature "label". The id is the data set's
-    own where it has one of `ID_FEATURES`, else split and position, such as "trainA-000017", which
-    stays as long as the data are not prepared anew.
+    A domain is, in this order: the ending of a split's name ("A" of trainA), one half of a config's
+    name ("horse" of horse2zebra stands for A), or a class of the feature "label". The id comes from
+    one of `ID_FEATURES`; without one it is split and position, such as "trainA-000017", which stays
+    the same until the data are prepared again.
 
     Args:
-      name: as for `tfds.builder`, such as "cycle_gan/horse2zebra".
-      domain: see above.
-      split: "train", "val" (also finds "validation") or "test".
-      data_dir: where TFDS keeps its data; None is TFDS's own default (TFDS_DATA_DIR decides).
+      name: the name for `tfds.builder`, such as "cycle_gan/horse2zebra".
+      domain: the domain, see above.
+      split: "train", "val" (or "validation" in the data set) or "test".
+      data_dir: folder of TFDS's data; None is TFDS's default (TFDS_DATA_DIR overrides it).
 
     Raises:
-      ValueError: the data set is not known or cannot be prepared, has no image, or no such domain.
+      ValueError: the data set is unknown, cannot be prepared, has no image, or lacks the domain.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TfdsSource:
         self._id = next((key for key in ID_FEATURES if key in features), None)
         self._split, label = _find(name, builder, domain, split)
         self._data: Any = None
-        # Positions in the split: all, or those of the class, found by one pass without decoding.
+        # Positions in the split: all, or those of the class (one pass, without decoding images).
         self._positions: range | list[int] = range(builder.info.splits[self._split].num_examples)
         if label is not None:
             records = self._open()
@@ -59,7 +59,7 @@ class TfdsSource:
 
     @property
     def ids(self) -> list[str]:
-        """All ids in order; where the data set has its own, the first call reads all records."""
+        """All ids in order; where the data set has ids, the first call reads all records."""
         if self._ids is None:
             self._ids = [
                 self._name_of(j, self._open()[j] if self._id else {}) for j in self._positions
@@ -90,17 +90,17 @@ class TfdsSource:
         return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
     def _open(self):
-        # By directory, not by name: another process need not know the class of the builder.
+        # By directory, not by name: another process may not have the class of the builder.
         if self._data is None:
             builder = tfds.builder_from_directory(self._directory)
-            # Images stay encoded, so that one decoder treats transparency and depth everywhere.
+            # Images stay encoded, so that `images.decode` handles transparency and depth.
             skip = {key: tfds.decode.SkipDecoding() for key in self._pictures}
             self._data = builder.as_data_source(split=self._split, decoders=skip)
         return self._data
 
 
 def _prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
-    """The builder of a data set that is on disk as array_record, after preparing it if need be."""
+    """The builder of a data set on disk as array_record; prepares the data set where necessary."""
     data_dir = None if data_dir is None else os.path.expanduser(os.fspath(data_dir))
     try:
         builder = tfds.builder(name, data_dir=data_dir)
@@ -114,11 +114,11 @@ def _prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Datase
         try:
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:
-            where = "" if data_dir is None else f", data_dir='{data_dir}'"
+            argument = "" if data_dir is None else f", data_dir='{data_dir}'"
             raise ValueError(
                 f"TFDS data set '{name}' cannot be prepared in '{builder.data_dir}' "
                 f'({type(error).__name__}: {_brief(error)}): run `python -c "import '
-                f"tensorflow_datasets as tfds; tfds.builder('{name}'{where})"
+                f"tensorflow_datasets as tfds; tfds.builder('{name}'{argument})"
                 ".download_and_prepare(file_format='array_record')\"` where the network can be "
                 "reached, and copy that folder here."
             ) from error
@@ -134,7 +134,7 @@ def _prepared(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Datase
 def _find(
     name: str, builder: tfds.core.DatasetBuilder, domain: str, split: str
 ) -> tuple[str, int | None]:
-    """The name of the split in the data set, and the number of the class or None."""
+    """The split's name in the data set, and the index of the class or None."""
     splits = builder.info.splits
     prefixes = [split, "validation"] if split == "val" else [split]
     config = builder.builder_config.name if builder.builder_config else ""

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer, read from a diffusers folder (`vocab.json`, `merges.txt`)."""
+"""CLIP's byte-pair tokenizer: load, save and learn it (`vocab.json`, `merges.txt`)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class ClipTokenizer(NamedTuple):
-    """Text → ids.
+    """Converts texts to token ids.
 
     Attributes:
-      words: text → ids, without start and end.
-      start, end: ids of the special tokens; the end also fills up.
-      length: ids of a text, always so many.
+      words: converts a text to ids without start and end.
+      start, end: ids of the special tokens; the end token is also the padding.
+      length: number of ids of every text.
     """
 
     words: Tokenizer
@@ -30,11 +30,11 @@ class ClipTokenizer(NamedTuple):
     length: int = LENGTH
 
     def count(self, text: str) -> int:
-        """Ids of a text, start and end included, before it is cut."""
+        """The number of ids of a text, with start and end, before truncation."""
         return len(self.words.encode(text).ids) + 2
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """int32 `[B, length]`: start, words, end and more ends; a long text loses its end."""
+        """Token ids, int32 `[B, length]`: start, words, end, padding; a long text is truncated."""
         rows = np.full((len(texts), self.length), self.end, np.int32)
         for row, text in zip(rows, texts, strict=True):
             ids = [self.start, *self.words.encode(text).ids[: self.length - 2]]
@@ -43,10 +43,10 @@ class ClipTokenizer(NamedTuple):
 
 
 def load(folder: str | Path) -> ClipTokenizer:
-    """The tokenizer of a folder.
+    """Loads the tokenizer of a diffusers folder.
 
     Raises:
-      ValueError: a file is missing or is none of this tokenizer.
+      ValueError: a file is missing or does not belong to CLIP's tokenizer.
     """
     folder = Path(folder)
     for name in ("vocab.json", "merges.txt"):
@@ -58,14 +58,16 @@ def load(folder: str | Path) -> ClipTokenizer:
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if START not in vocabulary or END not in vocabulary or any(len(m) != 2 for m in merges):
-        raise ValueError(f"{folder} does not hold CLIP's tokenizer: no {START}, or odd merges")
-    settings = folder / "tokenizer_config.json"
-    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    return of_vocabulary(vocabulary, merges, told.get("model_max_length", LENGTH))
+        raise ValueError(
+            f"{folder} does not hold CLIP's tokenizer: no {START}, or malformed merges"
+        )
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return of_vocabulary(vocabulary, merges, settings.get("model_max_length", LENGTH))
 
 
 def of_vocabulary(vocabulary: dict[str, int], merges, length: int = LENGTH) -> ClipTokenizer:
-    """The tokenizer of ids by token and of merges, in their order."""
+    """Builds the tokenizer from a vocabulary (token to id) and merges in order."""
     words = _words(
         models.BPE(
             vocabulary,
@@ -75,13 +77,13 @@ def of_vocabulary(vocabulary: dict[str, int], merges, length: int = LENGTH) -> C
             end_of_word_suffix="</w>",
         )
     )
-    # Written out in a text they are what they are called.
+    # A text may contain the special tokens by name.
     words.add_special_tokens([START, END])
     return ClipTokenizer(words, vocabulary[START], vocabulary[END], length)
 
 
 def learn(texts: Sequence[str], size: int, length: int = LENGTH) -> ClipTokenizer:
-    """A tokenizer of at most `size` ids for such texts; the same texts give the same one."""
+    """Learns a tokenizer with at most `size` ids from texts; deterministic."""
     words = _words(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     trainer = trainers.BpeTrainer(
         vocab_size=size - 2,
@@ -90,15 +92,15 @@ def learn(texts: Sequence[str], size: int, length: int = LENGTH) -> ClipTokenize
         show_progress=False,
     )
     words.train_from_iterator(texts, trainer)
-    found = json.loads(words.to_str())["model"]
-    vocabulary = dict(found["vocab"])
-    # The end is the largest id, as CLIP's is, wherever the vocabulary ends.
+    model = json.loads(words.to_str())["model"]
+    vocabulary = dict(model["vocab"])
+    # The end token has the largest id, as in CLIP, even where the vocabulary has fewer tokens.
     vocabulary |= {START: size - 2, END: size - 1}
-    return of_vocabulary(vocabulary, [tuple(merge) for merge in found["merges"]], length)
+    return of_vocabulary(vocabulary, [tuple(merge) for merge in model["merges"]], length)
 
 
 def save(folder: str | Path, tokenizer: ClipTokenizer) -> None:
-    """The files that `load` reads."""
+    """Writes the files that `load` reads."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = json.loads(tokenizer.words.to_str())["model"]
@@ -118,7 +120,7 @@ def save(folder: str | Path, tokenizer: ClipTokenizer) -> None:
 
 
 def _words(model: models.BPE) -> Tokenizer:
-    """A model behind CLIP's reading of text."""
+    """A byte-pair model with CLIP's normalisation and word splitting."""
     words = Tokenizer(model)
     words.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -133,16 +135,16 @@ def _words(model: models.BPE) -> Tokenizer:
 
 
 def word_positions(tokenize: ClipTokenizer, text: str, words: str) -> np.ndarray:
-    """bool `[length]`: the tokens of a text that are those of `words`, each place they stand at.
+    """Marks every occurrence of `words` among the tokens of a text, bool `[length]`.
 
     Raises:
-      ValueError: they stand nowhere in it.
+      ValueError: the text does not contain the words.
     """
-    row, wanted = tokenize([text])[0], tokenize.words.encode(words).ids
-    found = np.zeros(len(row), bool)
-    for at in range(len(row) - len(wanted) + 1):
-        if wanted and list(row[at : at + len(wanted)]) == wanted:
-            found[at : at + len(wanted)] = True
-    if not found.any():
+    row, ids = tokenize([text])[0], tokenize.words.encode(words).ids
+    matches = np.zeros(len(row), bool)
+    for start in range(len(row) - len(ids) + 1):
+        if ids and list(row[start : start + len(ids)]) == ids:
+            matches[start : start + len(ids)] = True
+    if not matches.any():
         raise ValueError(f"the text '{text}' does not hold the word '{words}'")
-    return found
+    return matches

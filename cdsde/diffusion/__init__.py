@@ -1,1 +1,1 @@
-"""The mathematics: arrays in, arrays out. Nothing here knows a config, a path, a mesh or a file."""
+"""The mathematics: arrays in, arrays out. Nothing here uses a config, a path, a mesh or a file."""

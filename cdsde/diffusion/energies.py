@@ -1,7 +1,7 @@
-r"""Energies: functions `(y, x_t, i) -> [B]`, minimised over y; x_t is a constant.
+r"""Energies: functions `(y, x_t, i) -> [B]` that guidance minimises over y; x_t is a constant.
 
-The guided sampler lowers Σ_k λ_k E_k(y, x_t, i). y and x_t are `[B, H, W, C]` float32 states at the
-same index i (a scalar); every energy is per image: images of a batch do not influence each other.
+The guided sampler lowers Σ_k λ_k E_k(y, x_t, i). y and x_t are float32 states `[B, H, W, C]` at the
+same level index i (a scalar). Each image has its own energy: images of a batch are independent.
 
     domain (EGSDE's E_s)        mean over positions of cos(F(y), F(x_t)), or -‖F(y) - F(x_t)‖²   (1)
     content (EGSDE's E_i)       ‖φ(y) - φ(x_t)‖², or -mean over positions of cos(φ(y), φ(x_t))   (2)
@@ -10,11 +10,11 @@ same index i (a scalar); every energy is per image: images of a batch do not inf
                                 -log exp(cos(E_p(y), E_p(x_t))/τ) / Σ_q exp(cos(E_p(y), E_q(x_t))/τ)
     contrast of domains         mean over positions p of u(F_p(y)) · (s̄ - t̄), u(v) = v/‖v‖       (5)
 
-F are a time-dependent network's features: in (1) a domain classifier's, in (5) the contrastive
-encoder's, with s̄ and t̄ the means of u(F_p) over source and target images perturbed to level i.
-φ is the low-pass filter. Sources: Zhao et al. 2022 (EGSDE, equations 8-11), ILVR's resizer for φ,
-arXiv 2510.03821 for (3), for (4) Park et al. 2020 (CUT, equation 4). (5) is this project's: for
-large τ InfoNCE, -τ log Σ_k exp(u·t_k/τ) / Σ_k exp(u·s_k/τ), becomes it.
+F denotes features of a time-dependent network: the domain classifier in (1), the contrastive
+encoder in (5). s̄ and t̄ are the means of u(F_p) over source and target images perturbed to level i.
+φ is the low-pass filter. Sources: (1) and (2) Zhao et al. 2022 (EGSDE, equations 8-11), with ILVR's
+resizer as φ; (3) arXiv 2510.03821; (4) Park et al. 2020 (CUT, equation 4). (5) is specific to this
+project: it is the limit of InfoNCE, -τ log Σ_k exp(u·t_k/τ) / Σ_k exp(u·s_k/τ), for large τ.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Energy = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 def _resize_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Antialiased linear resampling `[size_out, size_in]`, float64, borders mirrored.
 
-    Each output's weights, taps outside included, sum to 1; an outside tap is then added to the
-    pixel that it mirrors to (edge repeated: … 1 0 | 0 1 …).
+    The weights of each output pixel sum to 1, including taps outside the image. The weight of an
+    outside tap is added to its mirror pixel (edge repeated: … 1 0 | 0 1 …).
     """
     ratio = size_in / size_out
     width = max(ratio, 1.0)  # half-width of the triangle
@@ -54,7 +54,7 @@ def _resize_matrix(size_in: int, size_out: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def lowpass_matrix(size: int, factor: int) -> np.ndarray:
-    """φ along one axis, `[size, size]` float32: down by `factor`, then up again.
+    """Matrix of φ along one axis, `[size, size]` float32: down by `factor`, then up again.
 
     Raises:
       ValueError: `factor` does not divide `size`, or leaves fewer than 2 pixels.
@@ -69,7 +69,7 @@ def lowpass_matrix(size: int, factor: int) -> np.ndarray:
 
 
 def lowpass(x: jax.Array, factor: int) -> jax.Array:
-    """φ(x): `[B, H, W, C]` → the same shape; two small matrix products (equation 2's φ)."""
+    """φ(x), the low-pass of equation (2): `[B, H, W, C]` → `[B, H, W, C]`, two matrix products."""
     rows = lowpass_matrix(x.shape[1], factor)
     columns = lowpass_matrix(x.shape[2], factor)
     x = jnp.einsum("oh,bhwc->bowc", rows, x, precision=jax.lax.Precision.HIGHEST)
@@ -87,13 +87,13 @@ def unit(x: jax.Array, axis: int | tuple[int, ...] = -1, eps: float = 1e-10) -> 
 
 
 def cosine_map(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`[B, ..., C]` twice → `[B]`: cosine over C at each position, mean over positions."""
+    """Cosine over C at each position, averaged over positions: two `[B, ..., C]` → `[B]`."""
     similarity = jnp.sum(unit(a) * unit(b), axis=-1)
     return similarity.reshape(similarity.shape[0], -1).mean(axis=1)
 
 
 def squared_distance(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`[B, ...]` twice → `[B]`: sum of squared differences."""
+    """Sum of squared differences: two `[B, ...]` → `[B]`."""
     return jnp.sum((a - b) ** 2, axis=tuple(range(1, a.ndim)))
 
 
@@ -101,7 +101,7 @@ def squared_distance(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def domain(features: Callable, similarity: str = "cosine") -> Energy:
-    """Equation (1): likeness to the source's own look, to be lost.
+    """Domain energy, equation (1): similarity to the source in domain-specific features.
 
     Args:
       features: `(x, i) -> [B, h, w, C]` of the domain classifier.
@@ -116,10 +116,12 @@ def domain(features: Callable, similarity: str = "cosine") -> Energy:
 
 
 def content(factor: int, similarity: str = "neg_l2") -> Energy:
-    """Equation (2): distance of the low-passed images, so that the layout stays.
+    """Content energy, equation (2): distance between low-passed images, which keeps the layout.
 
-    The published names are of the similarity: "neg_l2" is the squared distance, "cosine" minus the
-    mean cosine, which is of the colours at each position, as in (1).
+    Args:
+      factor: N of the low-pass φ.
+      similarity: the published name. "neg_l2" gives the squared distance; "cosine" gives minus the
+        cosine of the colours at each position, averaged over positions.
     """
     compare = {"neg_l2": squared_distance, "cosine": lambda a, b: -cosine_map(a, b)}[similarity]
 
@@ -130,10 +132,10 @@ def content(factor: int, similarity: str = "neg_l2") -> Energy:
 
 
 def contrastive(encode: Callable) -> Energy:
-    """Equation (3): distance in the contrastive encoder's domain-invariant space.
+    """Contrastive energy, equation (3): distance in the encoder's domain-invariant space.
 
     Args:
-      encode: `(x, i) -> [B, D]` or `[B, h, w, C]`; with a map, the cosine is taken position by
+      encode: `(x, i) -> [B, D]` or `[B, h, w, C]`; for a map, the cosine is computed at each
         position and averaged.
     """
 
@@ -144,17 +146,19 @@ def contrastive(encode: Callable) -> Energy:
 
 
 def patch_nce(queries: jax.Array, keys: jax.Array, temperature: float) -> jax.Array:
-    """Equation (4) of vectors `[B, P, C]` of length 1: cross-entropy of each patch, `[B, P]`."""
+    """Cross-entropy of each patch, equation (4): unit vectors, two `[B, P, C]` → `[B, P]`."""
     logits = jnp.einsum("bpc,bqc->bpq", queries, keys) / temperature
     return jax.nn.logsumexp(logits, axis=-1) - jnp.einsum("bpp->bp", logits)
 
 
 def patch_contrast(encode: Callable, temperature: float = 0.07) -> Energy:
-    """Equation (4): at each position, nearer to the source there than to the source elsewhere.
+    """Patch contrast, equation (4): each position should match the source at the same position.
+
+    The source's other positions are the negatives.
 
     Args:
       encode: `(x, i) -> [B, h, w, C]`.
-      temperature: τ; small values look at the hardest other position only.
+      temperature: τ; with a small τ only the hardest negative counts.
     """
 
     def energy(y, x_t, i):
@@ -166,11 +170,11 @@ def patch_contrast(encode: Callable, temperature: float = 0.07) -> Energy:
 
 
 class DomainDirection(NamedTuple):
-    """What tells two domains apart in a network's features, linearly.
+    """Linear direction that separates two domains in a network's features, for each noise level.
 
     Attributes:
-      levels: `[L]` float, the indices at which the domains' images were perturbed.
-      normal: `[L, D]`; the scalar product with it is larger for the source than for the target.
+      levels: `[L]` float, indices of the levels to which the domains' images were perturbed.
+      normal: `[L, D]`, s̄ - t̄ of equation (5) at each level, with one scale for all levels.
     """
 
     levels: Any
@@ -178,11 +182,11 @@ class DomainDirection(NamedTuple):
 
 
 def domain_contrast(features: Callable, direction: DomainDirection) -> Energy:
-    """Equation (5): more like the target than like the source, on the mean over positions.
+    """Contrast of domains, equation (5): pulls the features from the source to the target domain.
 
     Args:
       features: `(x, i) -> [B, h, w, D]`.
-      direction: its row of the level nearest to i is used; D wide.
+      direction: `[L, D]`; the row of the level nearest to i is used.
     """
 
     levels, normal = map(jnp.asarray, direction)
@@ -195,10 +199,10 @@ def domain_contrast(features: Callable, direction: DomainDirection) -> Energy:
 
 
 def total(energies: Sequence[Energy]) -> Callable:
-    """The weighted sum, whose gradient guides: `(y, references, i, weights) -> scalar`.
+    """The weighted sum of energies, `(y, references, i, weights) -> scalar`; its gradient guides.
 
-    `references` holds each energy's own x_t, `weights` its λ. Summed over the batch, never
-    averaged: a mean would divide the guidance by B.
+    `references` and `weights` contain x_t and λ of each energy. The sum runs over the batch too: a
+    mean would divide the guidance by B.
     """
 
     def energy(y, references, i, weights):

@@ -1,11 +1,11 @@
-r"""Histogram specification: give an image's channels the histograms of other images.
+r"""Histogram specification: matches the channel histograms of an image to those of a domain.
 
 Map each value to the target value of equal cumulative frequency (quantile matching),
 
     v' = G_t⁻¹(G_s(v)),  G(v) = P(pixel < v) + P(pixel = v)/2                                   (1)
 
-each channel by itself, from unpaired images of a source and a target domain. No network is
-involved: what this alone does to a measure of realism is what guidance has to beat.
+for each channel separately, from unpaired images of a source and a target domain. No network is
+involved, so its realism score is a baseline that guidance has to beat.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ SHAPE = (3, 256)
 
 
 def table(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Equation (1) for each channel and value, float32 `[3, 256]` in 0 … 255.
+    """Lookup table of equation (1), float32 `[3, 256]` in 0 … 255: new value by channel and value.
 
-    Both are uint8 `[N, H, W, 3]`. Values that the source does not have are interpolated.
+    Args:
+      source, target: uint8 `[N, H, W, 3]`. Values that no source pixel has are interpolated.
     """
     values = np.arange(256)
 
@@ -38,6 +39,6 @@ def table(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def apply(table: jax.Array, images: jax.Array) -> jax.Array:
-    """uint8 `[B, H, W, 3]` → float32 in [-1, 1] with each channel's values looked up."""
+    """Looks up each channel in the table: uint8 `[B, H, W, 3]` → float32 in [-1, 1]."""
     looked_up = [table[channel][images[..., channel]] for channel in range(3)]
     return jnp.stack(looked_up, axis=-1) / 127.5 - 1

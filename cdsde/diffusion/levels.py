@@ -1,4 +1,4 @@
-"""Noise levels: those that a run goes through, and those that a training step draws."""
+"""Noise levels: the grid of a sampling run, and the random levels of a training step."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Grid(NamedTuple):
 
     Attributes:
       index: i, int32, decreasing to 0.
-      last: whether this is the last step (to the clean image).
-      alpha_bar, next_alpha_bar: ᾱ_i and ᾱ_p of the next lower level p (1 after the last step).
+      last: bool, whether this is the last step (to the clean image).
+      alpha_bar, next_alpha_bar: ᾱ_i, and ᾱ_p of the next lower level p (1 in the last step).
       beta: β = 1 - ᾱ_i/ᾱ_p of the step.
     """
 
@@ -30,16 +30,16 @@ class Grid(NamedTuple):
 
 
 def indices(start: int, steps: int | None = None, log_snr: np.ndarray | None = None) -> np.ndarray:
-    """The levels visited: start-1 … 0, all of them or `steps` spaced ones, int32.
+    """Indices of the levels of a run, int32 `[S]`, from start-1 down to 0.
 
     Args:
       start: M, the number of levels below the start.
-      steps: network evaluations; None takes every level.
-      log_snr: `[T]`, decreasing, log ᾱ/(1-ᾱ): levels are evenly spaced in it (as far as there are
-        levels), which is denser at low noise; None: evenly spaced in the index.
+      steps: S, the number of network evaluations; None takes every level.
+      log_snr: log ᾱ/(1-ᾱ), `[T]`, decreasing. The levels are evenly spaced in it (as far as the
+        indices allow), which is denser at low noise. None: evenly spaced in the index.
 
     Raises:
-      ValueError: steps outside 1 … start.
+      ValueError: `steps` is outside 1 … start.
     """
     steps = start if steps is None else steps
     if not 1 <= steps <= start:
@@ -50,7 +50,8 @@ def indices(start: int, steps: int | None = None, log_snr: np.ndarray | None = N
         return np.round(np.linspace(start - 1, 0, steps)).astype(np.int32)
     even = np.linspace(log_snr[start - 1], log_snr[0], steps)
     i = np.round(np.interp(-even, -log_snr[:start], np.arange(start))).astype(np.int32)
-    # At low noise neighbouring levels are farther apart than the spacing: one after the other then.
+    # At low noise neighbouring levels are farther apart than the spacing, which would repeat an
+    # index: there, every level is taken.
     floor = np.arange(steps - 1, -1, -1)
     i = floor + np.maximum.accumulate((i - floor)[::-1])[::-1]
     return np.minimum(i, start - 1 - np.arange(steps)).astype(np.int32)
@@ -59,10 +60,18 @@ def indices(start: int, steps: int | None = None, log_snr: np.ndarray | None = N
 def make_grid(
     schedule: Schedule, start: int, steps: int | None = None, spacing: str = "index"
 ) -> Grid:
-    """The levels of `indices(start, steps)` and their tables, float32.
+    """The grid of a run: the levels of `indices` and their tables, float32 `[S]`.
 
-    Where every level is taken, β is the schedule's own (not 1 - ᾱ_i/ᾱ_p, which would round).
-    `spacing` is "index" or "log_snr": in what the levels are evenly spaced.
+    Where consecutive levels are adjacent, β is the schedule's own value: 1 - ᾱ_i/ᾱ_p would add a
+    rounding error.
+
+    Args:
+      schedule: tables of all T levels.
+      start, steps: as in `indices`.
+      spacing: "index" or "log_snr", the quantity in which the levels are evenly spaced.
+
+    Raises:
+      ValueError: `steps` is outside 1 … start.
     """
     i = indices(start, steps, {"index": None, "log_snr": schedule.log_snr}[spacing])
     following = np.append(i[1:], -1)
@@ -74,15 +83,16 @@ def make_grid(
 
 
 def uniform_shares(count: int) -> np.ndarray:
-    """Each of `count` levels as often as any other, `[count]` summing to 1."""
+    """Uniform probabilities of `count` levels, float64 `[count]`."""
     return np.full(count, 1 / count)
 
 
 def log_normal_shares(schedule: Schedule, mean: float, std: float) -> np.ndarray:
-    """How often each level is drawn where the log-SNR is drawn from N(mean, std²), `[T]`.
+    """Probability of each level where the log-SNR follows N(mean, std²), float64 `[T]`.
 
-    Karras et al. 2022, equation 8; their ln σ is minus half of the log-SNR. Most steps of a short
-    training then go to the levels at which pictures take shape, and low noise is not starved.
+    This is the distribution of EDM (Karras et al. 2022, table 1), whose ln σ is minus half of the
+    log-SNR. A short training then spends most steps on the levels where images take shape, and
+    still trains low noise.
     """
     log_snr = schedule.log_snr
     edges = np.concatenate([[np.inf], (log_snr[1:] + log_snr[:-1]) / 2, [-np.inf]])
@@ -91,10 +101,10 @@ def log_normal_shares(schedule: Schedule, mean: float, std: float) -> np.ndarray
 
 
 def draw_levels(key, shares: np.ndarray, count: int) -> jax.Array:
-    """`count` indices, i with probability `shares[i]`; one from each stratum (less variance)."""
+    """Draws level indices, int32 `[count]`: i with probability `shares[i]`, stratified."""
     draw, shuffle = jax.random.split(key)
     u = (jnp.arange(count) + jax.random.uniform(draw, (count,))) / count
-    # Shuffled, so that a stratum is not tied to a domain (the domains alternate in a batch).
+    # The domains alternate in a batch; without the shuffle a stratum would belong to one domain.
     u = jax.random.permutation(shuffle, u)
-    up_to = np.cumsum(shares).astype(np.float32)
-    return jnp.minimum(jnp.searchsorted(up_to, u, side="right"), len(shares) - 1)
+    cumulative = np.cumsum(shares).astype(np.float32)
+    return jnp.minimum(jnp.searchsorted(cumulative, u, side="right"), len(shares) - 1)

@@ -1,4 +1,4 @@
-r"""Training losses. Arrays in, scalars out; nothing is random and no network is known here.
+r"""Training losses: deterministic functions of arrays; no network is called here.
 
 ε-matching (Ho et al. 2020, equation 14), with the signal-to-noise weight of Hang et al. 2023:
 
@@ -8,8 +8,8 @@ NT-Xent (Chen et al. 2020, equation 1) over the 2B views of the global batch:
 
     L = mean_a -log  exp(⟨z_a, z_p(a)⟩/τ) / Σ_{b≠a} exp(⟨z_a, z_b⟩/τ)                        (2)
 
-and of maps, position by position: half of (2) among the images at one position, so that a vector
-tells what is there, and half among the positions of one image, so that it tells where; (3)
+For maps, the mean of two such losses: (2) among the images at one position, which teaches what is
+there, and (2) among the positions of one image, which teaches where it is.                (3)
 
 PatchNCE (Park et al. 2020, equation 3) at each position p of an image, keys without gradient:
 
@@ -26,13 +26,13 @@ from cdsde.diffusion import energies
 
 
 def eps_matching(prediction, eps, alpha_bar, snr_clip: float | None = None):
-    """Equation (1).
+    """ε-matching with min-SNR weights, equation (1).
 
     Args:
-      prediction: `[B, H, W, C]` predicted noise.
-      eps: `[B, H, W, C]` the noise that was added.
-      alpha_bar: `[B]` ᾱ of each image.
-      snr_clip: γ; None weighs all noise levels alike (w = 1).
+      prediction: predicted noise, `[B, H, W, C]`.
+      eps: the noise that was added, `[B, H, W, C]`.
+      alpha_bar: ᾱ of each image, `[B]`.
+      snr_clip: γ; None sets w = 1 at every noise level.
 
     Returns:
       The loss, a float32 scalar.
@@ -45,14 +45,15 @@ def eps_matching(prediction, eps, alpha_bar, snr_clip: float | None = None):
 
 
 def nt_xent(first, second, temperature):
-    """Equation (2).
+    """NT-Xent over two views of a batch, equation (2).
 
     Args:
-      first, second: `[B, D]` embeddings of the two views (normalised here).
+      first, second: embeddings of the two views, `[B, D]` (normalised here).
       temperature: τ > 0.
 
     Returns:
-      `(loss, accuracy)`: float32 scalars; accuracy is how often the positive is the nearest view.
+      `(loss, accuracy)`: float32 scalars; the accuracy is the share of views whose positive is the
+      nearest view.
     """
     z = energies.unit(jnp.concatenate([first, second]))
     n = z.shape[0]
@@ -64,52 +65,54 @@ def nt_xent(first, second, temperature):
 
 
 def nt_xent_of_maps(first, second, temperature):
-    """Equation (3).
+    """NT-Xent of maps, equation (3).
 
     Args:
-      first, second: `[B, h, w, D]` maps of the two views (normalised here).
+      first, second: maps of the two views, `[B, h, w, D]` (normalised here).
       temperature: τ > 0.
 
     Returns:
-      `(loss, accuracy)`, as of `nt_xent`.
+      `(loss, accuracy)`, as `nt_xent`.
     """
     b, h, w, d = first.shape
-    one, other = (z.reshape(b, h * w, d) for z in (first, second))
+    first, second = (z.reshape(b, h * w, d) for z in (first, second))
 
     def along(axis):
-        loss, accuracy = jax.vmap(nt_xent, (axis, axis, None))(one, other, temperature)
+        loss, accuracy = jax.vmap(nt_xent, (axis, axis, None))(first, second, temperature)
         return jnp.mean(loss), jnp.mean(accuracy)
 
     return jax.tree.map(lambda a, b: (a + b) / 2, along(1), along(0))
 
 
 def cross_entropy(logits, labels):
-    """Mean cross-entropy and accuracy of `logits` `[B, n]` against integer `labels` `[B]`."""
+    """Mean cross-entropy and accuracy of `logits` `[B, n]` for integer `labels` `[B]`."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(loss), jnp.mean(jnp.argmax(logits, -1) == labels)
 
 
 def alignment_uniformity(first, second):
-    """Wang & Isola 2020: mean d² of the positives, and log mean exp(-2 d²) over all pairs.
+    """Alignment, mean d² of the positives, and uniformity, log mean exp(-2 d²) over all pairs.
 
-    Both from embeddings `[B, D]` (maps are taken as one long vector); lower is better for each.
-    Logged, not trained on.
+    Wang & Isola 2020. Training logs both and does not optimise them; lower is better.
+
+    Args:
+      first, second: embeddings `[B, D]`; maps are flattened to one vector per image.
     """
     first, second = (z.reshape(len(z), -1) for z in (first, second))
     a, b = energies.unit(first), energies.unit(second)
     alignment = jnp.mean(jnp.sum((a - b) ** 2, -1))
     z = jnp.concatenate([a, b])
     d2 = 2 - 2 * z @ z.T
-    off = ~jnp.eye(z.shape[0], dtype=bool)
-    uniformity = jax.nn.logsumexp(jnp.where(off, -2 * d2, -jnp.inf)) - jnp.log(off.sum())
+    pairs = ~jnp.eye(z.shape[0], dtype=bool)
+    uniformity = jax.nn.logsumexp(jnp.where(pairs, -2 * d2, -jnp.inf)) - jnp.log(pairs.sum())
     return alignment, uniformity
 
 
 def patch_nce(queries, keys, temperature: float = 0.07):
-    """Equation (4).
+    """PatchNCE, equation (4).
 
     Args:
-      queries, keys: `[B, P, D]`, rows of length 1; no gradient flows into the keys.
+      queries, keys: unit vectors `[B, P, D]`; no gradient flows into the keys.
       temperature: τ.
 
     Returns:
@@ -119,21 +122,27 @@ def patch_nce(queries, keys, temperature: float = 0.07):
 
 
 def gan(logits, real: bool, mode: str = "lsgan"):
-    """How far a discriminator's logits are from calling the images real, or not real.
+    """GAN loss of a discriminator's logits D: the distance from a label, 1 for real, 0 for fake.
+
+        lsgan            (D - label)²                       Mao et al. 2017, without the factor ½
+        nonsaturating    softplus(-D) for 1, softplus(D) for 0         Goodfellow et al. 2014
 
     Args:
       logits: `[B, ...]`.
-      real: what they ought to say.
-      mode: "lsgan" (no factor ½) or "nonsaturating".
+      real: the label.
+      mode: "lsgan" or "nonsaturating".
 
     Returns:
-      The mean for each image, `[B]`.
+      The loss of each image, `[B]`, a mean over its logits.
+
+    Raises:
+      ValueError: the mode is unknown.
     """
     x = logits.reshape(logits.shape[0], -1)
     if mode == "lsgan":
-        each = (x - float(real)) ** 2
+        loss = (x - float(real)) ** 2
     elif mode == "nonsaturating":
-        each = jax.nn.softplus(-x if real else x)
+        loss = jax.nn.softplus(-x if real else x)
     else:
         raise ValueError(f"unknown GAN loss '{mode}'; choose lsgan or nonsaturating")
-    return each.mean(axis=1)
+    return loss.mean(axis=1)

@@ -1,4 +1,4 @@
-"""The random numbers of a translation."""
+"""The random numbers of a translation: one stream per image, or recorded arrays."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import jax.numpy as jnp
 
 
 class Noise(NamedTuple):
-    """Where random numbers come from; each function returns `[B, H, W, C]` ~ N(0, I).
+    """The source of random numbers; each function returns `[B, H, W, C]` ~ N(0, I).
+
+    A `position` counts the steps of a round from 0; i is the index of the noise level.
 
     Attributes:
-      start: `(round) -> e`.
-      step: `(round, position, i) -> z`, fresh at each step.
-      reference: `(round, position, i) -> z` of a freshly perturbed source (ILVR).
+      start: `(round) -> e`, the noise of the start and of the energies' references.
+      step: `(round, position, i) -> z`, the noise of a solver's step.
+      reference: `(round, position, i) -> z`, the noise of a freshly perturbed source (ILVR).
     """
 
     start: Callable
@@ -24,13 +26,14 @@ class Noise(NamedTuple):
 
 
 def of_images(key, ids, shape) -> Noise:
-    """Noise that belongs to the image: a function of seed, image id, round and level alone.
+    """Noise that depends only on seed, image id, round and level.
 
-    So no result depends on the batch's order, size or padding, or on the number of devices.
+    A result is therefore independent of the order, size and padding of its batch, and of the number
+    of devices.
 
     Args:
-      key: typed key of the sampling seed.
-      ids: uint32 `[B]`, stable ids of the images.
+      key: typed JAX key of the sampling seed.
+      ids: stable ids of the images, uint32 `[B]`.
       shape: `(H, W, C)`.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
@@ -51,12 +54,12 @@ def of_images(key, ids, shape) -> Noise:
 
 
 def replay(start, step, reference=None) -> Noise:
-    """Noise drawn beforehand, to replay a run of other code.
+    """Recorded noise, to reproduce a run of other code.
 
     Args:
-      start: `[K, B, H, W, C]`, e of each round.
-      step: `[K, S, B, H, W, C]`, z of each round and step, first step first.
-      reference: like `step`, for ILVR; may be None otherwise.
+      start: e of each round, `[K, B, H, W, C]`.
+      step: z of each round and step, `[K, S, B, H, W, C]`, first step first.
+      reference: like `step`, for ILVR; other methods do not use it.
     """
     start, step = jnp.asarray(start), jnp.asarray(step)
     reference = step if reference is None else jnp.asarray(reference)

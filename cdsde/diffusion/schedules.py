@@ -1,14 +1,14 @@
-r"""The noise schedule, and the conversions between ε, v and x0.
+r"""Noise schedules, and conversions between ε, v and x0.
 
 Forward process, with one noise level per index i = 0 … T-1 (T = 1000 in every published network):
 
     x_i = √ᾱ_i x0 + √(1-ᾱ_i) e,   e ~ N(0, I),   ᾱ_i = ∏_{j≤i} (1-β_j)                        (1)
 
-The network predicts ε, or v (Salimans & Ho 2022); the others follow:
+The network predicts ε or v (Salimans & Ho 2022); the other quantities follow:
 
     score = -ε / √(1-ᾱ),   x0 = (x - √(1-ᾱ) ε) / √ᾱ,   v = √ᾱ ε - √(1-ᾱ) x0                 (2)
 
-Images are float32 `[B, H, W, C]` in [-1, 1]; coefficients are scalars or one an image, `[B]`.
+Images are float32 `[B, H, W, C]` in [-1, 1]; coefficients are scalars or `[B]`, one per image.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Schedule(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """T, the number of noise levels."""
         return len(self.beta)
 
     @property
@@ -62,8 +62,8 @@ def log_snr(alpha_bar: np.ndarray) -> np.ndarray:
 def from_beta(beta: np.ndarray) -> Schedule:
     """Tables from β `[T]`.
 
-    β is rounded to float32 first and ᾱ accumulated in float64: so did the published code
-    (PyTorch's cumprod on CPU), and a float32 accumulation is off by up to 7e-7.
+    β is rounded to float32, then ᾱ is accumulated in float64, as in the published code (PyTorch's
+    cumprod on CPU); accumulation in float32 differs by up to 7e-7.
     """
     beta = np.asarray(beta, np.float64).astype(np.float32)
     alpha = np.float32(1) - beta
@@ -78,13 +78,16 @@ def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e
 def scaled_linear(
     num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
 ) -> Schedule:
-    """√β linear in i: the schedule of SD-1.x, in float32 as its published code computes it."""
+    """√β linear in i: the schedule of SD-1.x, computed in float32 as in its published code."""
     root = np.linspace(np.sqrt(beta_start), np.sqrt(beta_end), num_steps, dtype=np.float32)
     return Schedule(root**2, np.cumprod(1 - root**2, dtype=np.float32))
 
 
 def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """ᾱ a squared cosine (Nichol & Dhariwal 2021, equation 17), β clipped at `max_beta`."""
+    """ᾱ_t = cos²((t/T + s)/(1 + s) · π/2), s = `offset`, with β clipped at `max_beta`.
+
+    Nichol & Dhariwal 2021, equation 17.
+    """
     t = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     alpha_bar = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
     return from_beta(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta))
@@ -94,7 +97,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {"linear": linear, "cosine": cos
 
 
 def expand(coefficient, x):
-    """Coefficients `[B]` → `[B, 1, 1, 1]` for images `[B, H, W, C]`; scalars get rank only."""
+    """Coefficients `[B]` → `[B, 1, 1, 1]`, a scalar → `[1, 1, 1, 1]`, for images `[B, H, W, C]`."""
     coefficient = jnp.asarray(coefficient)
     if coefficient.ndim == 0:
         return coefficient.reshape((1,) * x.ndim)
@@ -102,17 +105,17 @@ def expand(coefficient, x):
 
 
 def perturb(x0, e, alpha_bar):
-    """Sample of the perturbation kernel, equation (1): x0, e `[B, H, W, C]`; ᾱ scalar or `[B]`."""
+    """√ᾱ x0 + √(1-ᾱ) e, equation (1): x0, e `[B, H, W, C]`; ᾱ a scalar or `[B]`."""
     return expand(jnp.sqrt(alpha_bar), x0) * x0 + expand(jnp.sqrt(1 - alpha_bar), x0) * e
 
 
 def eps_to_x0(x, eps, alpha_bar):
-    """ε → predicted clean image (not clipped), equation (2)."""
+    """ε → clean image x0 = (x - √(1-ᾱ) ε) / √ᾱ, not clipped, equation (2)."""
     return (x - expand(jnp.sqrt(1 - alpha_bar), x) * eps) / expand(jnp.sqrt(alpha_bar), x)
 
 
 def x0_to_eps(x, x0, alpha_bar):
-    """Clean image → the ε that leads from it to x, equation (2)."""
+    """Clean image → ε = (x - √ᾱ x0) / √(1-ᾱ), equation (2)."""
     return (x - expand(jnp.sqrt(alpha_bar), x) * x0) / expand(jnp.sqrt(1 - alpha_bar), x)
 
 

@@ -1,4 +1,4 @@
-"""A latent diffusion model ready for edits, and the program that edits with it."""
+"""Edits by words: a loaded latent diffusion model, and the program that edits with it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from cdsde.runtime import trees
 from cdsde.weights import diffusers
 from cdsde.weights.resolve import SHIPPED, shipped_folder
 
-OWN_SCALE = {"pnp": 7.5, "dds": 7.5, "cds": 7.5}  # classifier-free guidance; 5 for the others
+OWN_SCALE = {"pnp": 7.5, "dds": 7.5, "cds": 7.5}  # w of classifier-free guidance; others: 5
 WITHOUT_INVERSION = ("dds", "cds")
 GUIDED = ("pix2pix_zero", "pix2pix_zerocon")
 
 
 class Model(NamedTuple):
-    """The parts of a model.
+    """A latent diffusion model with its parameters.
 
     Attributes:
-      unet, vae: modules.
-      params: of both, `{"unet", "vae"}`.
-      factor: by which latents are scaled.
+      unet, vae: Flax modules.
+      params: `{"unet": tree, "vae": tree}`.
+      factor: scale of the latents, s in z = s E(x).
       schedule: noise levels.
-      encoder: of texts.
-      digests: SHA-256 of the networks' parameters, for records.
+      encoder: text encoder.
+      digests: SHA-256 of each network's parameters, for records.
     """
 
     unet: Any
@@ -45,10 +45,15 @@ class Model(NamedTuple):
 
 
 def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
-    """A model of diffusers' layout; "shipped:NAME" is one of the package.
+    """Load a model in diffusers' layout.
+
+    Args:
+      folder: the model's folder; "shipped:NAME" is a model of the package.
+      dtype: dtype of the U-Net's and the VAE's computations.
+      remat: whether the U-Net recomputes activations in the backward pass.
 
     Raises:
-      ValueError: the folder, a part or a file of it is missing or does not fit; it is named.
+      ValueError: the folder, or a part or file of it, is missing or does not fit (named).
     """
     name = str(folder)
     if name.startswith(SHIPPED):
@@ -56,7 +61,7 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"config.model.path={folder} is no folder; name a model on disk")
-    # The small files first: what is missing is told before gigabytes are read.
+    # The small files first: a missing file raises before gigabytes are read.
     schedule = diffusers.read_schedule(folder / "scheduler")
     tokenize = tokenizer.load(folder / "tokenizer")
     for part in ("unet", "vae", "text_encoder"):
@@ -66,16 +71,16 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     text, text_params = diffusers.load_text_encoder(folder / "text_encoder")
     encoder = text_directions.Encoder(text, text_params, tokenize)
     params = {"unet": unet_params, "vae": vae_params}
-    named = {**params, "text_encoder": text_params}
-    digests = {name: trees.digest(p) for name, p in named.items()}
+    networks = {**params, "text_encoder": text_params}
+    digests = {name: trees.digest(p) for name, p in networks.items()}
     return Model(unet, vae, params, factor, schedule, encoder, digests)
 
 
 def program(model: Model, config: ConfigDict):
     """The pure function of an edit: `(params, images, texts, key, ids) -> (edit, reconstruction)`.
 
-    images are uint8 `[B, S, S, 3]`, texts an `editors.Texts` of `[B, 77, D]`, ids uint32 `[B]` of
-    the images; both results are float32 `[B, S, S, 3]`, about [-1, 1]. Texts may change.
+    images are uint8 `[B, S, S, 3]`, texts an `editors.Texts` of `[B, 77, D]`, ids the uint32 `[B]`
+    ids of the images; both results are float32 `[B, S, S, 3]`, about [-1, 1].
     """
     edit = _score_edit if config.method in WITHOUT_INVERSION else _inverted_edit
 
@@ -91,9 +96,10 @@ def program(model: Model, config: ConfigDict):
 
 
 def word_maps(model: Model, e: ConfigDict):
-    """`(params, images, texts [B, 77, D], words bool [B, 77]) -> [B, s, s]`.
+    """The pure function `(params, images, text, words) -> [B, s, s]` of the words' attention maps.
 
-    See `attention_masks.of_words`; images are uint8 `[B, S, S, 3]`, their captions the texts.
+    images are uint8 `[B, S, S, 3]`, text float32 `[B, 77, D]` encodes their captions, words is bool
+    `[B, 77]`; see `attention_masks.of_words`.
     """
     up = ladders.inversion(model.schedule, e.steps, e.inversion)
 
@@ -105,7 +111,7 @@ def word_maps(model: Model, e: ConfigDict):
 
 
 def noise_of(model: Model, params):
-    """The U-Net as a function that gives the noise, whatever it predicts."""
+    """The U-Net as a function that returns ε, whatever its prediction type."""
 
     def unet(x, t, context, *args, **kwargs):
         out = model.unet.apply(params["unet"], x, t, context, *args, **kwargs)
@@ -126,11 +132,11 @@ def _scale(config: ConfigDict):
 
 
 def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
-    """Inverted, then sampled in another way: `(edited, reconstructed)` latents."""
+    """DDIM inversion, then guided sampling: `(edited, reconstructed)` latents `[B, h, w, 4]`."""
     e, method = config.edit, config.method
     down = ladders.sampling(schedule, e.steps)
-    finer = e.inversion_steps or e.steps
-    up = ladders.inversion(schedule, finer, e.inversion)
+    inversion_steps = e.inversion_steps or e.steps
+    up = ladders.inversion(schedule, inversion_steps, e.inversion)
     noise_key, patch_key = jax.random.split(key, 3)[:2]
 
     def eps_fn(x, t):
@@ -141,7 +147,7 @@ def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids)
         adjust = regularise.towards_noise
         shifts = regularise.draw_shifts(noise_key, (len(up.t), 5, 5), z.shape[-1], z.shape[1])
     top, states = ladders.run(z, up, eps_fn, adjust=adjust, per_step=shifts)
-    if finer != e.steps:
+    if inversion_steps != e.steps:
         states = states[ladders.shared(up, down)]
         top = states[-1]
     if method in GUIDED:
@@ -158,7 +164,13 @@ def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids)
 def guided(unet, down: ladders.Ladder, config: ConfigDict, texts: editors.Texts, top, key):
     """The denoising of pix2pix-zero and pix2pix-zeroCon: `(edited, reconstructed)` latents.
 
-    top is `[B, h, w, 4]`, the inverted latents; the key draws the patches.
+    Args:
+      unet: `noise_of` the model.
+      down: the sampling ladder.
+      config: the task.
+      texts: hidden states `[B, 77, D]`.
+      top: `[B, h, w, 4]`, the inverted latents.
+      key: typed key; it draws the patches.
     """
     e, contrast = config.edit, config.method == "pix2pix_zerocon"
     settings = editors.Zerocon(
@@ -175,12 +187,12 @@ def guided(unet, down: ladders.Ladder, config: ConfigDict, texts: editors.Texts,
 
 
 def _score_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
-    """DDS and CDS: levels of each iteration from the seed, noise from seed and image."""
+    """DDS and CDS. The seed draws each iteration's level; seed and image id draw its noise."""
     e = config.edit
     level_key, noise_key, patch_key = jax.random.split(key, 3)
     levels = jax.random.randint(level_key, (e.iterations,), 50, 949)
-    own = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, image_ids)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (e.iterations, *z.shape[1:])))(own)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, image_ids)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (e.iterations, *z.shape[1:])))(keys)
     contrast = {}
     if config.method == "cds":
         patches = _patches(unet, z, texts, e, patch_key, e.iterations)
@@ -193,7 +205,7 @@ def _score_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
 
 
 def _patches(unet, z, texts: editors.Texts, e: ConfigDict, key, steps: int) -> dict[str, Any]:
-    """Patches of every layer that is compared, drawn anew for each step: a row a step."""
+    """Patch ids of every compared layer, drawn anew for each step: `[steps, n]` each."""
     chosen = guidance.of_decoder if e.layers == "decoder" else guidance.of_encoder
 
     def features(z, context):
@@ -208,10 +220,11 @@ def _patches(unet, z, texts: editors.Texts, e: ConfigDict, key, steps: int) -> d
 
 
 def texts_of(model: Model, config: ConfigDict, captions: list[str]) -> editors.Texts:
-    """The texts of edits of images with these captions, `[B, 77, D]` each.
+    """The texts for editing images with these captions, float32 `[B, 77, D]` each.
 
     Raises:
-      ValueError: no source or target is named; word swap where the caption lacks the word.
+      ValueError: a bank of sentences is missing or empty, or a caption does not contain the word to
+        be swapped.
     """
     e, source = config.edit, model.encoder(captions)
     if config.method in GUIDED:
@@ -225,7 +238,7 @@ def texts_of(model: Model, config: ConfigDict, captions: list[str]) -> editors.T
 
 
 def banks(e: ConfigDict) -> list[list[str]]:
-    """The sentences about the source and about the target: from files, or from templates.
+    """The sentences about the source and about the target, from files or templates.
 
     Raises:
       ValueError: a file is missing or empty.
@@ -237,14 +250,14 @@ def banks(e: ConfigDict) -> list[list[str]]:
 
 
 def swapped(caption: str, source: str, target: str) -> str:
-    """The caption with the one concept in place of the other.
+    """The caption with `target` in place of `source`; without their articles if need be.
 
     Raises:
-      ValueError: the caption does not have it.
+      ValueError: the caption does not contain `source`.
     """
     for old, new in ((source, target), (bare(source), bare(target))):
-        if (at := place_of(old, caption)) is not None:
-            return caption[:at] + new + caption[at + len(old) :]
+        if (start := place_of(old, caption)) is not None:
+            return caption[:start] + new + caption[start + len(old) :]
     raise ValueError(
         f"the caption '{caption}' does not hold '{source}', which is to become '{target}'; give "
         "another --config.edit.caption or --config.edit.source"
@@ -252,7 +265,7 @@ def swapped(caption: str, source: str, target: str) -> str:
 
 
 def place_of(words: str, caption: str) -> int | None:
-    """Where a caption first has these words, whole ("man" is not in "woman"); in any case."""
+    """Position of the first match of whole words ("man" is not in "woman"), ignoring case."""
     match = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", caption, re.IGNORECASE)
     return match.start() if match else None
 

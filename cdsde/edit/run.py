@@ -1,6 +1,6 @@
-"""`--mode=edit`: images changed by words, one PNG each, the inversion's reconstruction beside it.
+"""`--mode=edit`: edit images by words into one PNG each, and write their reconstructions.
 
-A run that was cut off goes on where it stopped; results of other settings are refused, not mixed.
+An interrupted run continues where it stopped. A folder with results of other settings is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cdsde.networks.stable_diffusion import blip
 from cdsde.runtime import mesh, records
 from cdsde.weights import diffusers
 
-RECONSTRUCTION = "reconstructions"  # folder beside the results
+RECONSTRUCTION = "reconstructions"  # folder within the results
 RECONSTRUCTED = "reconstruction"  # title of its column on sheets
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -42,8 +42,8 @@ def edit(config: ConfigDict, workdir) -> Path:
     """Edit every input image; returns the folder of the results.
 
     Raises:
-      ValueError: something is not given (model, input, source, target, caption), a part of the
-        model is missing, an image is broken, or results of other settings are in the way.
+      ValueError: model, input, source, target or caption is not given, a part of the model is
+        missing, an image cannot be decoded, or the folder holds results of other settings.
     """
     _check(config)
     source = inputs.open_input(config)
@@ -74,15 +74,15 @@ def edit(config: ConfigDict, workdir) -> Path:
 
 def _check(config: ConfigDict) -> None:
     e = config.edit
-    given = {"model.path": config.model.path, "edit.source": e.source, "edit.target": e.target}
-    for key, value in given.items():
+    required = {"model.path": config.model.path, "edit.source": e.source, "edit.target": e.target}
+    for key, value in required.items():
         if not value:
             raise ValueError(f"config.{key} is not given; --mode=edit needs it")
 
 
 def _edit(config, model, source, folder: Path, names, texts, todo: list[int]) -> None:
-    """Edit the images numbered `todo`, in batches; row n of `texts` is of image `todo[n]`."""
-    place = {source.ids[j]: n for n, j in enumerate(todo)}
+    """Edit the images at positions `todo`, in batches; row n of `texts` belongs to `todo[n]`."""
+    text_rows = {source.ids[j]: n for n, j in enumerate(todo)}
     devices = mesh.make_mesh(jax.local_devices())
     params = mesh.put_replicated(model.params, devices)
     run = jax.jit(pipeline.program(model, config))
@@ -97,54 +97,55 @@ def _edit(config, model, source, folder: Path, names, texts, todo: list[int]) ->
     (folder / RECONSTRUCTION).mkdir(exist_ok=True)
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
         for batch in batches:
-            at = [place[name] for name in batch["name"]]
-            own = jax.tree.map(lambda rows, at=at: np.asarray(rows)[at], texts)
-            images, own, ids = mesh.put_batch((batch["image"], own, batch["id"]), devices)
-            results = [mesh.local_rows(x) for x in run(params, images, own, key, ids)]
+            positions = [text_rows[name] for name in batch["name"]]
+            rows = jax.tree.map(lambda x, positions=positions: np.asarray(x)[positions], texts)
+            images, rows, ids = mesh.put_batch((batch["image"], rows, batch["id"]), devices)
+            results = [mesh.local_rows(x) for x in run(params, images, rows, key, ids)]
             for row in np.flatnonzero(batch["mask"]):
                 edited, reconstructed = (to_uint8(result[row]) for result in results)
                 name = by_id[batch["name"][row]]
-                # The result last: it says that the image is done.
+                # The result last: its existence marks the image as finished.
                 write_png(folder / RECONSTRUCTION / name, reconstructed)
                 write_png(folder / name, edited)
                 bar.update()
 
 
 def chosen_images(config: ConfigDict, source) -> list[int]:
-    """The numbers of the images that are edited: of a data set, those whose captions fit.
+    """Positions of the images to edit; in a data set, those whose caption contains the word.
 
     Raises:
       ValueError: there is none.
     """
-    every = list(range(len(source)))
+    positions = list(range(len(source)))
     if config.sample.input is None:
         texts = captions(source)
         word = pipeline.bare(config.edit.source)
-        every = [j for j in every if pipeline.place_of(word, texts[j]) is not None]
-        if not every:
+        positions = [j for j in positions if pipeline.place_of(word, texts[j]) is not None]
+        if not positions:
             raise ValueError(
                 f"no caption of {source!r} holds '{config.edit.source}'; choose another "
                 "--config.edit.source, or name images with --config.sample.input"
             )
-    return every[: config.sample.limit]
+    return positions[: config.sample.limit]
 
 
 def with_sentences(config: ConfigDict) -> ConfigDict:
-    """The config with `edit.templates`: of a data set, its own train captions around the word.
+    """The config with `edit.templates`; for a data set, its train captions with the word cut out.
 
-    Sentences like those that a small model was trained on; a direction between others is noise.
+    A small model needs sentences like its training captions: in others, the difference of two
+    concepts is noise.
 
     Raises:
-      ValueError: no caption holds the word, and no sentences are given.
+      ValueError: no train caption contains the word, and the config gives no sentences.
     """
     config, e = config.copy_and_resolve_references(), config.edit
     needs_bank = config.method in pipeline.GUIDED and not (e.source_bank and e.target_bank)
     if config.sample.input is not None or e.templates or not needs_bank:
         return config
     train = inputs.open_split(config, config_lib.sources(config)[0], "train")
-    places = [(text, pipeline.place_of(e.source, text)) for text in captions(train)]
+    matches = [(text, pipeline.place_of(e.source, text)) for text in captions(train)]
     templates = sorted(
-        {text[:at] + "{}" + text[at + len(e.source) :] for text, at in places if at is not None}
+        {text[:n] + "{}" + text[n + len(e.source) :] for text, n in matches if n is not None}
     )
     if not templates:
         raise ValueError(
@@ -157,10 +158,10 @@ def with_sentences(config: ConfigDict) -> ConfigDict:
 
 
 def captions_of(config: ConfigDict, source, todo: list[int]) -> dict[str, str]:
-    """A caption for each image by its id: the given one, the data's own, or the captioner's.
+    """`{image id: caption}`: `config.edit.caption`, or the captioner's, or the data set's.
 
     Raises:
-      ValueError: there is none of them.
+      ValueError: there is no caption, no captioner, and none in the data set.
     """
     ids = [source.ids[j] for j in todo]
     if config.edit.caption:
@@ -178,7 +179,7 @@ def captions_of(config: ConfigDict, source, todo: list[int]) -> dict[str, str]:
 
 
 def _captioned(folder: Path, source, todo: list[int]) -> dict[str, str]:
-    """Captions by the BLIP in a folder."""
+    """`{image id: caption}` by the BLIP model in a folder."""
     path = folder / "vocab.txt"
     if not path.is_file():
         raise ValueError(f"there is no {path}; a captioner has its words beside its weights")
@@ -197,14 +198,14 @@ def _captioned(folder: Path, source, todo: list[int]) -> dict[str, str]:
 
 
 def for_clip(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 `[H, W, 3]` → float32 `[size, size, 3]`, normalised as BLIP wants it, stretched."""
+    """uint8 `[H, W, 3]` → float32 `[size, size, 3]`, stretched; scaled by CLIP's mean and std."""
     pixels = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
     mean, std = (np.array(x, np.float32) for x in (CLIP_MEAN, CLIP_STD))
     return (np.asarray(pixels, np.float32) / 255 - mean) / std
 
 
 def _record(config: ConfigDict, model: pipeline.Model) -> dict:
-    """What decides the pixels."""
+    """The settings that determine the pixels of the results."""
     settings = json.loads(config.edit.to_json_best_effort())
     settings.pop("templates")
     s = config.sample

@@ -1,7 +1,9 @@
-"""Texts of an edit: their hidden states, and the direction from one bank of sentences to another.
+"""Text encodings of an edit: hidden states, and the direction between two banks of sentences.
 
-The direction (pix2pix-zero, equation 2) is target minus source: the mean hidden state of each bank,
-position by position, not normalised. Its first row is exactly 0, for all texts begin alike.
+    Δc = mean over target sentences of c - mean over source sentences of c
+
+(pix2pix-zero, Parmar et al. 2023, equation 2), with c the hidden states `[77, D]`; not normalised.
+Its first row is exactly 0, since all texts begin with the same token.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Encoder(NamedTuple):
 
     Attributes:
       module, params: the network.
-      tokenize: its tokenizer.
+      tokenize: its tokenizer, `texts -> int32 [B, 77]`.
     """
 
     module: CLIPTextModel
@@ -36,7 +38,7 @@ class Encoder(NamedTuple):
     tokenize: ClipTokenizer
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """All positions of each text, padding included."""
+        """Hidden states of all positions of each text, padding included: float32 `[B, 77, D]`."""
         ids = self.tokenize(texts)
         rows = []
         for start in range(0, len(ids), BATCH):
@@ -63,15 +65,14 @@ def mean(encoder: Encoder, sentences: Sequence[str]) -> np.ndarray:
 
 
 def direction(encoder: Encoder, source: Sequence[str], target: Sequence[str]) -> np.ndarray:
-    """Δc, float32 `[77, D]`: mean of `target` minus mean of `source`; sizes may differ."""
+    """Δc, float32 `[77, D]`: mean of `target` minus mean of `source`; bank sizes may differ."""
     return mean(encoder, target) - mean(encoder, source)
 
 
 def bank(concept: str, templates: Sequence[str] = ()) -> list[str]:
-    """Sentences about a concept from templates with {} in them, in a fixed order.
+    """Sentences about a concept, from templates that contain {}, in a fixed order.
 
-    Two concepts have the same templates, so that the difference of their means is what the concepts
-    differ in.
+    Two concepts share the templates, so that their means differ only by the concepts.
     """
     if templates:
         return [template.format(concept) for template in templates]
@@ -81,10 +82,10 @@ def bank(concept: str, templates: Sequence[str] = ()) -> list[str]:
 
 
 def read_bank(path: str | Path) -> list[str]:
-    """One sentence a line, blank lines left out.
+    """The sentences of a file, one per line; blank lines are skipped.
 
     Raises:
-      ValueError: no file, or nothing in it.
+      ValueError: the file does not exist or has no sentence.
     """
     path = Path(path)
     if not path.is_file():

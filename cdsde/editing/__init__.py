@@ -1,1 +1,1 @@
-"""Editing of latents, as compositions of the same parts; arrays in, arrays out."""
+"""The mathematics of editing latents: inversion, editors, guidance; arrays in, arrays out."""

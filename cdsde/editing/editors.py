@@ -1,23 +1,26 @@
-r"""Training-free editors of a latent, as compositions of the same parts, each one scan.
+r"""Training-free editors of a latent, each one scan over the steps.
 
-    word_swap        sampling from the inverted noise with the other text
-    zerocon          pix2pix-zeroCon: at each step the edited latent x is moved against
-                     λ ∇(λ_c L_c + λ_e L_e), maps and features of the source coming from a pass that
-                     runs in lockstep; the noise of a classifier-free guided step is taken there
-    pair form of it  pix2pix-zero's own: two copies, with the caption and with the edited text, are
-                     moved together and the first is carried on
-    plug_and_play    queries, keys and one convolution are the source's, whose latents are those of
-                     the inversion
-    dds, cds         no ladder: the difference of two noise predictions is the gradient of the
-                     latent (Delta Denoising Score), and (2) of guidance.py with it (CDS)
+    word_swap        samples from the inverted noise with the edited text
+    zerocon          pix2pix-zeroCon: each step first moves the edited latent,
+                     x ← x - λ ∇(λ_c L_c + λ_e L_e) with L_c, L_e of guidance.py, then takes a
+                     classifier-free guided DDIM step; the source is denoised in lockstep and gives
+                     the reference maps and features
+    zerocon, pair    pix2pix-zero: the gradient moves two copies of the latent, one with the caption
+                     and one with the edited text; the DDIM step continues from the first
+    plug_and_play    takes queries, keys and one convolution's output from the source, whose latents
+                     are the states of the inversion
+    delta_denoising  gradient descent on the latent: the difference of two noise predictions is the
+                     gradient (Delta Denoising Score, DDS), to which Contrastive Denoising Score
+                     (CDS) adds that of equation (2) of guidance.py
 
-Texts are CLIP's hidden states, `[77, D]` or one an image `[B, 77, D]`; latents `[B, h, w, 4]`.
-`unet(x, t, context, **kwargs)` is a `UNet.apply` with its parameters bound. Nothing is drawn in
-here: ids and noise are arguments.
+Texts are CLIP's hidden states, `[77, D]` or per image `[B, 77, D]`; latents are `[B, h, w, 4]`.
+`unet(x, t, context, **kwargs)` is `UNet.apply` with its parameters bound. Nothing random happens
+here: patch ids and noise are arguments.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,12 +35,12 @@ KEPT = ["maps", "features"]
 
 
 class Texts(NamedTuple):
-    """Hidden states `[77, D]` or `[B, 77, D]` of the texts of an edit.
+    """Hidden states of the texts of an edit, `[77, D]` or `[B, 77, D]` each.
 
     Attributes:
-      source: of the caption.
-      target: of the edited text (ĉ).
-      negative: what classifier-free guidance leads away from.
+      source: the caption.
+      target: the edited text (ĉ).
+      negative: the text that classifier-free guidance leads away from.
     """
 
     source: jax.Array
@@ -46,14 +49,14 @@ class Texts(NamedTuple):
 
 
 class Zerocon(NamedTuple):
-    """Settings of pix2pix-zeroCon; numbers may be traced, the others choose the program.
+    """Settings of pix2pix-zeroCon; all but `pair` may be traced.
 
     Attributes:
       step: λ, length of a gradient step.
-      map_weight, feature_weight: λ_c, λ_e; with λ_e = 0 it is pix2pix-zero's guidance.
+      map_weight, feature_weight: λ_c, λ_e; λ_e = 0 gives pix2pix-zero's guidance.
       scale: w of classifier-free guidance.
-      temperature: τ of (2).
-      pair: pix2pix-zero's form.
+      temperature: τ of equation (2) of guidance.py.
+      pair: whether to use pix2pix-zero's pair form.
     """
 
     step: Any = 0.1
@@ -69,23 +72,26 @@ def _rows(text: jax.Array, batch: int) -> jax.Array:
 
 
 def guided_eps(unet: Callable, x: jax.Array, t, texts: Texts, scale, other=None) -> jax.Array:
-    """ε(x', negative) + w (ε(x, target) - ε(x', negative)), x' = `other` or x; one pass of both."""
+    """Classifier-free guidance, ε(x', negative) + w (ε(x, target) - ε(x', negative)).
+
+    x' is `other`, or x if that is None; one network call evaluates both terms.
+    """
     b = len(x)
     both = jnp.concatenate([x if other is None else other, x])
     context = jnp.concatenate([_rows(texts.negative, b), _rows(texts.target, b)])
-    away, towards = jnp.split(unet(both, t, context), 2)
-    return away + scale * (towards - away)
+    negative, target = jnp.split(unet(both, t, context), 2)
+    return negative + scale * (target - negative)
 
 
 def observe(unet: Callable, x, t, context):
-    """The noise, and what the network kept: attention maps and features, each by layer."""
+    """The predicted noise, the cross-attention maps and the features, the latter two by layer."""
     eps, kept = unet(x, t, context, mutable=KEPT)
     maps = guidance.captured(kept["maps"], "probabilities")
     return eps, maps, guidance.captured(kept["features"], "out")
 
 
 def word_swap(unet: Callable, x: jax.Array, ladder: ladders.Ladder, texts: Texts, scale=5.0):
-    """Sampling with the other text: `(latent, states)`."""
+    """Sampling with the edited text: `(latent, states [N + 1, B, h, w, 4])`."""
     return ladders.run(x, ladder, lambda x, t: guided_eps(unet, x, t, texts, scale))
 
 
@@ -97,60 +103,75 @@ def zerocon(
     settings: Zerocon,
     ids: Mapping,
 ):
-    """pix2pix-zeroCon, and pix2pix-zero as a case of it.
+    """pix2pix-zeroCon; with `settings.pair` and λ_e = 0, pix2pix-zero (Parmar et al. 2023).
 
     Args:
       unet: `(x, t, context, **kwargs)`.
       x: `[B, h, w, 4]`, the inverted latents.
-      ladder: downwards.
-      texts: `negative` is the caption, unless another one is wanted.
+      ladder: the sampling moves.
+      texts: `negative` is usually the caption.
       settings: see `Zerocon`.
-      ids: patches by layer and size, each `[N, n]`: a row a step; {}: no features.
+      ids: patches by layer and size, `[N, n]` each, a row per step; {} for no feature loss.
 
     Returns:
-      `(latent, states [N + 1, B, h, w, 4], {"map", "feature", "gradient", "source"})`: both losses
-      `[N, B]`, the length of the latent's gradient, of the pair form `[N, 2, B]` of both copies,
-      and what the source itself came out as, `[B, h, w, 4]`.
+      `(latent, states [N + 1, B, h, w, 4], {"map", "feature", "gradient", "source"})`: the losses
+      L_c and L_e `[N, B]`, the length of the latent's gradient `[N, B]` (pair form: of both copies,
+      `[N, 2, B]`), and the reconstructed source `[B, h, w, 4]`.
     """
-    batch, side = len(x), x.shape[1:3]
-
-    def losses(edit, t, maps, features, chosen):
-        """Weighted loss and its two parts, of latents with their texts stacked."""
-        count = len(edit) // batch
-        context = _rows(texts.target, batch)
-        if count == 2:
-            context = jnp.concatenate([_rows(texts.negative, batch), context])
-        _, own_maps, own_features = observe(unet, edit, t, context)
-        doubled = {k: jnp.concatenate([m] * count) for k, m in maps.items()}
-        of_maps = guidance.map_loss(own_maps, doubled)
-        of_maps = of_maps.reshape(count, batch).mean(0)
-        last = {k: f[-batch:] for k, f in own_features.items()}
-        of_features = jnp.zeros(batch) + guidance.feature_loss(
-            last, features, chosen, side, settings.temperature
-        )
-        total = settings.map_weight * of_maps + settings.feature_weight * of_features
-        return total.sum(), (of_maps, of_features)
+    batch = len(x)
 
     def body(carry, row):
         source, edit = carry
         (t, start, end), chosen = row
-        eps, maps, features = observe(unet, source, t, _rows(texts.source, batch))
+        eps, *reference = observe(unet, source, t, _rows(texts.source, batch))
+        loss = functools.partial(_guidance_loss, unet, texts, settings)
         copies = jnp.concatenate([edit, edit]) if settings.pair else edit
-        slope, parts = jax.grad(losses, has_aux=True)(copies, t, maps, features, chosen)
-        at = copies - settings.step * slope
-        first, last = (at[:batch], at[-batch:])
+        slope, parts = jax.grad(loss, has_aux=True)(copies, t, *reference, chosen)
+        moved = copies - settings.step * slope
+        first, last = (moved[:batch], moved[-batch:])
         noise = guided_eps(unet, last, t, texts, settings.scale, first)
         edit = ladders.move(first, noise, start, end)
-        length = jnp.sqrt(jnp.sum(slope**2, axis=(1, 2, 3)))
+        length = _lengths(slope)
         if settings.pair:
             length = length.reshape(2, batch)
         source = ladders.move(source, eps, start, end)
-        told = {"map": parts[0], "feature": parts[1], "gradient": length}
-        return (source, edit), (edit, told)
+        return (source, edit), (edit, {"map": parts[0], "feature": parts[1], "gradient": length})
 
     rows = (ladders.Ladder(*map(jnp.asarray, ladder)), ids)
-    (source, edit), (states, told) = jax.lax.scan(body, (x, x), rows)
-    return edit, jnp.concatenate([x[None], states]), {**told, "source": source}
+    (source, edit), (states, measured) = jax.lax.scan(body, (x, x), rows)
+    return edit, jnp.concatenate([x[None], states]), {**measured, "source": source}
+
+
+def _guidance_loss(unet, texts: Texts, settings: Zerocon, edit, t, maps, features, chosen):
+    """λ_c L_c + λ_e L_e, summed over images, and `(L_c, L_e)`, `[B]` each.
+
+    Args:
+      unet, texts, settings: those of `zerocon`.
+      edit: `[B, h, w, 4]`; in the pair form `[2B, h, w, 4]`, the copies with the caption first.
+      t: index of the level.
+      maps, features: of the source, by layer.
+      chosen: `{layer: {patch size: [n]}}`.
+    """
+    count = 2 if settings.pair else 1
+    batch, side = len(edit) // count, edit.shape[1:3]
+    context = _rows(texts.target, batch)
+    if settings.pair:
+        context = jnp.concatenate([_rows(texts.negative, batch), context])
+    _, edit_maps, edit_features = observe(unet, edit, t, context)
+    repeated = {k: jnp.concatenate([m] * count) for k, m in maps.items()}
+    map_loss = guidance.map_loss(edit_maps, repeated)
+    map_loss = map_loss.reshape(count, batch).mean(0)
+    last = {k: f[-batch:] for k, f in edit_features.items()}
+    feature_loss = jnp.zeros(batch) + guidance.feature_loss(
+        last, features, chosen, side, settings.temperature
+    )
+    total = settings.map_weight * map_loss + settings.feature_weight * feature_loss
+    return total.sum(), (map_loss, feature_loss)
+
+
+def _lengths(gradient: jax.Array) -> jax.Array:
+    """Euclidean length of each image's gradient, `[B, h, w, C]` → `[B]`."""
+    return jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3)))
 
 
 def plug_and_play(
@@ -162,19 +183,18 @@ def plug_and_play(
     convolution: float = 0.8,
     attention: float = 0.5,
 ):
-    """Plug-and-play diffusion features.
+    """Plug-and-play diffusion features (Tumanyan et al. 2023).
 
     Args:
       unet: `(x, t, context, inject)`.
       inverted: `[N + 1, B, h, w, 4]`, the states of the inversion, the clean latent first.
-      ladder: downwards, of the same rungs.
-      texts: `source` is what the inversion was made with.
-      scale: w.
-      convolution, attention: for which share of the steps, from the first, activations are the
-        source's.
+      ladder: the sampling moves over the same rungs.
+      texts: `source` is the text of the inversion.
+      scale: w of classifier-free guidance.
+      convolution, attention: share of the steps, from the first on, with the source's activations.
 
     Returns:
-      `(latent, states)`.
+      `(latent, states [N + 1, B, h, w, 4])`.
     """
     steps, batch = len(ladder.t), inverted.shape[1]
     x = inverted[-1]
@@ -183,14 +203,14 @@ def plug_and_play(
     def body(x, row):
         (t, start, end), source, conv, attend = row
         eps = unet(jnp.concatenate([source, x, x]), t, context, Injection(conv, attend))
-        _, away, towards = jnp.split(eps, 3)
-        x = ladders.move(x, away + scale * (towards - away), start, end)
+        _, negative, target = jnp.split(eps, 3)
+        x = ladders.move(x, negative + scale * (target - negative), start, end)
         return x, x
 
     position = jnp.arange(steps)
     rows = (
         ladders.Ladder(*map(jnp.asarray, ladder)),
-        inverted[:0:-1],  # that of the highest rung first, the clean one never
+        inverted[:0:-1],  # from the highest rung down, without the clean latent
         position < round(convolution * steps),
         position < round(attention * steps),
     )
@@ -212,57 +232,63 @@ def delta_denoising(
     ids: Mapping | None = None,
     temperature: float = 0.07,
 ):
-    """Delta Denoising Score, and Contrastive Denoising Score with `ids`.
+    """Delta Denoising Score (Hertz et al. 2023); with `ids`, Contrastive Denoising Score.
 
     Args:
       unet: `(x, t, context, **kwargs)`.
       z: `[B, h, w, 4]`, the image's latents.
-      schedule: of the model.
-      texts: `negative` stands in both branches' guidance.
-      t: `[N]` int, an index a step.
+      schedule: noise levels of the model.
+      texts: `negative` serves the guidance of both branches.
+      t: `[N]` int, the index of each step.
       noise: `[N, B, h, w, 4]`, the same in both branches.
-      scale: w.
-      rate: of plain gradient descent.
-      factor: of the score's difference, which is divided by the number of positions besides.
-      feature_weight: of (2) of guidance.py.
-      ids: patches by layer and size, `[N, n]` each; None: DDS.
-      temperature: τ.
+      scale: w of classifier-free guidance.
+      rate: step length of plain gradient descent.
+      factor: weight of the noise difference, which is also divided by h·w.
+      feature_weight: weight of equation (2) of guidance.py.
+      ids: patches by layer and size, `[N, n]` each; None for DDS.
+      temperature: τ of equation (2).
 
     Returns:
-      `(latent, states, {"score", "feature", "gradient"})`: lengths of both gradients and the loss,
-      `[N, B]`.
+      `(latent, states, {"score", "feature", "gradient"})`: `[N, B]` each, the length of the noise
+      difference's gradient, the feature loss and the length of its gradient.
     """
     alpha_bar = jnp.asarray(schedule.alpha_bar)
-    batch, side = len(z), z.shape[1:3]
-    z0, normaliser = z, z.shape[1] * z.shape[2]
-
-    def noisy(x, e, i):
-        return schedules.perturb(x, e, alpha_bar[i])
-
-    def lengths(g):
-        return jnp.sqrt(jnp.sum(g**2, axis=(1, 2, 3)))
+    z0, positions = z, z.shape[1] * z.shape[2]
+    unedited = texts._replace(target=texts.source)
 
     def body(z, row):
         i, e, chosen = row
-        source = texts._replace(target=texts.source)
-        towards = guided_eps(unet, noisy(z, e, i), i, texts, scale)
-        back = guided_eps(unet, noisy(z0, e, i), i, source, scale)
-        slope = factor / normaliser * (towards - back)
-        told = {"score": lengths(slope)}
+
+        def noisy(x):
+            return schedules.perturb(x, e, alpha_bar[i])
+
+        target = guided_eps(unet, noisy(z), i, texts, scale)
+        source = guided_eps(unet, noisy(z0), i, unedited, scale)
+        slope = factor / positions * (target - source)
+        measured = {"score": _lengths(slope)}
         if chosen is not None:
-            _, _, wanted = observe(unet, noisy(z0, e, i), i, _rows(texts.source, batch))
-
-            def loss(z):
-                _, _, own = observe(unet, noisy(z, e, i), i, _rows(texts.target, batch))
-                each = guidance.feature_loss(own, wanted, chosen, side, temperature)
-                return each.sum(), each
-
-            pull, each = jax.grad(loss, has_aux=True)(z)
+            pull, loss = _feature_slope(unet, z, z0, noisy, i, texts, chosen, temperature)
             pull *= feature_weight
             slope += pull
-            told |= {"feature": each, "gradient": lengths(pull)}
+            measured |= {"feature": loss, "gradient": _lengths(pull)}
         z = z - rate * slope
-        return z, (z, told)
+        return z, (z, measured)
 
-    last, (states, told) = jax.lax.scan(body, z, (t, noise, ids))
-    return last, jnp.concatenate([z[None], states]), told
+    last, (states, measured) = jax.lax.scan(body, z, (t, noise, ids))
+    return last, jnp.concatenate([z[None], states]), measured
+
+
+def _feature_slope(unet, z, z0, noisy: Callable, t, texts: Texts, chosen: Mapping, temperature):
+    """Gradient of equation (2) of guidance.py by z, `[B, h, w, 4]`, and its value, `[B]`.
+
+    `noisy` perturbs z and the source latents z0 alike, to level t.
+    """
+    batch, side = len(z), z.shape[1:3]
+    _, _, source = observe(unet, noisy(z0), t, _rows(texts.source, batch))
+
+    def loss(z):
+        _, _, edit = observe(unet, noisy(z), t, _rows(texts.target, batch))
+        values = guidance.feature_loss(edit, source, chosen, side, temperature)
+        return values.sum(), values
+
+    return jax.grad(loss, has_aux=True)(z)

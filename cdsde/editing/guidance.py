@@ -1,13 +1,13 @@
-r"""What an edit is held to: the source's cross-attention maps, and its features patch by patch.
+r"""Losses that tie an edit to its source: cross-attention maps, and features patch by patch.
 
     L_c = Σ over layers of mean over heads of Σ over positions and tokens (M̂ - M)²               (1)
     L_e = Σ over layers and patch sizes of mean over patches of
           -log exp(⟨s_i, e_i⟩/τ) / Σ_j exp(⟨s_i, e_j⟩/τ)                                         (2)
 
-M are attention maps of the source and M̂ of the edit; s are the source's feature vectors, pooled
-over patches and of length 1, e the edit's at the same places. Sources: pix2pix-zero for (1),
-Contrastive Denoising Score for (2): the query is the source, and the gradient flows through
-positives and negatives alike.
+M are attention maps of the source, M̂ those of the edit; s are the source's feature vectors, pooled
+over patches and normalised to length 1, e those of the edit at the same positions. Sources:
+pix2pix-zero (Parmar et al. 2023) for (1), Contrastive Denoising Score (Nam et al. 2024) for (2):
+the query is the source, and the gradient flows through positives and negatives.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from cdsde.diffusion.energies import unit
 
 
 def captured(collection: Mapping, leaf: str) -> dict[str, jax.Array]:
-    """What a network kept, by the path of the module that kept it."""
-    found = {}
+    """Sown values named `leaf`, by the dotted path of the module that sowed them."""
+    values = {}
     for path, value in jax.tree_util.tree_leaves_with_path(collection):
         keys = [k.key for k in path if hasattr(k, "key")]
         if keys[-1] == leaf:
-            found[".".join(keys[:-1])] = value
-    return found
+            values[".".join(keys[:-1])] = value
+    return values
 
 
 def of_decoder(path: str) -> bool:
-    """Outputs of self-attention on the way up."""
+    """Whether a module is a self-attention of the decoder."""
     return path.startswith("up_blocks.") and path.endswith(".attn1")
 
 
 def of_encoder(path: str) -> bool:
-    """Outputs of self-attention and of residual blocks on the way down."""
+    """Whether a module is a self-attention or a residual block of the encoder."""
     return path.startswith("down_blocks.") and (path.endswith(".attn1") or ".resnets." in path)
 
 
 def map_loss(edit: Mapping, source: Mapping) -> jax.Array:
-    """Equation (1), `[B]`, of maps `[B, heads, L, M]` by layer; the source's are constants."""
+    """Equation (1), `[B]`, from maps `[B, heads, L, M]` by layer; no gradient for the source."""
     total = jnp.zeros(())
     for layer, maps in edit.items():
         squared = (maps - jax.lax.stop_gradient(source[layer])) ** 2
@@ -50,7 +50,7 @@ def map_loss(edit: Mapping, source: Mapping) -> jax.Array:
 
 
 def as_map(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Features `[B, L, C]` of a latent of so many rows and columns → `[B, h, w, C]`."""
+    """Features `[B, L, C]` as a map `[B, h, w, C]`: `height` and `width` over a power of two."""
     if x.ndim == 4:
         return x
     length, factor = x.shape[1], 1
@@ -60,7 +60,7 @@ def as_map(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def pooled(x: jax.Array, patch: int) -> jax.Array:
-    """Mean over squares of `patch` pixels, without odd remainders: `[B, h, w, C]` → `[B, P, C]`."""
+    """Mean of each `patch`×`patch` square: `[B, h, w, C]` → `[B, P, C]`; remainders are dropped."""
     b, h, w, c = x.shape
     h, w = h // patch, w // patch
     x = x[:, : h * patch, : w * patch].reshape(b, h, patch, w, patch, c).mean((2, 4))
@@ -74,11 +74,11 @@ def patch_loss(
     patch: int = 1,
     temperature: float = 0.07,
 ) -> jax.Array:
-    """Equation (2) of one layer and patch size, each patch's `[B, n]`.
+    """Equation (2) for one layer and patch size, `[B, n]`: the loss of each patch.
 
     Args:
       edit, source: `[B, h, w, C]`; no gradient flows into the source.
-      ids: `[n]` patches looked at, of the pooled map.
+      ids: `[n]`, positions of the compared patches in the pooled map.
       patch: side of a patch.
       temperature: τ.
     """
@@ -86,11 +86,11 @@ def patch_loss(
     s = jax.lax.stop_gradient(unit(pooled(source, patch)[:, ids], eps=1e-12))
     logits = jnp.einsum("bic,bjc->bij", s, e)
     same = jnp.einsum("bii->bi", logits)
-    # As published: the positive comes first and once more as -10 among the negatives.
+    # As published: the positive comes first, and its place among the negatives holds -10.
     n = logits.shape[-1]
     others = jnp.where(jnp.eye(n, dtype=bool), -10.0, logits)
-    every = jnp.concatenate([same[..., None], others], axis=-1) / temperature
-    return jax.nn.logsumexp(every, axis=-1) - same / temperature
+    logits = jnp.concatenate([same[..., None], others], axis=-1) / temperature
+    return jax.nn.logsumexp(logits, axis=-1) - same / temperature
 
 
 def feature_loss(
@@ -103,8 +103,8 @@ def feature_loss(
     """Equation (2), `[B]`.
 
     Args:
-      edit, source: features by layer.
-      ids: `{layer: {patch size: [n]}}`; only these layers are looked at.
+      edit, source: features by layer, `[B, h, w, C]` or `[B, L, C]`.
+      ids: `{layer: {patch size: [n]}}`; other layers are ignored.
       side: rows and columns of the latent.
       temperature: τ.
     """
@@ -125,16 +125,19 @@ def draw_ids(
     patches: tuple[int, ...] = (1, 2),
     least: int = 9,
 ) -> dict[str, dict[int, jax.Array]]:
-    """Patches of each layer and size, none twice.
+    """Random patches of each layer and patch size, without repetition.
 
     Args:
       key: typed key.
       shapes: features by layer, arrays or shapes.
-      chosen: which layers.
+      chosen: `(layer) -> bool`, whether a layer takes part.
       side: rows and columns of the latent.
-      count: at most so many.
-      patches: sizes.
-      least: smaller maps are left out.
+      count: maximal number of patches.
+      patches: patch sizes.
+      least: maps with fewer positions are left out.
+
+    Returns:
+      `{layer: {patch size: [n]}}`, positions in the pooled map.
     """
     ids = {}
     for n, (layer, x) in enumerate(sorted(shapes.items())):

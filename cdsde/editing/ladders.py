@@ -1,15 +1,15 @@
-r"""DDIM without noise: the ladder of levels, one move on it, sampling and inversion (η = 0).
+r"""Deterministic DDIM (η = 0; Song et al. 2021): noise levels, moves, sampling and inversion.
 
-With ᾱ of the two levels and the noise ε that the network sees,
+With ᾱ of the two levels and the predicted noise ε,
 
     move(x, ε, ᾱ_from, ᾱ_to) = √ᾱ_to (x - √(1-ᾱ_from) ε) / √ᾱ_from + √(1-ᾱ_to) ε               (1)
 
-Sampling goes down from each rung t to t - s; inversion goes the other way, and there are several
-readings of where its noise is predicted:
+A ladder is a sequence of such moves, and a rung is one of its levels. Sampling moves down from each
+rung t to t - s; inversion moves up. Published inversions predict the noise at different levels:
 
-    next      at the rung moved to; from the clean latent's ᾱ_0 up (null-text inversion, diffusers)
-    current   at the rung that the latent is on (0 for the first move)
-    p2p0      pix2pix-zero's scheduler: without the first and last rung, levels shifted by one index
+    next      at the rung after the move, starting at ᾱ_0 (null-text inversion, diffusers)
+    current   at the rung before the move (index 0 for the first move)
+    p2p0      pix2pix-zero's scheduler: no first and last rung, levels shifted by one index
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class LatentSchedule(NamedTuple):
     Attributes:
       alpha_bar: ᾱ, float32 `[T]`.
       offset: index of the lowest rung.
-      prediction: what the network's output means: "epsilon" or "v_prediction".
-      clean: ᾱ of the clean latent; diffusers takes ᾱ_0 for it, or 1 (`set_alpha_to_one`).
+      prediction: meaning of the network's output: "epsilon" or "v_prediction".
+      clean: ᾱ of the clean latent: None for ᾱ_0, or 1 (diffusers' `set_alpha_to_one`).
     """
 
     alpha_bar: np.ndarray
@@ -48,10 +48,10 @@ class LatentSchedule(NamedTuple):
 
 
 class Ladder(NamedTuple):
-    """Moves, first one first; each `[N]`.
+    """N moves in order; each field is `[N]`.
 
     Attributes:
-      t: the index that the network is told.
+      t: the time index that the network receives.
       start, end: ᾱ before and after the move.
     """
 
@@ -61,10 +61,10 @@ class Ladder(NamedTuple):
 
 
 def rungs(schedule: LatentSchedule, steps: int) -> tuple[np.ndarray, int]:
-    """Ascending indices, `[steps]`, and their spacing.
+    """Ascending indices of the rungs, `[steps]`, and their spacing.
 
     Raises:
-      ValueError: more steps than levels.
+      ValueError: `steps` is below 1 or not below the number of levels.
     """
     count = len(schedule.alpha_bar)
     if not 1 <= steps < count:
@@ -74,14 +74,14 @@ def rungs(schedule: LatentSchedule, steps: int) -> tuple[np.ndarray, int]:
 
 
 def sampling(schedule: LatentSchedule, steps: int) -> Ladder:
-    """Down to the clean latent."""
+    """The moves from the highest rung down to the clean latent."""
     t, spacing = rungs(schedule, steps)
     below = _alpha_bar(schedule, t - spacing)
     return Ladder(*(x[::-1].copy() for x in (t, schedule.alpha_bar[t], below)))
 
 
 def inversion(schedule: LatentSchedule, steps: int, kind: str = "next") -> Ladder:
-    """Up from the clean latent, by one of `INVERSIONS`."""
+    """The moves from the clean latent up; `kind` is one of `INVERSIONS`."""
     t, spacing = rungs(schedule, steps)
     a = schedule.alpha_bar
     if kind == "p2p0":
@@ -94,18 +94,17 @@ def inversion(schedule: LatentSchedule, steps: int, kind: str = "next") -> Ladde
 
 
 def _alpha_bar(schedule: LatentSchedule, t: np.ndarray) -> np.ndarray:
-    """ᾱ_t; below the lowest level that of the clean latent."""
+    """ᾱ_t; for t < 0 that of the clean latent."""
     return np.where(t < 0, schedule.clean_alpha_bar, schedule.alpha_bar[np.maximum(t, 0)])
 
 
 def shared(up: Ladder, down: Ladder) -> np.ndarray:
-    """Where the states of a finer inversion are those of a sampling ladder, `[steps + 1]`.
+    """Positions of a sampling ladder's levels among the states of a finer inversion, `[steps + 1]`.
 
-    Positions among the states of `run(x, up, ...)`: the clean one, then the rungs of `down`, the
-    lowest first.
+    They index the states of `run(x, up, ...)`: the clean one, then the rungs of `down`, ascending.
 
     Raises:
-      ValueError: a rung of `down` is none of `up`.
+      ValueError: `up` does not contain a rung of `down`.
     """
     rungs_down, rungs_up = np.asarray(down.t)[::-1], np.asarray(up.t)
     if not np.isin(rungs_down, rungs_up).all():
@@ -123,7 +122,7 @@ def move(x: jax.Array, eps: jax.Array, start, end) -> jax.Array:
 
 
 def to_eps(schedule: LatentSchedule, x: jax.Array, out: jax.Array, t) -> jax.Array:
-    """The noise that a network's output means."""
+    """ε of a network's output `out` at `x` and index `t`, by the schedule's prediction type."""
     if schedule.prediction == "epsilon":
         return out
     return schedules.v_to_eps(x, out, schedules.gather(schedule.alpha_bar, t))
@@ -136,17 +135,17 @@ def run(
     adjust: Callable | None = None,
     per_step: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Move along a ladder, one scan.
+    """Apply the moves of a ladder in one scan.
 
     Args:
       x: `[B, h, w, C]`.
       ladder: the moves.
       eps_fn: `(x, t) -> eps`.
-      adjust: None or `(eps, row of per_step) -> eps`, such as `noise.regularise`.
+      adjust: None or `(eps, row of per_step) -> eps`, such as `regularise.towards_noise`.
       per_step: tree of `[N, ...]` for `adjust`.
 
     Returns:
-      The last state, and all of them with the first, `[N + 1, B, h, w, C]`.
+      The last state `[B, h, w, C]` and all states from `x` on, `[N + 1, B, h, w, C]`.
     """
 
     def body(x, row):

@@ -1,9 +1,9 @@
-r"""Keeping inverted noise noise-like (pix2pix-zero, Parmar et al. 2023, equation 4).
+r"""Regularisation of inverted noise towards Gaussian (pix2pix-zero, Parmar et al. 2023, eq. 4).
 
-    AC(e) = Σ over levels of a pyramid of mean(e ⊙ roll(e, r, rows))² + the same of columns     (1)
+    AC(e) = Σ over levels of a pyramid of mean(e ⊙ roll(e, r, rows))² + the same for columns    (1)
     KL(e) = var + mean² - 1 - log(var + 1e-7)                                                  (2)
 
-with the unbiased variance. Shifts r are drawn for each channel and level, and never 0.
+with the unbiased variance. A shift r > 0 is drawn for each channel and level.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import jax.numpy as jnp
 
 
 def levels(side: int) -> list[int]:
-    """Sides of the pyramid: halved until one is at most 8."""
-    found = [side]
-    while found[-1] > 8:
-        found.append(found[-1] // 2)
-    return found
+    """Sides of the pyramid: `side`, halved until it is at most 8."""
+    sides = [side]
+    while sides[-1] > 8:
+        sides.append(sides[-1] // 2)
+    return sides
 
 
 def draw_shifts(key, batch: tuple[int, ...], channels: int, side: int) -> jax.Array:
-    """Shifts r in 1 … side/2 - 1 of every level, int32 `[*batch, channels, levels]`."""
+    """Random shifts r in 1 … side/2 - 1 of each level, int32 `[*batch, channels, levels]`."""
     sides = levels(side)
     keys = jax.random.split(key, len(sides))
     drawn = [
@@ -32,11 +32,11 @@ def draw_shifts(key, batch: tuple[int, ...], channels: int, side: int) -> jax.Ar
 
 
 def autocorrelation(e: jax.Array, shifts: jax.Array) -> jax.Array:
-    """Equation (1) of one noise `[H, W, C]`, all channels; shifts `[C, levels]`."""
+    """Equation (1) of one noise `[H, W, C]`, summed over channels; shifts are `[C, levels]`."""
     total, channels = jnp.zeros(()), jnp.moveaxis(e, -1, 0)
 
     def correlated(plane, r):
-        # A roll by a traced amount.
+        # `jnp.roll` by a traced shift.
         rows = jnp.take(plane, (jnp.arange(plane.shape[0]) - r) % plane.shape[0], axis=0)
         columns = jnp.take(plane, (jnp.arange(plane.shape[1]) - r) % plane.shape[1], axis=1)
         return jnp.mean(plane * rows) ** 2 + jnp.mean(plane * columns) ** 2
@@ -50,7 +50,7 @@ def autocorrelation(e: jax.Array, shifts: jax.Array) -> jax.Array:
 
 
 def divergence(e: jax.Array) -> jax.Array:
-    """Equation (2) of one noise, all values."""
+    """Equation (2) over all values of one noise."""
     variance = jnp.var(e, ddof=1)
     return variance + jnp.mean(e) ** 2 - 1 - jnp.log(variance + 1e-7)
 
@@ -58,12 +58,12 @@ def divergence(e: jax.Array) -> jax.Array:
 def towards_noise(
     e: jax.Array, shifts: jax.Array, correlation: float = 20.0, normal: float = 20.0
 ) -> jax.Array:
-    """Descend (1) and (2) in turns, from the noise that a network predicted.
+    """Predicted noise `[B, H, W, C]` after gradient steps on (1) and (2) in turns.
 
     Args:
       e: `[B, H, W, C]`.
-      shifts: `[rounds, inner, C, levels]`: each round takes `inner` steps on (1), one on (2).
-      correlation, normal: the lengths of the steps of a round.
+      shifts: `[rounds, inner, C, levels]`: each round takes `inner` steps on (1) and one on (2).
+      correlation, normal: step lengths per round for (1), divided among its steps, and for (2).
     """
     inner = shifts.shape[1]
 

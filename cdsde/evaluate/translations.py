@@ -1,9 +1,10 @@
-"""`--mode=eval`: the translated images of a method against their sources and, where the data has
-them, their true pairs (means with 95% bootstrap intervals over images), and their features against
-those of the target's real images (realism.py).
+"""`--mode=eval`: metrics of translated images.
 
-Every picture is read from the file that sampling wrote; sources are resized as for sampling. Each
-process takes its share of the images; all get the same numbers, the first one writes them.
+Faithfulness compares each result with its source and, if the data set has them, its true pair (mean
+and 95% bootstrap interval over images). Realism compares the results' features with those of the
+target's real images (realism.py). Results are read from the files that sampling wrote; sources are
+resized as for sampling. Each process measures its share of the images; all return the same numbers,
+and process 0 writes them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cdsde.evaluate import extractors, realism
 from cdsde.runtime import files, mesh, progress, records
 
 TO_SOURCE, TO_PAIR = "source", "true target"
-UNCHANGED = "source unchanged"  # row of the realism table: what doing nothing scores
+UNCHANGED = "source unchanged"  # row of the realism table: the score of the sources
 
 
 def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
@@ -41,8 +42,8 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
       of single images is their mean.
 
     Raises:
-      ValueError: results are missing (says how many and what to run), are those of another method
-        or split, or sizes do not fit; or weights of a feature network that are none.
+      ValueError: results are missing, of another method or split, or of another size, or a file
+        does not hold a feature network's weights.
     """
     methods = config_lib.eval_methods(config)
     if len(methods) > 1 and config.sample.output is not None:
@@ -54,15 +55,15 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     networks = lpips(config)
     pairwise = pairwise_metrics(networks)
     configs = {method: _of_method(config, method) for method in methods}
-    folders = {name: records.output_folder(of, workdir) for name, of in configs.items()}
+    folders = {method: records.output_folder(c, workdir) for method, c in configs.items()}
     per_image, results = {}, {}
     for method, folder in folders.items():
         _check_record(configs[method], folder)
         per_image[method] = measure(config, source, pairs, folder, pairwise)
         results[method] = summarise(per_image[method], config.eval.bootstrap)
-    realism_rows, how = measure_realism(config, workdir, folders, source, pairs)
+    realism_rows, record = measure_realism(config, workdir, folders, source, pairs)
     floors = {name: row for name, row in realism_rows.items() if name not in methods}
-    record = {**how, "floors": floors, "lpips": {k: n.hash for k, n in networks.items()}}
+    record = {**record, "floors": floors, "lpips": {k: n.hash for k, n in networks.items()}}
     for method, folder in folders.items():
         results[method] |= realism_rows.get(method, {})
         if jax.process_index() == 0:
@@ -79,14 +80,14 @@ def _write_sheet(config: ConfigDict, workdir, folders: dict[str, Path], source, 
     path = Path(workdir) / "eval" / "sheet.png"
     shown = range(len(source))[: config.sample.limit][: config.sample.sheet]
     columns = {"source": resized(config, source)}
-    columns |= {method: written(config, source, made) for method, made in folders.items()}
+    columns |= {method: written(config, source, folder) for method, folder in folders.items()}
     columns |= {TO_PAIR: resized(config, pairs)} if pairs is not None else {}
     write_png(path, comparison(shown, columns))
     logging.info("results side by side in %s", path)
 
 
 def pairwise_metrics(networks: dict[str, extractors.Extractor]) -> dict:
-    """`{name: (made, truth) -> [B]}` on uint8 `[B, H, W, 3]`, those of `lpips` among them."""
+    """`{name: (a, b) -> [B]}` on uint8 `[B, H, W, 3]`: `metrics.METRICS` and `lpips` networks."""
 
     def of_floats(metric):
         return lambda a, b: metric(a / 255, b / 255)
@@ -99,18 +100,18 @@ def pairwise_metrics(networks: dict[str, extractors.Extractor]) -> dict:
 
 
 def lpips(config: ConfigDict) -> dict[str, extractors.Extractor]:
-    """The networks of LPIPS that the config names weights of, by the metric's title."""
+    """`{title: network}` of LPIPS, for the networks whose weights the config names."""
     titles = {"lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
-    given = {name: config.eval[name] for name in titles if config.eval[name] is not None}
-    return {titles[name]: extractors.load(name, path) for name, path in given.items()}
+    paths = {name: config.eval[name] for name in titles if config.eval[name] is not None}
+    return {titles[name]: extractors.load(name, path) for name, path in paths.items()}
 
 
 class Reference(NamedTuple):
-    """What results are compared with: the target's real images in the eyes of each extractor.
+    """Feature statistics of the target's real images.
 
     Attributes:
-      rulers: `(extractor, statistics of the real images)`.
-      how: with what they were made, for the record.
+      rulers: `(extractor, statistics of the real images)` pairs.
+      how: domain, split, hashes of images and extractors, for records.
     """
 
     rulers: tuple[tuple[extractors.Extractor, realism.Statistics], ...]
@@ -118,10 +119,10 @@ class Reference(NamedTuple):
 
 
 def open_reference(config: ConfigDict, workdir) -> Reference:
-    """Statistics of the target's images of `config.eval.reference` for every extractor at hand.
+    """Statistics of the target's split `config.eval.reference` by every extractor with weights.
 
     Raises:
-      ValueError: there are no such images, or weights of a feature network that are none.
+      ValueError: the split does not exist, or a file does not hold a feature network's weights.
     """
     split, target = config.eval.reference, config.data.target
     try:
@@ -130,7 +131,7 @@ def open_reference(config: ConfigDict, workdir) -> Reference:
         raise ValueError(
             f"{error} Realism is measured against them; --config.eval.reference= leaves it out."
         ) from error
-    how: dict = {"reference": {"domain": target, "split": split, "images": len(real)}}
+    record: dict = {"reference": {"domain": target, "split": split, "images": len(real)}}
     cache = Path(config.eval.cache or Path(workdir) / "eval" / "reference")
     rulers = []
     for name in realism.MEASURES:
@@ -139,28 +140,28 @@ def open_reference(config: ConfigDict, workdir) -> Reference:
             continue
         extractor = extractors.load(name, path)
         truth = realism.statistics(extractor, resized(config, real), len(real), cache=cache)
-        how["reference"]["pixels_sha256"] = truth.images
-        how.setdefault("extractors", {})[name] = extractor.hash
+        record["reference"]["pixels_sha256"] = truth.images
+        record.setdefault("extractors", {})[name] = extractor.hash
         rulers.append((extractor, truth))
-    return Reference(tuple(rulers), how)
+    return Reference(tuple(rulers), record)
 
 
 def distances(reference: Reference, read: Callable, count: int) -> dict[str, dict]:
-    """Every distance of `count` images, `read(j)` uint8 `[H, W, 3]`, to the reference's."""
+    """Every distance of `count` images to the reference; `read(j)` is uint8 `[H, W, 3]`."""
     row: dict[str, dict] = {}
     for extractor, truth in reference.rulers:
-        made = realism.statistics(extractor, read, count)
-        row |= realism.compare(extractor.name, made, truth)
+        statistics = realism.statistics(extractor, read, count)
+        row |= realism.compare(extractor.name, statistics, truth)
     return row
 
 
 def resized(config: ConfigDict, images) -> Callable[[int], np.ndarray]:
-    """`number -> uint8 [H, W, 3]` of a source's images, resized as for sampling."""
+    """`position -> uint8 [H, W, 3]` of the images of a source, resized as for sampling."""
     return lambda j: inputs.reading(config)(images[j]["image"])
 
 
 def written(config: ConfigDict, source, folder) -> Callable[[int], np.ndarray]:
-    """`number -> uint8 [H, W, 3]` of the result of a source's image."""
+    """`position -> uint8 [H, W, 3]` of the results in `folder` for the images of a source."""
     names = records.output_names(source.ids)
     return lambda j: _read(Path(folder) / names[j], config.data.image_size)
 
@@ -169,8 +170,8 @@ def measure_realism(config: ConfigDict, workdir, folders: dict[str, Path], sourc
     """Distances of every method's results, and of the floors, to the target's real images.
 
     Returns:
-      `({row: {metric: {"value", ...}}}, how)`: rows are the methods, "source unchanged" and, where
-      there are pairs, "true target"; `how` says with what they were made. Both are empty where
+      `({row: {metric: {"value", ...}}}, record)`: rows are the methods, "source unchanged" and,
+      with pairs, "true target"; the record is `Reference.how`. Both are empty if
       `config.eval.reference` is "" or there are fewer than 4 images.
     """
     count = len(range(len(source))[: config.sample.limit])
@@ -197,9 +198,18 @@ def _of_method(config: ConfigDict, method: str) -> ConfigDict:
 def measure(
     config: ConfigDict, source, pairs, folder, pairwise, chosen=None
 ) -> dict[str, np.ndarray]:
-    """Every metric of every image: `{"name": [N], "L2 to source": [N], ...}`, in source order.
+    """Every pairwise metric of every image: `{"name": [N], "L2 to source": [N], ...}`.
 
-    Of the images numbered `chosen`, or of the first `config.sample.limit`.
+    Args:
+      config: the task.
+      source: the source images.
+      pairs: their true pairs, or None.
+      folder: the folder of the results.
+      pairwise: `pairwise_metrics`.
+      chosen: positions of the images; default: the first `config.sample.limit`.
+
+    Raises:
+      ValueError: a result is missing or of another size.
     """
     folder = Path(folder)
     names = records.output_names(source.ids)
@@ -214,24 +224,24 @@ def measure(
     against = {TO_SOURCE: source} | ({TO_PAIR: pairs} if pairs is not None else {})
     result, truth = (
         written(config, source, folder),
-        {what: resized(config, images) for what, images in against.items()},
+        {title: resized(config, images) for title, images in against.items()},
     )
     mine = list(mesh.share(len(chosen)))
     columns: dict[str, list] = {}
-    for at in range(0, len(mine), 64):
-        part = [chosen[n] for n in mine[at : at + 64]]
-        made = np.stack([result(j) for j in part])
-        for what, read in truth.items():
+    for start in range(0, len(mine), 64):
+        part = [chosen[n] for n in mine[start : start + 64]]
+        results = np.stack([result(j) for j in part])
+        for title, read in truth.items():
             images = np.stack([read(j) for j in part])
             for name, metric in pairwise.items():
-                values = np.asarray(metric(made, images), np.float64)
-                columns.setdefault(f"{name} to {what}", []).append(values)
-    whole = {k: mesh.gather_rows(np.concatenate(v), mine) for k, v in columns.items()}
-    return {"name": np.asarray([source.ids[j] for j in chosen]), **whole}
+                values = np.asarray(metric(results, images), np.float64)
+                columns.setdefault(f"{name} to {title}", []).append(values)
+    gathered = {k: mesh.gather_rows(np.concatenate(v), mine) for k, v in columns.items()}
+    return {"name": np.asarray([source.ids[j] for j in chosen]), **gathered}
 
 
 def summarise(per_image: dict[str, np.ndarray], resamples: int) -> dict[str, dict]:
-    """Mean and 95% interval of every metric, with the number of images."""
+    """Mean, 95% interval and number of images of every metric."""
     summary = {}
     for name, values in per_image.items():
         if name != "name":
@@ -244,9 +254,9 @@ def summarise(per_image: dict[str, np.ndarray], resamples: int) -> dict[str, dic
 def render(
     results: dict[str, dict], floors: dict[str, dict] | None = None, title: str = "realism"
 ) -> str:
-    """The table for the screen: one row a method, value [low, high]; blocks of a readable width.
+    """The tables for the terminal: one row per method, cells `value [low, high]`.
 
-    `title` is that of the metrics that do not compare image by image.
+    Metrics to the source, to the true target, and all others (headed `title`) are separate tables.
     """
     first = next(iter(results.values()))
 
@@ -255,11 +265,11 @@ def render(
         return progress.table(body, [title, *(name.split(" to ")[0] for name in names)])
 
     blocks, rest = [], list(first)
-    for what in (TO_SOURCE, TO_PAIR):
-        names = [name for name in first if name.endswith(f" to {what}")]
+    for other in (TO_SOURCE, TO_PAIR):
+        names = [name for name in first if name.endswith(f" to {other}")]
         rest = [name for name in rest if name not in names]
         if names:
-            blocks.append(block(f"to the {what}", names, results))
+            blocks.append(block(f"to the {other}", names, results))
     if rest:
         blocks.append(block(title, rest, {**results, **(floors or {})}))
     count = next(iter(first.values()))["images"]
@@ -272,24 +282,24 @@ def _cell(value: dict) -> str:
 
 
 def comparison(numbers: Iterable[int], columns: dict[str, Callable]) -> np.ndarray:
-    """A sheet, uint8: a row an image, a titled column each `number -> uint8 [H, W, 3]`."""
+    """A uint8 sheet with a row per image; `columns` is `{title: position -> uint8 [H, W, 3]}`."""
     rows = [[read(j) for read in columns.values()] for j in numbers]
     return contact_sheet(rows, list(columns), blocks=2 if len(rows) > 4 else 1)
 
 
 def _check_record(config: ConfigDict, folder: Path) -> None:
-    """Check that results (which may come without a record) are of this method and split."""
+    """Check that the record of the results, if any, has this method and split."""
     path = folder / records.RECORD
     if not path.exists():
         return
     record = json.loads(path.read_text())
-    have, want = {"method": record["method"]}, {"method": config.method}
+    recorded, required = {"method": record["method"]}, {"method": config.method}
     if config.sample.input is None:
-        have["split"], want["split"] = record["sample"]["split"], config.sample.split
-    if have != want:
+        recorded["split"], required["split"] = record["sample"]["split"], config.sample.split
+    if recorded != required:
         raise ValueError(
-            f"{folder} holds results of {', '.join(f'{k} {v}' for k, v in have.items())}, and "
-            f"{', '.join(f'{k} {v}' for k, v in want.items())} is to be evaluated; change "
+            f"{folder} holds results of {', '.join(f'{k} {v}' for k, v in recorded.items())}, and "
+            f"{', '.join(f'{k} {v}' for k, v in required.items())} is to be evaluated; change "
             "config.method or config.sample.split, or run --mode=sample into another folder"
         )
 
@@ -304,16 +314,16 @@ def _read(path: Path, size: int) -> np.ndarray:
     return image
 
 
-def write(config: ConfigDict, workdir, per_image, summary, how, folder) -> None:
-    """The files of the evaluation of `config.method`.
+def write(config: ConfigDict, workdir, per_image, summary, record, folder) -> None:
+    """Write the evaluation of `config.method`: metrics.json, metrics.csv and per_image.csv.
 
     Args:
-      config: of the method.
-      workdir: they go to WORKDIR/eval/METHOD.
+      config: the config with this method.
+      workdir: the files go to WORKDIR/eval/METHOD.
       per_image: `measure`'s result.
       summary: `summarise`'s result, and the distances.
-      how: with what realism was measured.
-      folder: where the method's pictures are.
+      record: reference images and networks of the metrics.
+      folder: the folder of the method's results.
     """
     out = Path(workdir) / "eval" / config.method
     out.mkdir(parents=True, exist_ok=True)
@@ -328,7 +338,7 @@ def write(config: ConfigDict, workdir, per_image, summary, how, folder) -> None:
         w = csv.writer(f)
         w.writerow(per_image)
         w.writerows(zip(*per_image.values(), strict=True))
-    record = Path(folder) / records.RECORD
+    sampling = Path(folder) / records.RECORD
     images = "\n".join(map(str, per_image["name"]))
     files.write_json(
         out / "metrics.json",
@@ -336,9 +346,9 @@ def write(config: ConfigDict, workdir, per_image, summary, how, folder) -> None:
             "method": config.method,
             "metrics": summary,
             "interval": "95% over images: of means by bootstrap, of distances by jackknife",
-            "realism": how,
+            "realism": record,
             "image_list_sha256": hashlib.sha256(images.encode()).hexdigest(),
-            "sampling": json.loads(record.read_text()) if record.exists() else None,
+            "sampling": json.loads(sampling.read_text()) if sampling.exists() else None,
             "config": json.loads(config.to_json_best_effort()),
             **records.provenance(),
         },

@@ -1,4 +1,4 @@
-"""Metrics: arrays in, numbers out; nothing here knows files, networks or configs."""
+"""Metrics: arrays in, numbers out; nothing here uses files, networks or configs."""
 
 from cdsde.metrics.distances import (
     Moments,

@@ -1,12 +1,11 @@
-r"""Faithfulness metrics, with the conventions of the published evaluation of EGSDE.
+r"""Faithfulness metrics, with the conventions of EGSDE's published evaluation.
 
-Pictures are `[B, H, W, 3]` with values in [0, 1]; every metric is per image, `[B]`; means and
-intervals are taken afterwards.
+Images are `[B, H, W, 3]` with values in [0, 1]; every metric returns one value per image, `[B]`.
 
     L2    √ Σ (a - b)²                                  Euclidean distance over all values
     MSE   mean (a - b)²
-    PSNR  10 log10(1 / (MSE + 1e-10))                   so that identical pictures give 100
-    SSIM  window 11, Gaussian σ = 1.5, no padding, K = 0.01, 0.03, mean over map and channels
+    PSNR  10 log10(1 / (MSE + 1e-10))                   100 for identical images
+    SSIM  window 11, Gaussian σ = 1.5, no padding, K = (0.01, 0.03), mean over map and channels
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def _ssim(a, b):
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Structural similarity, float64 `[B]`; computed in float32 as the published one.
+    """Structural similarity, float64 `[B]`, computed in float32 as in the published evaluation.
 
     Raises:
       ValueError: a side is shorter than the window of 11 pixels.
@@ -53,7 +52,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` `[N]` over resampled images."""
+    """Bootstrap percentile interval `(low, high)` of the mean of `values` `[N]`."""
     values = np.asarray(values, np.float64)
     draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
     tail = 50 * (1 - level)

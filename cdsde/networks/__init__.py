@@ -1,4 +1,4 @@
-"""Networks as pure linen modules, NHWC: of the SDE methods (`x, t`) and of CUT."""
+"""Networks as pure linen modules, NHWC: those of the SDE methods, `(x, t)`, and those of CUT."""
 
 from cdsde.networks.adm import ADMEncoder, ADMUNet
 from cdsde.networks.cut import CUTGenerator, PatchDiscriminator, PatchSampler

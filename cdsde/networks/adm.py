@@ -1,10 +1,10 @@
 """The U-Net of guided-diffusion (ADM; Dhariwal and Nichol 2021) and its encoder half.
 
-Both map `[B, H, W, 3]` images and the raw index `t` in 0..999 to float32; `dtype` is the compute
+Both map images `[B, H, W, 3]` and the raw index `t` in 0..999 to float32; `dtype` is the compute
 dtype of convolutions and matrix products. Parameters are always float32. A level has
-int(mult * channels) channels; sides must be divisible by 2**(len(channel_mult) - 1).
-`attention_factors` are the downsampling factors at which attention stands: image_size // resolution
-for each listed resolution of the published configurations.
+int(mult * channels) channels; H and W must be divisible by 2**(len(channel_mult) - 1).
+`attention_factors` are the downsampling factors of the levels with attention: image_size //
+resolution for each resolution that the published configurations list.
 Source: github.com/openai/guided-diffusion, and ML-GSAI/EGSDE for the extractor.
 """
 
@@ -19,7 +19,10 @@ from cdsde.networks import blocks
 
 
 class ResBlock(nn.Module):
-    """Residual block, `[B, H, W, C]` -> `[B, H', W', features]`; `resample` is None, up or down."""
+    """Residual block, `[B, H, W, C]` -> `[B, H', W', features]`.
+
+    `resample` is None, "up" (doubles the sides) or "down" (halves them).
+    """
 
     features: int
     resample: str | None = None
@@ -30,9 +33,9 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
-        """`emb` is SiLU of the time embedding, `[B, E]` float32 (SiLU is shared by all blocks)."""
+        """`emb` is SiLU of the time embedding, `[B, E]` float32, which all blocks share."""
         h = self._norm("in_layers_0")(x)
-        # The resampling stands between SiLU and the convolution, as in the published block.
+        # As published, resampling comes between SiLU and the convolution.
         if self.resample is not None:
             resample = {"up": blocks.upsample_nearest, "down": blocks.downsample_mean}
             h, x = (resample[self.resample](a) for a in (h, x))
@@ -61,7 +64,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all positions plus the input, `[B, H, W, C]` -> the same."""
+    """Residual self-attention over all positions."""
 
     num_heads: int = 4
     num_head_channels: int = 64
@@ -71,7 +74,11 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Raises ValueError if the channels cannot be split into the heads asked for."""
+        """`[B, H, W, C]` -> the same shape.
+
+        Raises:
+          ValueError: the heads do not divide the channels.
+        """
         b, h, w, c = x.shape
         heads = blocks.num_heads_for(c, self.num_heads, self.num_head_channels)
         norm = blocks.GroupNorm(
@@ -86,9 +93,9 @@ class AttentionBlock(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """The pooling of CLIP: the mean attends over all positions, `[B, H, W, C]` -> `[B, out]`.
+    """The attention pooling of CLIP: the mean attends to itself and to all positions.
 
-    Always in float32 (it is small) and always with the new order of q, k and v.
+    It is always in float32, being small, and always uses the new order of q, k and v.
     """
 
     side: int
@@ -97,7 +104,11 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Raises ValueError if the map is not `side` x `side` (the embedding is per position)."""
+        """`[B, side, side, C]` -> `[B, out_channels]`.
+
+        Raises:
+          ValueError: other sides, for which there are no positional embeddings.
+        """
         b, h, w, c = x.shape
         if (h, w) != (self.side, self.side):
             raise ValueError(
@@ -119,7 +130,7 @@ class AttentionPool(nn.Module):
 
 
 class _ADM(nn.Module):
-    """Fields and the way down that U-Net and encoder share."""
+    """Fields and encoder half that `ADMUNet` and `ADMEncoder` share."""
 
     channels: int = 128
     channel_mult: Sequence[float] = (1, 1, 2, 2, 4, 4)
@@ -198,13 +209,13 @@ class _ADM(nn.Module):
         return h
 
     def _out_norm(self, name: str) -> blocks.GroupNorm:
-        """Before the output, in float32."""
+        """The normalisation before the output, in float32."""
         return blocks.GroupNorm(
             blocks.ADM_EPS, silu=True, group_channels=self.group_channels, name=name
         )
 
-    def _way_down(self, x, emb, train) -> tuple[jax.Array, list[jax.Array]]:
-        """Stem, levels and middle block; also every output that the way up will want."""
+    def _encode(self, x, emb, train) -> tuple[jax.Array, list[jax.Array]]:
+        """Output of stem, levels and middle block, and the activations for the decoder's skips."""
         blocks.check_image(x, len(self.channel_mult))
         width = int(self.channel_mult[0] * self.channels)
         h = blocks.conv(x, width, name="input_blocks_0_0", dtype=self.dtype)
@@ -227,7 +238,7 @@ class _ADM(nn.Module):
 
 
 class ADMUNet(_ADM):
-    """Predicts the noise (channels 0..2) and, with 6 outputs, the unused variance (3..5)."""
+    """Predicts the noise (channels 0..2) and, with 6 output channels, the unused variance."""
 
     @nn.compact
     def __call__(
@@ -252,7 +263,7 @@ class ADMUNet(_ADM):
           ValueError: shapes or widths that do not fit, `y` missing or superfluous.
         """
         emb = self._embed(t, y, x.shape[0])
-        h, skips = self._way_down(x, emb, train)
+        h, skips = self._encode(x, emb, train)
         index, factor = 0, 2 ** (len(self.channel_mult) - 1)
         for level, mult in reversed(list(enumerate(self.channel_mult))):
             for i in range(self.num_res_blocks + 1):
@@ -271,11 +282,11 @@ class ADMUNet(_ADM):
 
 
 class ADMEncoder(_ADM):
-    """Way down and middle of the U-Net, with a pooled head: classifier or contrastive encoder.
+    """The U-Net's encoder half with a pooled head: classifier or contrastive encoder.
 
     `image_size` fixes the positional embedding of `pool="attention"`; `pool="adaptive"` (mean over
-    positions) takes any size; `pool="none"` pools nothing: each position has a vector of its own.
-    `out_channels` is the number of classes or the embedding width.
+    positions) takes any size; `pool="none"` applies the head to each position. `out_channels` is
+    the number of classes or the embedding width.
     """
 
     pool: str = "attention"
@@ -309,7 +320,7 @@ class ADMEncoder(_ADM):
         """
         if self.pool not in ("attention", "adaptive", "none"):
             raise ValueError(f"pool is '{self.pool}': choose 'attention', 'adaptive' or 'none'.")
-        h, _ = self._way_down(x, self._embed(t, y, x.shape[0]), train)
+        h, _ = self._encode(x, self._embed(t, y, x.shape[0]), train)
         features = h.astype(jnp.float32)
         if not head:
             return None, features
@@ -318,8 +329,8 @@ class ADMEncoder(_ADM):
             side = self.image_size // 2 ** (len(self.channel_mult) - 1)
             pool = AttentionPool(side, self.num_head_channels, self.out_channels, name="I2Iout_2")
             return pool(h), features
-        # Published: a zero start. Not here: a zero embedding has no direction, and a contrastive
-        # loss divides by its length.
+        # Published code starts this layer at zero. A contrastive loss divides by the length of the
+        # embedding, so here it starts like other layers.
         if self.pool == "adaptive":
             h = h.mean(axis=(1, 2))
         return blocks.dense(h, self.out_channels, name="I2Iout_3"), features

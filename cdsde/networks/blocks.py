@@ -1,10 +1,10 @@
-"""Pieces shared by the U-Nets: normalisation, resampling, time embedding, attention.
+"""Layers shared by the U-Nets: normalisation, resampling, time embedding, attention.
 
-Contract of everything here: images and feature maps are `[B, H, W, C]`; parameters are float32;
+Contract of all functions: images and feature maps are `[B, H, W, C]`; parameters are float32;
 normalisation, softmax and time embeddings are computed in float32 whatever the compute dtype of
-the convolutions; `t` is the raw index 0..999 (never rescaled); nothing depends on other images of
-the batch. Modules are named after the published PyTorch modules, so that parameter names translate
-mechanically (`input_blocks_3_0/in_layers_2/kernel` <-> `input_blocks.3.0.in_layers.2.weight`).
+the convolutions; `t` is the raw index 0..999 (never rescaled); no output depends on other images of
+the batch. Modules have the names of the published PyTorch modules, so that parameter names map by
+a rule (`input_blocks_3_0/in_layers_2/kernel` <-> `input_blocks.3.0.in_layers.2.weight`).
 """
 
 import math
@@ -18,13 +18,13 @@ from flax import linen as nn
 
 from cdsde.networks import convolution
 
-GROUPS = 32  # of a normalisation, in all three published networks
+GROUPS = 32  # normalisation groups of all three published networks
 ADM_EPS = 1e-5
 DDPM_EPS = 1e-6
 
 
 def _frequencies(exponents: np.ndarray) -> np.ndarray:
-    """exp of float32 exponents, rounded once, as PyTorch computes it.
+    """exp of float32 exponents, rounded once, as in PyTorch.
 
     An index of 999 magnifies the last bit of a frequency a thousand times, and both NumPy's float32
     exp and exponents kept in float64 differ from the published embeddings by up to 6e-5.
@@ -96,14 +96,14 @@ def downsample_mean(x: jax.Array) -> jax.Array:
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
-    """Each pixel repeated 2x2, `[B, H, W, C]` -> `[B, 2H, 2W, C]`."""
+    """Repeats each pixel 2x2, `[B, H, W, C]` -> `[B, 2H, 2W, C]`."""
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
 
 
 # PyTorch's default for convolutions and linear layers: uniform with bound 1/sqrt(fan_in), biases
-# included. Half of a new network's biases would otherwise start unlike the published code's.
+# included. Flax's default starts biases at zero.
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -129,8 +129,8 @@ def conv(
 ) -> jax.Array:
     """Convolution `[B, H, W, C]` -> `[B, H', W', features]` as a submodule of the caller.
 
-    `padding` is explicit because "SAME" is not PyTorch's padding once the stride is 2; a 1x1
-    kernel never pads. `zero` starts kernel and bias at zero.
+    `padding` is explicit because "SAME" differs from PyTorch's padding at stride 2; a 1x1 kernel
+    does not pad. `zero` starts kernel and bias at zero.
     """
     zeros = nn.initializers.zeros
     return nn.Conv(
@@ -163,9 +163,9 @@ def dense(
 class GroupNorm(nn.Module):
     """Group normalisation over 32 groups, optionally modulated and followed by SiLU.
 
-    There are fewer groups where they would have less than `group_channels` channels. One channel a
-    group takes each channel's mean away, the colour of the whole picture with it; Karras et al.
-    2022 (EDM) never go below 4.
+    The number of groups is smaller if groups would have fewer than `group_channels` channels. One
+    channel per group removes the mean of each channel, and so the colour of the whole image; Karras
+    et al. 2022 (EDM) use at least 4.
     """
 
     eps: float
@@ -177,7 +177,7 @@ class GroupNorm(nn.Module):
     def __call__(
         self, x: jax.Array, modulation: tuple[jax.Array, jax.Array] | None = None
     ) -> jax.Array:
-        """Normalises.
+        """Normalises `x`.
 
         Args:
           x: `[B, H, W, C]` or `[B, T, C]`, C divisible by the number of groups.
@@ -209,15 +209,15 @@ class GroupNorm(nn.Module):
 
 
 def group_deviations(x: jax.Array, groups: int, eps: float) -> tuple[jax.Array, jax.Array]:
-    """What group normalisation multiplies: `x - mean` and `1 / sqrt(variance + eps)`.
+    """The factors of group normalisation: `x - mean` and `1 / sqrt(variance + eps)`.
 
-    Statistics in float32 by two passes (deviations from the mean, not E[x^2] - E[x]^2, which loses
-    the digits that parity needs). Sums run over pixels first, channel by channel: on CPU this keeps
+    Statistics are in float32 and take two passes: E[x^2] - E[x]^2 would lose the digits that parity
+    with published code needs. Means run over positions first, channel by channel; on CPU this keeps
     the contiguous axis whole and is several times faster than reducing a view of the groups.
 
     Args:
       x: `[B, P, C]`, P positions.
-      groups: of neighbouring channels, a divisor of C.
+      groups: number of groups of neighbouring channels, a divisor of C.
       eps: added to the variance.
 
     Returns:
@@ -229,22 +229,23 @@ def group_deviations(x: jax.Array, groups: int, eps: float) -> tuple[jax.Array, 
 
 
 def _group_mean(x: jax.Array, groups: int) -> jax.Array:
-    """`[B, C]` -> `[B, C]`: each channel gets the mean of its group."""
+    """`[B, C]` -> `[B, C]`: replaces each channel by the mean of its group."""
     b, c = x.shape
     grouped = x.reshape(b, groups, c // groups).mean(axis=-1, keepdims=True)
     return jnp.broadcast_to(grouped, (b, groups, c // groups)).reshape(b, c)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Softmax attention of every position over all positions.
+    """Softmax attention, softmax(q kᵀ / √D) v.
+
+    q and k are each multiplied by D^(-1/4), which in low precision overflows later than dividing
+    their product. Products accumulate and the softmax runs in float32.
 
     Args:
-      q, k, v: `[B, T, heads, channels per head]`.
+      q, k, v: `[B, T, heads, D]`; q may have fewer positions.
 
     Returns:
-      The same shape, in the dtype of `v`; products accumulate and the softmax runs in float32.
-      q and k are each multiplied by (channels per head)^(-1/4), which in low precision overflows
-      later than dividing their product.
+      The shape of `q`, in the dtype of `v`.
     """
     factor = q.shape[-1] ** -0.25
     logits = jnp.einsum(
@@ -257,7 +258,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def split_qkv(qkv: jax.Array, heads: int, new_order: bool) -> tuple[jax.Array, ...]:
     """Splits `[B, T, 3C]` into q, k, v of `[B, T, heads, C/heads]`.
 
-    Channels are [head, (q, k, v), channel] in the old order of guided-diffusion and
+    Channels are ordered [head, (q, k, v), channel] in the old order of guided-diffusion and
     [(q, k, v), head, channel] in the new one.
     """
     b, tokens, width = qkv.shape
@@ -267,7 +268,7 @@ def split_qkv(qkv: jax.Array, heads: int, new_order: bool) -> tuple[jax.Array, .
 
 
 def num_heads_for(channels: int, num_heads: int, num_head_channels: int) -> int:
-    """Number of heads of an attention over `channels`.
+    """Number of attention heads for `channels`, from `num_head_channels` unless it is -1.
 
     Raises:
       ValueError: `channels` is not divisible by the heads or by the width of a head.

@@ -1,6 +1,6 @@
-"""Config → networks, as pure `init` and `apply` functions.
+"""Builds networks from the config, as pure `init` and `apply` functions.
 
-Whatever the architecture, a stage's network has one signature (t is the raw index 0 … T-1, scalar
+A stage's network has the same signature for all architectures (t is the raw index 0 … T-1, scalar
 or `[B]`; x is `[B, H, W, 3]` in [-1, 1]):
 
     score         apply(params, x, t) -> eps [B, H, W, 3]
@@ -45,7 +45,7 @@ class Model(NamedTuple):
 
 
 def schedule_of(config: ConfigDict) -> schedules.Schedule:
-    """The noise schedule that a config names."""
+    """The noise schedule of `config.sde`."""
     return schedules.SCHEDULES[config.sde.schedule](config.sde.num_steps)
 
 
@@ -57,14 +57,14 @@ def space_to_depth(x, size: int):
 
 
 def depth_to_space(x, size: int):
-    """The inverse of `space_to_depth`."""
+    """`[B, H, W, C]` → `[B, H·size, W·size, C/size²]`, the inverse of `space_to_depth`."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, size, size, c // size**2)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * size, w * size, c // size**2)
 
 
 def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
-    """Constructor fields that U-Net and encoder half share."""
+    """Constructor fields that the ADM U-Net and its encoder half share."""
     grid = config.data.image_size // net.patch_size
     return dict(
         channels=net.channels,
@@ -80,7 +80,7 @@ def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
 
 
 def score_module(config: ConfigDict):
-    """The linen module of `config.score`, before patches and the meaning of its output."""
+    """The linen module of `config.score`, without patches and without `prediction`."""
     net, patch = config.score, config.score.patch_size
     if net.arch == "adm":
         out = (6 if net.learn_sigma else 3) * patch**2
@@ -108,12 +108,12 @@ def score_module(config: ConfigDict):
 
 
 def score_model(config: ConfigDict) -> Model:
-    """The score network of `config.score`."""
+    """The score network of `config.score`: predicts ε whatever `config.score.prediction`."""
     net, schedule = config.score, schedule_of(config)
     init, apply = _patched(config, net, score_module(config))
 
     def apply_eps(params, x, t, **kwargs):
-        # A network with learned variance has it behind the noise; published code ignores it too.
+        # A learned variance follows the noise in the channels; published code ignores it too.
         out = depth_to_space(apply(params, x, t, **kwargs), net.patch_size)[..., :3]
         if net.prediction == "eps":
             return out
@@ -124,13 +124,13 @@ def score_model(config: ConfigDict) -> Model:
 
 
 def encoder_half_constants(net: ConfigDict) -> dict:
-    """Fields of encoder and classifier that are no keys: the published values."""
+    """Published values of the encoder's and classifier's fields that have no config key."""
     return {
         "num_heads": 4,
         "use_scale_shift_norm": True,
         "new_attention_order": False,
         "dropout": 0.0,
-        # Without residual blocks that change the resolution, pixels are averaged.
+        # Without residual blocks that change the resolution, downsampling averages pixels.
         "conv_resample": net.resblock_updown,
     }
 
@@ -153,7 +153,7 @@ def encoder_model(config: ConfigDict) -> Model:
 
 
 def classifier_module(config: ConfigDict) -> ADMEncoder:
-    """The linen module of `config.classifier`: one class a domain."""
+    """The linen module of `config.classifier`, with one class per domain."""
     return _encoder_half(config, config.classifier, len(config_lib.domains(config)))
 
 
@@ -163,6 +163,7 @@ def classifier_model(config: ConfigDict) -> Model:
 
 
 def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:
+    """The module on patches of `net.patch_size`² pixels, as channels of a smaller image."""
     size, patch = config.data.image_size, net.patch_size
 
     def init(key):
@@ -186,7 +187,7 @@ def gan_modules(config: ConfigDict):
 
 
 def gan_model(config: ConfigDict) -> Model:
-    """What translates: the generator alone, `apply(params, x) -> [B, H, W, 3]`."""
+    """The generator, which alone translates: `apply(params, x) -> [B, H, W, 3]`."""
     generator = gan_modules(config)[0]
     size = config.data.image_size
 

@@ -9,11 +9,11 @@ from cdsde.networks.adm import ADMEncoder
 
 
 class ContrastiveEncoder(nn.Module):
-    """Image and noise level → what the contrastive loss and energy compare.
+    """Image and noise level → vectors or maps that the contrastive loss and energy compare.
 
     Attributes:
       backbone: the encoder half; its `out_channels` is the width of the pooled vector.
-      embed_dim: width after the projection head (linear, SiLU, linear; Chen et al. 2020, §4.2).
+      embed_dim: output width of the projection head (linear, SiLU, linear; Chen et al. 2020, §4.2).
     """
 
     backbone: ADMEncoder
@@ -21,18 +21,18 @@ class ContrastiveEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, space: str = "embedding", train: bool = False):
-        """Encode.
+        """Encodes perturbed images.
 
         Args:
           x: `[B, H, W, 3]` perturbed images, nominally in [-1, 1].
           t: raw index 0 … T-1 as float, scalar or `[B]`.
-          space: which layer is returned.
-          train: dropout on.
+          space: "embedding", "hidden" or "features", see below.
+          train: apply dropout, with the key of the stream "dropout".
 
         Returns:
           float32: `[B, embed_dim]` for "embedding", `[B, hidden]` for "hidden" (before the head),
-          `[B, h, w, C]` for "features" (the last feature map; the head is not computed). Where the
-          backbone pools nothing, embedding and hidden are maps too, `[B, h, w, ...]`.
+          `[B, h, w, C]` for "features" (the last feature map; the head is not computed). With the
+          backbone's `pool="none"`, embedding and hidden are maps too, `[B, h, w, ...]`.
         """
         hidden, features = self.backbone(x, t, train=train, head=space != "features")
         if space == "features":

@@ -1,14 +1,14 @@
-r"""3×3 convolutions whose gradients are fast on CPUs, too; elsewhere they are XLA's own.
+r"""3×3 convolutions with fast gradients on CPUs; other devices use the gradients of XLA.
 
 With y = x ∗ K (stride 1, borders of p zeros), the gradients of a loss with cotangent g are
 
-    ∂x = g ∗ K', K' = K turned round and its channels swapped, with borders of 2 - p             (1)
+    ∂x = g ∗ K' with borders of 2 - p; K' is K rotated by 180° with its channels swapped         (1)
     ∂K[i, j] = Σ over images and positions of x shifted by (i, j), times g                       (2)
 
-XLA derives the same, but inside a loop its CPU compiler moves the swap of (1) out of it and is left
-with a kernel that its fast routine does not take (4 to 8 times slower: the guided sampler is such a
-loop); here the swapped kernel is made in place. (2) it computes at a seventh of the forward's rate
-where x is larger than the cache; nine matrix products are faster there. Rates: docs/scaling.md.
+XLA derives the same formulas. Inside a loop, such as the guided sampler's, its CPU compiler hoists
+the swap of (1) and then cannot use its fast routine (4 to 8 times slower); here the swapped kernel
+is computed inside the loop. Where x exceeds the cache, XLA computes (2) at a seventh of the rate of
+the forward pass; nine matrix products are faster. Rates: docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jax import lax
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
-LARGE = 2**22  # values of x from which on (2) is nine products
+LARGE = 2**22  # number of values of x from which (2) is nine matrix products
 
 
 def general(x, kernel, window_strides, padding, **rest):
-    """`jax.lax.conv_general_dilated` for `nn.Conv`; 3×3 with stride 1 have the gradients above."""
+    """`lax.conv_general_dilated` for `nn.Conv`; 3×3 kernels with stride 1 use `conv3x3`."""
     border = _border(padding)
     plain = all(rest.get(k) in (None, 1, (1, 1)) for k in ("lhs_dilation", "rhs_dilation"))
     plain &= rest.get("feature_group_count", 1) == 1 and rest.get("precision") is None
@@ -34,7 +34,7 @@ def general(x, kernel, window_strides, padding, **rest):
 
 
 def _border(padding) -> int:
-    """Zeros on every side, 2 where they are not 0 or 1 on all of them."""
+    """The padding if it is 0 or 1 on all sides, else 2."""
     if isinstance(padding, str):
         return {"SAME": 1, "VALID": 0}.get(padding, 2)
     sides = {n for pair in padding for n in pair}
@@ -48,7 +48,7 @@ def _convolve(x, kernel, border: int):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv3x3(x: jax.Array, kernel: jax.Array, border: int = 1) -> jax.Array:
-    """`[B, H, W, C]` and `[3, 3, C, D]` → `[B, H + 2 border - 2, W + 2 border - 2, D]`."""
+    """x ∗ K: `[B, H, W, C]`, `[3, 3, C, D]` → `[B, H + 2 border - 2, W + 2 border - 2, D]`."""
     return _convolve(x, kernel, border)
 
 
@@ -56,22 +56,22 @@ def _forward(x, kernel, border):
     return _convolve(x, kernel, border), (x, kernel)
 
 
-def _backward(border, kept, g):
-    x, kernel = kept
-    own = functools.partial(_by_hand, border)
-    derived = functools.partial(_derived, border)
-    return lax.platform_dependent(x, kernel, g, cpu=own, default=derived)
+def _backward(border, residuals, g):
+    x, kernel = residuals
+    explicit = functools.partial(_explicit_gradients, border)
+    default = functools.partial(_default_gradients, border)
+    return lax.platform_dependent(x, kernel, g, cpu=explicit, default=default)
 
 
-def _derived(border, x, kernel, g):
+def _default_gradients(border, x, kernel, g):
     _, pull = jax.vjp(lambda x, kernel: _convolve(x, kernel, border), x, kernel)
     return pull(g)
 
 
-def _by_hand(border, x, kernel, g):
-    # The barrier keeps XLA from taking the turn and the swap into the convolution again.
-    turned = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    to_x = _convolve(g, turned, 2 - border)
+def _explicit_gradients(border, x, kernel, g):
+    # The barrier keeps XLA from fusing the rotation and the swap into the convolution again.
+    rotated = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+    to_x = _convolve(g, rotated, 2 - border)
     if x.size < LARGE:
         _, pull = jax.vjp(lambda kernel: _convolve(x, kernel, border), kernel)
         return to_x, pull(g)[0]

@@ -1,9 +1,9 @@
 """CUT's three networks (Park et al. 2020): generator, PatchGAN discriminator, patch sampler.
 
-Images and feature maps are `[B, H, W, C]`, images in [-1, 1]; parameters float32; normalisation is
-per image, in float32 whatever the compute dtype. Modules are named after the entries of
-the published sequences (`model_12/conv_block_1` <-> `model.12.conv_block.1`); the fixed blur
-kernels are no parameters here.
+Images and feature maps are `[B, H, W, C]`, images in [-1, 1]; parameters are float32; normalisation
+is per image, in float32 whatever the compute dtype. Modules have the names of the published
+sequences (`model_12/conv_block_1` <-> `model.12.conv_block.1`); the fixed blur kernels are not
+parameters.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import jax.numpy as jnp
 from cdsde.networks import blocks, convolution
 
 EPS = 1e-5
-# Published default: all weights are drawn so, all biases are 0.
+# Published initialisation of all weights; all biases start at 0.
 SMALL = nn.initializers.variance_scaling(0.02**2, "fan_avg", "normal")
 
 
 def normalise(x: jax.Array, group: int = 1) -> jax.Array:
     """`[B, H, W, C]`: mean 0 and variance 1 over each image's positions and `group` channels.
 
-    Groups of one channel are instance norm, as published. In a flat drawing it keeps of an object
-    on white only by which sign each channel departs from white, hence a hue and no lightness: a
-    yellow hand may come out black. Wider groups keep how far channels depart against each other.
+    One channel per group is instance norm, as published. For a flat object on white it keeps only
+    the sign of each channel's deviation from white, so hue but not lightness: a yellow hand may
+    come out black. Wider groups preserve the ratios between the channels' deviations.
     """
     channels = x.shape[-1]
     positions = x.reshape(x.shape[0], -1, channels)
@@ -37,19 +37,25 @@ def normalise(x: jax.Array, group: int = 1) -> jax.Array:
 
 
 def pad(x: jax.Array, by: int, mode: str) -> jax.Array:
-    """`by` rows and columns more on each side, "reflect" or "edge"."""
+    """Pads `by` rows and columns on each side; `mode` is "reflect" or "edge"."""
     return jnp.pad(x, ((0, 0), (by, by), (by, by), (0, 0)), mode=mode)
 
 
 def blur_down(x: jax.Array) -> jax.Array:
-    """Half the side (rounded up): (1, 2, 1)/4 along both axes, borders reflected, every other."""
+    """Blurs with (1, 2, 1)/4 along both axes, borders reflected, and keeps every other pixel.
+
+    `[B, H, W, C]` → `[B, ⌈H/2⌉, ⌈W/2⌉, C]`.
+    """
     x = pad(x, 1, "reflect")
     x = (x[:, :-2:2] + 2 * x[:, 1:-1:2] + x[:, 2::2]) / 4
     return (x[:, :, :-2:2] + 2 * x[:, :, 1:-1:2] + x[:, :, 2::2]) / 4
 
 
 def blur_up(x: jax.Array) -> jax.Array:
-    """Twice the side: between pixels a quarter and three quarters of them, borders repeated."""
+    """Doubles the sides by interpolation with weights (1, 3)/4, borders repeated.
+
+    `[B, H, W, C]` → `[B, 2H, 2W, C]`.
+    """
     x = pad(x, 1, "edge")
     for axis in (1, 2):
         before, here, after = (
@@ -76,14 +82,14 @@ def _conv(features: int, size: int, name: str, padding: int = 0, dtype: Any = jn
 
 
 class ResnetBlock(nn.Module):
-    """x + norm(conv(relu(norm(conv(x))))), borders reflected; nothing after the sum."""
+    """x + norm(conv(relu(norm(conv(x))))) with reflected borders."""
 
     group_channels: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, C]` → the same."""
+        """`[B, H, W, C]` → the same shape."""
         features = x.shape[-1]
         h = _conv(features, 3, "conv_block_1", dtype=self.dtype)(pad(x, 1, "reflect"))
         h = pad(nn.relu(normalise(h, self.group_channels)), 1, "reflect")
@@ -95,11 +101,11 @@ class CUTGenerator(nn.Module):
     """The published ResNet generator, one flat sequence of numbered entries.
 
     Attributes:
-      channels: ngf.
+      channels: ngf, channels of the first convolution.
       num_blocks: residual blocks, 9 or 6.
-      out_channels: of the image.
-      group_channels: normalised together; published: 1.
-      dtype: of convolutions.
+      out_channels: channels of the image.
+      group_channels: channels per normalisation group; published: 1.
+      dtype: compute dtype of convolutions.
     """
 
     channels: int = 64
@@ -110,12 +116,12 @@ class CUTGenerator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, layers: Sequence[int] = (), encode_only: bool = False):
-        """Translate, or compare.
+        """Translates images, or returns the features that CUT compares.
 
         Args:
           x: `[B, H, W, 3]` in [-1, 1], H and W multiples of 4.
-          layers: entries whose outputs are wanted, ascending: 0 is the padded image, 4 and 8 are
-            convolutions before their normalisation, 12 and 16 outputs of residual blocks.
+          layers: ascending indices of the entries whose outputs are returned: 0 is the padded
+            image, 4 and 8 are convolutions before their normalisation, 12 and 16 residual blocks.
           encode_only: stop after the last of `layers`.
 
         Returns:
@@ -123,25 +129,25 @@ class CUTGenerator(nn.Module):
           features is a list of `[B, h, w, C]`; with `encode_only` the features alone.
 
         Raises:
-          ValueError: a side that 4 does not divide.
+          ValueError: H or W is not a multiple of 4.
         """
         if x.shape[1] % 4 or x.shape[2] % 4:
             raise ValueError(
                 f"the generator halves images twice: sides must be multiples of 4, not "
                 f"{x.shape[1]}x{x.shape[2]}."
             )
-        found, last = [], max(layers, default=-1)
+        features, last = [], max(layers, default=-1)
         for index, entry in enumerate(self._entries()):
             x = entry(x)
             if index in layers:
-                found.append(x.astype(jnp.float32))
+                features.append(x.astype(jnp.float32))
             if encode_only and index >= last:
-                return found
+                return features
         image = x.astype(jnp.float32)
-        return (image, found) if layers else image
+        return (image, features) if layers else image
 
     def _entries(self):
-        """The sequence; modules are made as it is walked."""
+        """The entries of the sequence; each module is created when its turn comes."""
         c, n, dtype = self.channels, self.num_blocks, self.dtype
         norm = functools.partial(normalise, group=self.group_channels)
         yield lambda x: pad(x, 3, "reflect")
@@ -162,13 +168,13 @@ class CUTGenerator(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """The published PatchGAN: a map of logits, one for each overlapping patch.
+    """The published PatchGAN: one logit for each overlapping patch of an image.
 
     Attributes:
-      channels: ndf.
-      num_layers: convolutions with normalisation.
-      group_channels: normalised together; published: 1.
-      dtype: of convolutions.
+      channels: ndf, channels of the first convolution.
+      num_layers: number of convolutions with normalisation.
+      group_channels: channels per normalisation group; published: 1.
+      dtype: compute dtype of convolutions.
     """
 
     channels: int = 64
@@ -178,7 +184,7 @@ class PatchDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, 3]` → logits `[B, h, w, 1]`, float32; 256 → 30."""
+        """`[B, H, W, 3]` → logits `[B, h, w, 1]`, float32; side 256 → 30."""
         x = _conv(self.channels, 4, "model_0", 1, self.dtype)(x)
         x = blur_down(nn.leaky_relu(x, 0.2))
         for layer in range(1, self.num_layers + 1):
@@ -194,17 +200,17 @@ class PatchDiscriminator(nn.Module):
 def unit_vectors(x: jax.Array) -> jax.Array:
     """v / (‖v‖ + 1e-7) along the last axis; the gradient at v = 0 is 0."""
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
-    # The root's own gradient at 0 is infinite, and NaN in the published code.
+    # The gradient of the root at 0 is infinite, which gives NaN in the published code.
     norm = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
     return x / (norm + 1e-7)
 
 
 class PatchSampler(nn.Module):
-    """The published F: vectors of feature maps at chosen positions, through a small MLP each.
+    """The published F: feature vectors at chosen positions, through one small MLP per map.
 
     Attributes:
-      features: width of the vectors.
-      use_mlp: False only picks and normalises.
+      features: width of the output vectors.
+      use_mlp: False selects and normalises without an MLP.
     """
 
     features: int = 256
@@ -212,20 +218,20 @@ class PatchSampler(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array], ids: Sequence[jax.Array]) -> list[jax.Array]:
-        """Sample.
+        """Samples feature maps.
 
         Args:
-          maps: `[B, h, w, C]` each.
-          ids: `[P]` each, positions row * w + column, the same for all images.
+          maps: feature maps, `[B, h, w, C]` each.
+          ids: positions row * w + column for each map, `[P]` each, the same for all images.
 
         Returns:
-          `[B, P, features]` (or C) each, of length 1.
+          One `[B, P, features]` (without MLP: `[B, P, C]`) per map, vectors of length 1.
         """
-        found = []
+        vectors = []
         for n, (x, positions) in enumerate(zip(maps, ids, strict=True)):
             x = x.reshape(x.shape[0], -1, x.shape[-1])[:, positions]
             if self.use_mlp:
                 x = nn.relu(nn.Dense(self.features, kernel_init=SMALL, name=f"mlp_{n}_0")(x))
                 x = nn.Dense(self.features, kernel_init=SMALL, name=f"mlp_{n}_2")(x)
-            found.append(unit_vectors(x))
-        return found
+            vectors.append(unit_vectors(x))
+        return vectors

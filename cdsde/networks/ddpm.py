@@ -1,8 +1,8 @@
 """The U-Net of DDPM (Ho et al. 2020) in the layout of the published PyTorch code.
 
-Maps `[B, H, W, 3]` images and the raw index `t` in 0..999 to the predicted noise, float32; `dtype`
-is the compute dtype of convolutions and matrix products, parameters are always float32. Sides must
-be divisible by 2**(len(channel_mult) - 1).
+It maps images `[B, H, W, 3]` and the raw index `t` in 0..999 to the predicted noise, float32;
+`dtype` is the compute dtype of convolutions and matrix products, parameters are always float32.
+H and W must be divisible by 2**(len(channel_mult) - 1).
 Source: github.com/ermongroup/ddim and SDEdit, as used by ML-GSAI/EGSDE (male2female).
 """
 
@@ -25,7 +25,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
-        """`emb` is SiLU of the time embedding, `[B, E]` float32 (SiLU is shared by all blocks)."""
+        """`emb` is SiLU of the time embedding, `[B, E]` float32, which all blocks share."""
         h = blocks.GroupNorm(blocks.DDPM_EPS, silu=True, dtype=self.dtype, name="norm1")(x)
         h = blocks.conv(h, self.features, name="conv1", dtype=self.dtype)
         emb = blocks.dense(emb, self.features, name="temb_proj")
@@ -40,13 +40,13 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """One-headed self-attention over all positions plus the input, `[B, H, W, C]` -> the same."""
+    """Residual single-head self-attention over all positions."""
 
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """q.k is multiplied by C^(-1/2), half of it on each side."""
+        """`[B, H, W, C]` -> the same shape; q and k are each multiplied by C^(-1/4)."""
         b, h, w, c = x.shape
         y = blocks.GroupNorm(blocks.DDPM_EPS, dtype=self.dtype, name="norm")(x)
         y = y.reshape(b, h * w, 1, c)
@@ -56,7 +56,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the sides; the convolution pads below and on the right only, as published."""
+    """Halves the sides; the convolution pads only below and on the right, as published."""
 
     with_conv: bool
     dtype: Any = jnp.float32
@@ -71,7 +71,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the sides by repetition, then an optional convolution."""
+    """Doubles the sides by repetition, followed by an optional convolution."""
 
     with_conv: bool
     dtype: Any = jnp.float32
@@ -84,11 +84,11 @@ class Upsample(nn.Module):
 
 
 class DDPMUNet(nn.Module):
-    """Predicts the noise.
+    """Predicts the noise of an image.
 
-    Attention stands after every residual block of a level whose resolution, image_size / 2**level,
-    is in `attention_resolutions`, and in the middle. `image_size` serves only this rule: any size
-    divisible by the downsampling may be passed.
+    Attention follows every residual block of a level whose resolution, image_size / 2**level, is in
+    `attention_resolutions`, and stands in the middle. `image_size` serves only this rule: images of
+    any size that the downsampling divides may be passed.
     """
 
     channels: int = 128

@@ -1,1 +1,1 @@
-"""What every program stands on: devices, pre-emption, logs, progress, records of results."""
+"""Services that every program uses: devices, pre-emption, logs, progress, records of results."""

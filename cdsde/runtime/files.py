@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files: a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` at the end.
+    """Yields a temporary path to write to, and moves that file to `path` at the end.
 
-    A reader never sees half a file, and a program that is killed leaves the old one. The temporary
-    file has the same ending; folders are made.
+    A reader never sees an incomplete file, and a killed program leaves the old one. The temporary
+    file has the same extension. Missing folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,6 +28,6 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike, value) -> None:
-    """A JSON file, indented, keys sorted."""
+    """Writes a JSON file atomically, indented and with sorted keys."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""What the programs tell on the screen."""
+"""The log of the programs on standard error."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from absl import logging
 
 
 def show_own() -> None:
-    """Progress of this package; of other people's modules only warnings.
+    """Shows this package's log from INFO, and other packages' only from WARNING.
 
-    Orbax alone tells a dozen lines a save.
+    Orbax alone logs a dozen lines per save.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)

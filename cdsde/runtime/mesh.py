@@ -1,9 +1,9 @@
-"""Devices: one mesh, where arrays lie on it, and how rows get there and back.
+"""Devices: one mesh, the placement of arrays on it, and transfers between host and devices.
 
 The mesh has two axes, `data` and `fsdp`. Batches are split over both, so every device works on its
-own images. Networks are replicated over `data`; over `fsdp` what training keeps of them
-(parameters, average, moments) is split, and gathered for the step. With fsdp = 1 that is plain data
-parallelism. jit inserts the collectives, on one device as on many.
+own images. Networks are replicated over `data`. The training state of a network (parameters,
+average, moments) is split over `fsdp` and gathered for each step; with fsdp = 1 this is plain data
+parallelism. jit inserts the collectives, for any number of devices.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from jax.sharding import PartitionSpec as P
 from cdsde.runtime.padding import pad
 
 DATA, FSDP = "data", "fsdp"
-SMALL = 2**12  # arrays of fewer values are not worth splitting
+SMALL = 2**12  # arrays with fewer values are replicated
 
 
 def connect(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
-    """Join the other processes of this program; before anything else is asked of JAX.
+    """Joins the other processes of this program. It must run before any other use of JAX.
 
     Args:
-      coordinator: HOST:PORT of process 0, or "auto" where the cluster tells JAX.
-      processes, process: how many there are, and which this is; not with "auto".
+      coordinator: HOST:PORT of process 0, or "auto" where JAX gets it from the cluster.
+      processes, process: number of processes, and index of this one; not used with "auto".
 
     Raises:
-      ValueError: the three do not fit together, or there is no cluster that tells.
+      ValueError: the arguments do not fit together, or JAX recognises no cluster.
     """
     if coordinator == "auto":
         try:
@@ -41,22 +41,22 @@ def connect(coordinator: str, processes: int | None = None, process: int | None 
         return
     if processes is None or process is None or not 0 <= process < processes:
         raise ValueError(
-            f"--coordinator={coordinator} needs --processes=N and --process=0..N-1, and they are "
+            f"--coordinator={coordinator} needs --processes=N and --process=0..N-1, but they are "
             f"{processes} and {process}"
         )
     jax.distributed.initialize(coordinator, processes, process)
 
 
 def make_mesh(devices=None, fsdp: int = 1) -> Mesh:
-    """A mesh over `devices` (default: all devices of all processes).
+    """Builds a mesh over `devices` (default: all devices of all processes).
 
-    The axes are Auto: under jax.make_mesh's default (Explicit) plain code such as `z @ z.T` over
-    a sharded batch is rejected.
+    The axes are Auto: jax.make_mesh's default (Explicit) rejects plain code such as `z @ z.T` over
+    a sharded batch.
 
     Args:
       devices: the devices, in the order of the mesh.
-      fsdp: size of the axis `fsdp`, the faster one: neighbours share a network. The axis `data`
-        is what it leaves.
+      fsdp: size of the axis `fsdp`, the minor axis, so that neighbours share a network. The axis
+        `data` has len(devices) / fsdp.
 
     Raises:
       ValueError: `fsdp` does not divide the number of devices.
@@ -64,8 +64,8 @@ def make_mesh(devices=None, fsdp: int = 1) -> Mesh:
     devices = jax.devices() if devices is None else devices
     if len(devices) % fsdp:
         raise ValueError(
-            f"config.mesh.fsdp is {fsdp}, which does not divide the {len(devices)} devices that "
-            "there are; choose a divisor"
+            f"config.mesh.fsdp is {fsdp}, which does not divide the {len(devices)} devices; "
+            "choose a divisor"
         )
     shape = (len(devices) // fsdp, fsdp)
     axes = (AxisType.Auto, AxisType.Auto)
@@ -73,19 +73,19 @@ def make_mesh(devices=None, fsdp: int = 1) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """The sharding with the full array on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """The leading axis is split over the mesh."""
+    """The sharding with the leading axis split over the mesh."""
     return NamedSharding(mesh, P((DATA, FSDP)))
 
 
 def network_sharded(tree, mesh: Mesh):
-    """Where each array of a network, or of what its optimiser keeps, lies: a tree of shardings.
+    """The shardings of a tree of parameters or optimiser state, as a tree.
 
-    The longest axis that `fsdp` divides is split over it; small arrays are everywhere.
+    The longest axis that `fsdp` divides is split over it; small arrays are replicated.
     """
     parts = mesh.shape[FSDP]
 
@@ -100,15 +100,15 @@ def network_sharded(tree, mesh: Mesh):
 
 
 def pad_rows(rows, mesh: Mesh):
-    """Arrays `[n, ...]` with the last row repeated until they divide over the mesh."""
+    """Pads arrays `[n, ...]` with their last row to a multiple of the mesh's size."""
     return pad(rows, round_up(len(jax.tree.leaves(rows)[0]), mesh))
 
 
 def put_batch(batch, mesh: Mesh):
-    """This process's rows (a tree of numpy arrays `[b, ...]`) → global arrays split over the mesh.
+    """Moves this process's rows (a tree of arrays `[b, ...]`) into global arrays over the mesh.
 
     Raises:
-      ValueError: the rows do not divide by this process's devices.
+      ValueError: b is not a multiple of the number of this process's devices.
     """
     local = max(1, len(mesh.local_devices))
     for leaf in jax.tree.leaves(batch):
@@ -122,14 +122,14 @@ def put_batch(batch, mesh: Mesh):
 
 
 def put_replicated(tree, mesh: Mesh):
-    """The same host values on every device."""
+    """Copies host values to every device of the mesh."""
     return jax.device_put(tree, replicated(mesh))
 
 
 def to_host(tree, mesh: Mesh):
-    """NumPy copies of arrays on the mesh, however they are split, in every process."""
-    whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
-    return jax.tree.map(np.asarray, whole)
+    """NumPy copies of arrays on the mesh, with any sharding, in every process."""
+    copies = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(np.asarray, copies)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
@@ -142,31 +142,36 @@ def local_rows(array: jax.Array) -> np.ndarray:
 
 
 def share(count: int) -> range:
-    """Which of `count` items this process works on; all of them where there are fewer than
-    processes, so that no process has nothing to tell."""
+    """Indices of the items of `count` on which this process works.
+
+    With fewer items than processes, every process works on all, so that each has a result.
+    """
     if count < jax.process_count():
         return range(count)
     return range(jax.process_index(), count, jax.process_count())
 
 
-def gather_rows(rows: np.ndarray, at) -> np.ndarray:
-    """The rows that all processes have, sorted by position, in every process.
+def gather_rows(rows: np.ndarray, positions) -> np.ndarray:
+    """Gathers the rows of all processes, sorted by position, in every process.
 
-    Bit for bit: rows travel as bytes, since JAX would round float64 to float32.
+    The rows travel as bytes, because JAX would round float64 to float32.
 
     Args:
-      rows: `[n, ...]`, of one dtype and row shape in all processes; n may be 0.
-      at: `[n]` positions in the whole; what several processes have is taken once.
+      rows: `[n, ...]`, with the same dtype and row shape in all processes; n may be 0.
+      positions: `[n]`, positions among all rows; of rows with the same position one is kept.
+
+    Returns:
+      `[N, ...]`, with the dtype of `rows`.
     """
-    rows, at = np.ascontiguousarray(rows), np.asarray(at, np.int64)
+    rows, positions = np.ascontiguousarray(rows), np.asarray(positions, np.int64)
     if jax.process_count() == 1:
-        return rows[np.argsort(at)]
+        return rows[np.argsort(positions)]
     lengths = multihost_utils.process_allgather(np.int32(len(rows)))
-    raw = np.concatenate([_as_bytes(at), _as_bytes(rows)], axis=1)
+    raw = np.concatenate([_as_bytes(positions), _as_bytes(rows)], axis=1)
     padded = np.zeros((int(lengths.max()), raw.shape[1]), np.uint8)
     padded[: len(raw)] = raw
-    everyone = np.asarray(multihost_utils.process_allgather(padded))
-    raw = np.concatenate([part[:n] for part, n in zip(everyone, lengths, strict=True)])
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    raw = np.concatenate([part[:n] for part, n in zip(gathered, lengths, strict=True)])
     _, first = np.unique(raw[:, :8].copy().view(np.int64)[:, 0], return_index=True)
     return raw[first, 8:].copy().view(rows.dtype).reshape(len(first), *rows.shape[1:])
 
@@ -182,6 +187,6 @@ def round_up(n: int, mesh: Mesh) -> int:
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here; nothing to wait for with one."""
+    """Waits until every process reaches this call; returns at once with one process."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

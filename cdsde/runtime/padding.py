@@ -1,4 +1,4 @@
-"""Padding of the last batch: another size would be another program to compile."""
+"""Padding of the last batch: a smaller batch would need another compiled program."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def pad(rows, size: int) -> Any:
-    """An array `[n, ...]`, or a tuple of them, with the last row repeated up to `[size, ...]`.
+    """Pads an array `[n, ...]`, or a tuple of them, to `[size, ...]` by repeating the last row.
 
     n must be 1 … size.
     """

@@ -1,8 +1,8 @@
-"""Stopping on SIGTERM, which is how clusters take a machine back, without losing work.
+"""Stops a program on SIGTERM, which clusters send before they reclaim a machine, and loses no work.
 
-Programs ask `Watch.reached(step)` after every step. With one process the signal is remembered here;
-with several JAX's preemption service tells all of them, and `reached` becomes true at one and the
-same step, so that they write one checkpoint together.
+Programs call `Watch.reached(step)` after every step. With one process, `Watch` records the signal.
+With several, JAX's preemption service informs all of them, and `reached` becomes true at the same
+step in each, so that they write one checkpoint together.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong; the same command goes on. Launchers restart on it.
+# EX_TEMPFAIL of sysexits.h: not an error; the same command resumes. Launchers restart on it.
 EXIT_CODE = 75
 
 
 class Preempted(Exception):
-    """The program was asked to end and has saved its work."""
+    """The program received SIGTERM and has saved its work."""
 
 
 class Watch:
-    """Looks out for SIGTERM while it is a context; afterwards the signal does what it did before.
+    """A context that watches for SIGTERM; the previous handler returns at its end.
 
-    In a thread other than the main one, where Python allows no handler, nothing is watched.
+    Outside the main thread, where Python allows no handler, it watches nothing.
     """
 
     def __init__(self):
-        self._asked = False
-        self._before = None
-        # JAX's service has a handler of its own, which Python's would replace.
-        self._alone = jax.process_count() == 1
+        self._received = False
+        self._previous_handler = None
+        # JAX's service has its own handler, which Python's would replace.
+        self._single_process = jax.process_count() == 1
 
     def __enter__(self) -> Watch:
-        if self._alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._remember)
+        if self._single_process and threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGTERM, self._record)
         return self
 
     def __exit__(self, *error) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
     def reached(self, step: int) -> bool:
-        """Whether to save and end after this step; all processes hear it at the same one."""
-        if self._alone:
-            return self._asked
+        """Whether to save and stop after this step; all processes get True at the same step."""
+        if self._single_process:
+            return self._received
         return multihost_utils.reached_preemption_sync_point(step)
 
-    def _remember(self, number, frame) -> None:
-        self._asked = True
+    def _record(self, number, frame) -> None:
+        self._received = True

@@ -1,4 +1,4 @@
-"""What a run tells: progress lines, TensorBoard event files and CSV, tables."""
+"""Reports of a run: TensorBoard event files, CSV files, rates and plain-text tables."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cdsde.runtime.files import replacing
 
 
 class Writer:
-    """Scalars and images of a run, to TensorBoard event files and `metrics.csv`.
+    """Writes scalars and images of a run to TensorBoard event files and `metrics.csv`.
 
-    A resumed run appends; rows of steps after `resume_step`, written by a run that was killed
-    before its next checkpoint, are dropped, so that each step stands once.
+    A resumed run appends. Rows of steps after `resume_step`, from a run that was killed before its
+    next checkpoint, are dropped, so each step has one row.
     """
 
     def __init__(self, folder, resume_step: int = 0):
-        # Imported here: it looks for PyTorch, which takes seconds where that is installed.
+        # Imported here: tensorboardX imports PyTorch where it is installed, which takes seconds.
         from tensorboardX import SummaryWriter
 
         self._folder = Path(folder)
@@ -35,7 +35,7 @@ class Writer:
         self._events = SummaryWriter(str(self._folder), purge_step=resume_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One row: floats by name, at `step`."""
+        """Writes one row: the values by name, at `step`."""
         row = {"step": step, **{k: f"{v:.6g}" for k, v in values.items()}}
         new_columns = bool(self._rows) and set(row) != set(self._rows[0])
         self._rows.append(row)
@@ -48,43 +48,43 @@ class Writer:
             self._events.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """uint8 `[H, W, 3]`."""
+        """Writes an image, uint8 `[H, W, 3]`, to the event file."""
         self._events.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush and close the event file."""
+        """Flushes and closes the event file."""
         self._events.close()
 
     def _columns(self) -> list[str]:
         return list(dict.fromkeys(k for row in self._rows for k in row))
 
     def _write_rows(self) -> None:
-        # Replaced, not rewritten in place: a kill between must not cost the rows so far.
+        # Replaced, not rewritten in place: a kill must not lose the rows so far.
         with replacing(self._csv) as temporary, temporary.open("w", newline="") as f:
-            w = csv.DictWriter(f, self._columns() or ["step"])
-            w.writeheader()
-            w.writerows(self._rows)
+            writer = csv.DictWriter(f, self._columns() or ["step"])
+            writer.writeheader()
+            writer.writerows(self._rows)
 
 
 class Rate:
-    """Steps a second since this process began, and the time that is left."""
+    """Measures steps per second since it was created, and estimates the remaining time."""
 
     def __init__(self, first: int, last: int):
         self._first, self._last, self._begin = first, last, time.monotonic()
 
     def restart(self, step: int) -> None:
-        """Count from here (after the compilation, which would spoil the rate)."""
+        """Measures from this step on: the compilation before it would lower the rate."""
         self._first, self._begin = step, time.monotonic()
 
     def __call__(self, step: int) -> tuple[float, str]:
-        """Steps a second and the remaining time as h:mm:ss."""
+        """Returns steps per second, and the remaining time as h:mm:ss."""
         rate = (step - self._first) / max(time.monotonic() - self._begin, 1e-9)
         left = (self._last - step) / rate if rate > 0 else math.inf
         return rate, duration(left)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss; "?" where unknown."""
+    """Formats seconds as h:mm:ss; "?" where they are not finite."""
     if not math.isfinite(seconds):
         return "?"
     minutes, s = divmod(int(seconds), 60)
@@ -92,7 +92,7 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: list[list[str]], header: list[str]) -> str:
-    """A plain-text table, first column left, the others right aligned."""
+    """Formats a plain-text table: the first column left-aligned, the others right-aligned."""
     cells = [header] + rows
     widths = [max(len(r[c]) for r in cells) for c in range(len(header))]
 

@@ -1,7 +1,6 @@
-"""What a program writes beside its results: where they go, what they were made with.
+"""Records of results: the output folder, the file names, and the settings that made the results.
 
-A record decides whether two runs made the same thing: `claim` refuses a folder whose results were
-made with other settings.
+Two runs with the same record make the same results: `claim` rejects a folder with another record.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from cdsde import config as config_lib
 from cdsde.runtime.files import write_json
 from cdsde.version import __version__
 
-RECORD = "settings.json"  # beside the images: what they were made with
-SHEET = "sheet.png"  # beside them too: the first of them at a glance
+RECORD = "settings.json"  # beside the images: the settings that made them
+SHEET = "sheet.png"  # beside the images: a contact sheet of the first ones
 
 
-# Keys of earlier versions in the records of results, and the value that changed nothing.
+# Keys of earlier versions in records, and the value without an effect.
 RETIRED = {
     "contrastive_sde": {"reference": "perturbed", "band": 0, "cutoff": 0, "domain_band": 0},
     "egsde": {"domain_band": 0},
@@ -37,14 +36,16 @@ RETIRED = {
 
 
 def output_folder(config: ConfigDict, workdir) -> Path:
-    """`config.sample.output`, or WORKDIR/samples/METHOD (of an editor WORKDIR/edits/METHOD).
+    """The folder of results: `config.sample.output`, or by default WORKDIR/samples/METHOD.
+
+    For an editor the default is WORKDIR/edits/METHOD.
 
     Raises:
-      ValueError: it is a file.
+      ValueError: the folder is a file.
     """
     kind = "edits" if config.method in config_lib.EDITORS else "samples"
-    given = config.sample.output
-    folder = Path(workdir) / kind / config.method if given is None else Path(given)
+    output = config.sample.output
+    folder = Path(workdir) / kind / config.method if output is None else Path(output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(
             f"results go to '{folder}', which is a file; choose another --config.sample.output"
@@ -53,27 +54,33 @@ def output_folder(config: ConfigDict, workdir) -> Path:
 
 
 def output_names(ids: Sequence[str]) -> list[str]:
-    """One PNG name per input: its stem, or its whole name where two stems are the same.
+    """One PNG name per input: its stem, or its full name where two inputs have the same stem.
 
-    No input takes the name of the contact sheet.
+    No input gets the name of the contact sheet.
     """
-    whole = [str(name).replace("/", "_") for name in ids]
-    stems = [Path(name).stem if Path(name).suffix else name for name in whole]
+    full = [str(name).replace("/", "_") for name in ids]
+    stems = [Path(name).stem if Path(name).suffix else name for name in full]
     count = Counter([*stems, Path(SHEET).stem])
-    names = [f"{w if count[s] > 1 else s}.png" for s, w in zip(stems, whole, strict=True)]
-    # Such as a.jpg, a.png and a.jpg.png.
-    return names if len(set(names)) == len(names) else [f"{w}.png" for w in whole]
+    names = [f"{f if count[s] > 1 else s}.png" for s, f in zip(stems, full, strict=True)]
+    # Names may still collide, such as those of a.jpg, a.png and a.jpg.png.
+    return names if len(set(names)) == len(names) else [f"{f}.png" for f in full]
 
 
 def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict:
-    """What decides the pixels of a translation's results."""
+    """The settings that determine the pixels of a translation.
+
+    Args:
+      config: the config of the run.
+      origins: where each network's weights come from, by name.
+      source: the input images.
+    """
     plain = json.loads(config.to_json_best_effort())
     for key in ("input", "output", "batch_size", "limit", "sheet", "trajectory"):
         plain["sample"].pop(key)
     record = {key: plain[key] for key in ("method", "dtype", "sde", "sample")}
     record[config.method] = json.loads(config_lib.method_settings(config).to_json())
     record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}
-    # Keys that came later are left out where they change nothing: older results are still those.
+    # Newer keys are left out where they have no effect, so that records of older results match.
     for part, key, neutral in (("sample", "match_colours", 0), ("data", "fit", "crop")):
         if record[part].get(key) == neutral:
             del record[part][key]
@@ -83,13 +90,13 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     else:
         record["start"] = config_lib.start_index(config)
     record["weights"] = origins
-    # Without the number of images: one may be added, or a broken one taken away, in between.
+    # Without the number of images: users may add images or remove broken ones between runs.
     record["input"] = re.sub(r" of \d+ images", "", repr(source))
     return record
 
 
 def as_of_today(record: dict) -> dict:
-    """A record of an earlier version as this one would write it."""
+    """Converts a record of an earlier version to the current format."""
     record = json.loads(json.dumps(record))
     for group, neutral in RETIRED.items():
         settings = record.get(group, {})
@@ -102,15 +109,15 @@ def as_of_today(record: dict) -> dict:
 
 
 def claim(folder: Path, record: dict, names: Sequence[str]) -> None:
-    """Make a folder of results, and write the record of a run's settings into it.
+    """Creates the folder of a run's results and writes the run's record into it.
 
     Args:
-      folder: of the results.
-      record: what decides the pixels.
-      names: of the results.
+      folder: the folder of the results.
+      record: the settings that determine the pixels.
+      names: file names of the results.
 
     Raises:
-      ValueError: the folder holds results with another record, or files that are no results.
+      ValueError: the folder contains results with another record, or other files with these names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD
@@ -123,7 +130,7 @@ def claim(folder: Path, record: dict, names: Sequence[str]) -> None:
                 f"{', '.join(changed)}); delete it or choose another --config.sample.output"
             )
     elif jax.process_index() == 0:
-        # Without a record it is no result, and would pass for one (the input folder, for example).
+        # A file without a record is not a result but would count as one (in an input folder, say).
         if foreign := next((name for name in names if (folder / name).exists()), None):
             raise ValueError(
                 f"{folder} holds {foreign}, which is no result of --mode=sample (there is no "
@@ -133,7 +140,7 @@ def claim(folder: Path, record: dict, names: Sequence[str]) -> None:
 
 
 def provenance() -> dict:
-    """What is needed to repeat a result beside its config: versions, commit, hardware, time."""
+    """The facts needed to repeat a result beside its config: versions, commit, hardware, time."""
     packages = ("jax", "jaxlib", "flax", "numpy", "scipy", "Pillow", "dm-pix")
     return {
         "cdsde": __version__,
@@ -146,9 +153,9 @@ def provenance() -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it is installed.
+    """The commit of the checkout that contains this package; None outside a checkout.
 
-    "-dirty" is said of the package's code and the configs, not of what a benchmark writes.
+    "-dirty" marks changes of the package's code or the configs; a benchmark's output is ignored.
     """
     commit = _git("describe", "--always", "--abbrev=12")
     changed = commit and _git("status", "--porcelain", "--", ".", "../configs")
@@ -157,7 +164,7 @@ def _commit() -> str | None:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", *arguments],
             cwd=Path(__file__).parents[1],
             capture_output=True,
@@ -166,4 +173,4 @@ def _git(*arguments: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return process.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Parameter trees as flat dicts, and the digest that names a network in results."""
+"""Parameter trees as flat dicts, and the digest that identifies a network in records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def flatten(params) -> dict[str, np.ndarray]:
-    """Nested parameter dicts → {"a/b/kernel": array}."""
+    """Flattens nested parameter dicts to {"a/b/kernel": array}."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(k.key for k in path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -27,7 +27,7 @@ def unflatten(flat: dict[str, np.ndarray]) -> dict:
 
 
 def digest(params) -> str:
-    """SHA-256 over names, shapes and values of a parameter tree: names the network in results."""
+    """SHA-256 of names, shapes, dtypes and values of a parameter tree, as hexadecimal digits."""
     h = hashlib.sha256()
     for name, value in sorted(flatten(params).items()):
         h.update(f"{name}{value.shape}{value.dtype}".encode())

@@ -1,1 +1,1 @@
-"""What programs cost: compiled ahead for TPUs that are not there, and timed where they run."""
+"""The cost of programs: compiled ahead of time for TPUs, or timed on this machine."""

@@ -1,9 +1,9 @@
-"""How fast the parts and the whole are here: `bash launch/bench.sh`.
+"""Times the programs on this machine: `bash launch/bench.sh`.
 
-Prints, for each program, the time of a call, images a second, FLOP/s (by the compiler's count) and
-their share of what a large matrix product reaches on the same device; then the input pipeline, and
-the published PyTorch step where a checkout of it is named. Weights are random: what a program costs
-does not depend on them.
+Prints, for each program, the time of a call, images per second, FLOP/s (by the compiler's count)
+and their share of the FLOP/s of a large matrix product on the same device; then the input pipeline
+and, given a checkout, the published PyTorch step. Weights are random: the time of a program does
+not depend on them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from cdsde.config import command_line
 from cdsde.runtime import files, mesh, records
 from cdsde.scaling import programs, timing
 
-OF_EDITS = ("edit",)  # parts of a config whose method edits by words
-PARTS = ("forward", "energies", "step", "train", "input", "evaluate")  # of the others
-STEPS = 4  # of the sampler that is timed; a step is a fourth of it
+OF_EDITS = ("edit",)  # parts of configs with an editor
+PARTS = ("forward", "energies", "step", "train", "input", "evaluate")  # parts of other configs
+STEPS = 4  # steps of the timed sampler; the time of one step is a fourth of its time
 HEADER = (
     "program",
     "images",
@@ -69,11 +69,11 @@ def made(config, part: str, devices, images: int) -> list[programs.Program]:
 
 
 def row(program: programs.Program, timed: timing.Timing, peak: float) -> tuple[str, ...]:
-    """A row of the table; of a loop, one trip."""
+    """A row of the table; for a loop, the cost of one trip."""
     seconds, flops = timed.seconds / program.trips, timed.flops / program.trips
     rate = flops / seconds
     name = f"{program.name}, one step" if program.trips > 1 else program.name
-    told = (
+    rates = (
         f"{1e3 * seconds:.0f}",
         f"{program.images / seconds:.2f}",
         f"{rate / 1e9:.0f}",
@@ -83,14 +83,14 @@ def row(program: programs.Program, timed: timing.Timing, peak: float) -> tuple[s
         name,
         str(program.images),
         f"{flops / 1e9:.0f}",
-        *([""] * 4 if math.isnan(seconds) else told),  # it was only compiled
+        *([""] * 4 if math.isnan(seconds) else rates),  # nan: it was only compiled
         f"{timed.compiled:.0f}",
         f"{timed.temporaries / 2**30:.2f}",
     )
 
 
 def input_rate(image_size: int, workers: int, batch: int = 16, seconds: float = 5.0) -> float:
-    """Images a second of the training stream: JPEGs of 512² from disk, resized and flipped."""
+    """Images per second of the training stream: JPEGs of 512² from disk, resized and flipped."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         for n in range(64):
@@ -112,7 +112,7 @@ def input_rate(image_size: int, workers: int, batch: int = 16, seconds: float = 
 
 
 class _Uncached:
-    """A source that says it is too large to be kept in memory."""
+    """A source with a length too large for the loader to cache its images."""
 
     def __init__(self, source):
         self._source = source
@@ -125,16 +125,16 @@ class _Uncached:
 
 
 def published(checkout: str, interpreter: str, images: int) -> dict:
-    """Seconds of the published step and its parts, in another interpreter.
+    """Seconds of the published step and its parts, timed by another interpreter.
 
     Raises:
-      ValueError: it did not run; the last line of what it said.
+      ValueError: the step failed; the message has the last line of its output.
     """
     command = [interpreter, str(PUBLISHED), checkout, f"--images={images}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
-        raise ValueError(f"the published step did not run in {interpreter}: {said}")
+        message = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ValueError(f"the published step did not run in {interpreter}: {message}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -142,11 +142,11 @@ def bench(argv=None) -> None:
     """Entry point of `python -m cdsde.scaling.bench`."""
     parser = argparse.ArgumentParser(prog="cdsde.scaling.bench", description=__doc__)
     parser.add_argument("--config", default="cat2dog", help="a config, as for cdsde.main")
-    parser.add_argument("--images", default="1", help="images a call: 1,8")
-    parser.add_argument("--parts", help=f"some of {','.join(PARTS)}; of edits by words: edit")
+    parser.add_argument("--images", default="1", help="images per call: 1,8")
+    parser.add_argument("--parts", help=f"some of {','.join(PARTS)}; edits by words: edit")
     parser.add_argument("--repeat", type=int, default=3, help="runs; 0: compile only")
-    parser.add_argument("--output", help="FILE.json for the numbers")
-    parser.add_argument("--published", help="a checkout of EGSDE, to be timed beside it")
+    parser.add_argument("--output", help="FILE.json of the results")
+    parser.add_argument("--published", help="a checkout of EGSDE, timed for comparison")
     parser.add_argument("--python", default=sys.executable, help="its interpreter, with PyTorch")
     try:
         rest, overrides = command_line.split_overrides(sys.argv[1:] if argv is None else argv)
@@ -154,7 +154,7 @@ def bench(argv=None) -> None:
         sys.exit(f"error: {error}")
     args = parser.parse_args(rest)
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's workers look at them
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read the flags
     try:
         _run(args, overrides)
     except (ValueError, OSError, command_line.UserError) as error:
@@ -192,19 +192,19 @@ def _run(args, overrides: dict) -> None:
             rate = input_rate(config.data.image_size, workers)
             rows.append((f"input, {workers} workers", "16", "", "", f"{rate:.1f}", "", "", "", ""))
             print("| " + " | ".join(rows[-1]) + " |", flush=True)
-    beside = None
+    times = None
     if args.published:
         images = int(args.images.split(",")[0])
-        beside = published(args.published, args.python, images)
+        times = published(args.published, args.python, images)
         print(
-            f"\npublished step, PyTorch {beside['torch']}, {beside['device']}, {images} image(s): "
-            f"{beside['step']:.2f} s (score {beside['score']:.2f} s)"
+            f"\npublished step, PyTorch {times['torch']}, {times['device']}, {images} image(s): "
+            f"{times['step']:.2f} s (score {times['score']:.2f} s)"
         )
         if images in step:
-            print(f"cdsde is {beside['step'] / step[images]:.2f} times as fast")
+            print(f"cdsde is {times['step'] / step[images]:.2f} times as fast")
     if args.output:
         record = {"made": records.provenance(), "device": kind, "peak_flops": peak}
-        record |= {"config": args.config, "overrides": overrides, "published": beside}
+        record |= {"config": args.config, "overrides": overrides, "published": times}
         files.write_json(Path(args.output), {**record, "columns": HEADER, "rows": rows})
 
 

@@ -1,4 +1,4 @@
-"""What a TPU chip can do, from Google's public pages (cloud.google.com/tpu/docs/v5e)."""
+"""Published rates of TPU chips (cloud.google.com/tpu/docs/v5e)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ class Chip(NamedTuple):
     """A kind of chip.
 
     Attributes:
-      name: as topologies are named, `v5e:2x4`.
-      flops: bfloat16 multiplications and additions a second.
-      bandwidth: bytes a second from its memory.
-      links: bytes a second to its neighbours, all links together.
+      name: prefix of topology names, as in `v5e:2x4`.
+      flops: bfloat16 FLOP/s.
+      bandwidth: memory bandwidth, bytes/s.
+      links: bandwidth to its neighbours, all links together, bytes/s.
       memory: bytes.
-      shapes: the slice for a number of chips.
+      shapes: `{number of chips: shape of the slice}`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Reading compiled programs: which collectives they hold, and how much each moves."""
+"""Counts the collectives of compiled programs and the bytes that they move."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8}
 _SHAPE = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
-# `-done` halves of asynchronous collectives would count them twice.
+# Not `-done`, the second half of an asynchronous collective, which would count it twice.
 _LINE = re.compile(r"= (?P<result>.*?) (?P<kind>" + "|".join(KINDS) + r")(?P<start>-start)?\(")
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """`{kind: (how many, bytes of their results on one device)}` of a compiled module's text.
+    """`{kind: (number, bytes of the results on one device)}` of a compiled module's text.
 
-    One inside a loop counts once, like the loop's other costs.
+    A collective inside a loop counts once, as do all costs of a loop.
     """
     number, size = Counter(), Counter()
     for line in text.splitlines():
@@ -25,7 +25,8 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
             kind = match["kind"]
             shapes = [_size(*shape) for shape in _SHAPE.findall(match["result"])]
             number[kind] += 1
-            # An asynchronous one's result holds its operands too; the largest part is what arrives.
+            # The result of an asynchronous collective includes its operands; the largest shape is
+            # the data that arrives.
             size[kind] += max(shapes, default=0) if match["start"] else sum(shapes)
     return {kind: (number[kind], size[kind]) for kind in KINDS if number[kind]}
 

@@ -1,7 +1,6 @@
-"""The programs whose cost matters, as jitted functions and the shapes that they take.
+"""The programs whose cost is measured, as jitted functions and the shapes of their arguments.
 
-Nothing runs here and no array is made: a `Program` can be lowered and compiled for devices that
-this machine does not have.
+No array is allocated: a `Program` can be compiled for devices that this machine does not have.
 """
 
 from __future__ import annotations
@@ -28,16 +27,15 @@ from cdsde.weights import diffusers
 
 
 class Program(NamedTuple):
-    """Something that can be compiled.
+    """A jitted function with the shapes of its arguments.
 
     Attributes:
-      name: for a table.
-      function: jitted.
+      name: its name in tables.
+      function: the jitted function.
       arguments: ShapeDtypeStructs with shardings.
-      images: how many one call works on, over all devices.
-      trips: how often the body of its loop runs in one call; a compiler's cost of a loop is that of
-        one trip.
-      carries: its first result is its next first argument, whose memory it takes.
+      images: images per call, over all devices.
+      trips: iterations of its loop per call; the compiler counts the cost of one.
+      carries: whether its first argument is donated and replaced by its first result.
     """
 
     name: str
@@ -48,19 +46,19 @@ class Program(NamedTuple):
     carries: bool = False
 
     def lower(self):
-        """The program in XLA's terms, not yet compiled."""
+        """Lower the function to an uncompiled XLA program."""
         return self.function.lower(*self.arguments)
 
 
 def _abstract(tree, shardings):
     return jax.tree.map(
-        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )
 
 
 def _everywhere(tree, devices):
-    at = mesh.replicated(devices)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
+    sharding = mesh.replicated(devices)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _rows(shape, dtype, devices):
@@ -72,9 +70,9 @@ def train_step(config: ConfigDict, stage: str, devices, batch: int) -> Program:
     config = config.copy_and_resolve_references()
     config.train.batch_size = batch
     step, init = loop.compiled(config, stage, stages.make(config, stage), devices)
-    begun = jax.eval_shape(init)
-    # The place of each array is what `init` is compiled for.
-    state = _abstract(begun, mesh.network_sharded(begun, devices))
+    shapes = jax.eval_shape(init)
+    # The same shardings as in `loop.compiled`.
+    state = _abstract(shapes, mesh.network_sharded(shapes, devices))
     size = config.data.image_size
     images = {
         "image": _rows((batch, size, size, 3), jnp.uint8, devices),
@@ -120,7 +118,7 @@ def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
 
 
 def translation(config: ConfigDict, devices, batch: int) -> Program:
-    """The sampler of the config's method, all of its steps."""
+    """The compiled translation of the config's method, with all steps."""
     size = config.data.image_size
     levels = compiled.levels(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -148,7 +146,7 @@ TOKENS, TEXT_WIDTH = 77, 768  # of the text encoder of SD-1.x
 
 
 def _latent_diffusion(config: ConfigDict, devices, batch: int):
-    """SD-1.x without its weights: the model, its shapes, and those of latents, texts, key."""
+    """SD-1.x without weights: the model, and shapes of latents, texts and key."""
     dtype, size = jnp.dtype(config.dtype), config.data.image_size
     unet, vae = UNet(dtype=dtype, remat=config.remat), AutoencoderKL(dtype=dtype)
     side = size // 8
@@ -160,8 +158,8 @@ def _latent_diffusion(config: ConfigDict, devices, batch: int):
         "unet": jax.eval_shape(unet.init, key, z, one, text),
         "vae": jax.eval_shape(vae.init, key, picture),
     }
-    # Without what the networks keep of a pass (attention maps, features).
-    shapes = {name: {"params": found["params"]} for name, found in shapes.items()}
+    # Parameters only, without the collections of a forward pass (attention maps, features).
+    shapes = {name: {"params": variables["params"]} for name, variables in shapes.items()}
     schedule = ladders.LatentSchedule(schedules.scaled_linear().alpha_bar)
     sd = pipeline.Model(unet, vae, shapes, diffusers.SCALING_FACTOR, schedule, None, {})
     latents = _rows((batch, side, side, 4), jnp.float32, devices)
@@ -170,7 +168,7 @@ def _latent_diffusion(config: ConfigDict, devices, batch: int):
 
 
 def edit_steps(config: ConfigDict, devices, batch: int) -> Program:
-    """The denoising steps of a guided edit by words, with SD-1.x's U-Net."""
+    """The guided denoising steps of an edit by words, with SD-1.x's U-Net."""
     e = config.edit
     sd, latents, texts, key = _latent_diffusion(config, devices, batch)
     down = ladders.sampling(sd.schedule, e.steps)
@@ -184,9 +182,9 @@ def edit_steps(config: ConfigDict, devices, batch: int) -> Program:
 
 
 def edit(config: ConfigDict, devices, batch: int) -> Program:
-    """A whole edit with SD-1.x: encoding, inversion, guided denoising, decoding.
+    """A complete edit with SD-1.x: encoding, inversion, guided denoising, decoding.
 
-    A compiler's cost of it has one trip of each of its loops.
+    The compiler counts one trip of each of its loops.
     """
     size = config.data.image_size
     sd, _, texts, key = _latent_diffusion(config, devices, batch)
@@ -202,7 +200,7 @@ def edit(config: ConfigDict, devices, batch: int) -> Program:
 
 
 def evaluation(name: str, devices, batch: int, size: int) -> Program:
-    """The features of `batch` pictures by a network of `features`, without its weights."""
+    """The feature extraction of `batch` images by "inception" or "efficientnet_lite0"."""
     module = {"inception": features.InceptionV3, "efficientnet_lite0": features.EfficientNetLite0}[
         name
     ]()

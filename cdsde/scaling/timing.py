@@ -1,4 +1,4 @@
-"""Running a `Program` with made-up arguments, and how long it takes."""
+"""Times a `Program` with random arguments."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cdsde.scaling.programs import Program
 
 
 class Timing(NamedTuple):
-    """What a program took here.
+    """Time and memory of a program on this machine.
 
     Attributes:
-      seconds: median of a call; nan where it was only compiled.
+      seconds: median time of a call; nan if it was only compiled.
       compiled: seconds of tracing and compiling.
-      flops: of one call, by the compiler's count.
-      temporaries: bytes beside arguments and results.
+      flops: FLOPs of one call, by the compiler's count.
+      temporaries: bytes of temporary memory.
     """
 
     seconds: float
@@ -31,7 +31,7 @@ class Timing(NamedTuple):
 
 
 def arguments(program: Program):
-    """Arrays of the program's shapes: small random numbers, which cost what real ones do."""
+    """Arrays of the program's shapes, of small random numbers; their values do not affect time."""
     rng = np.random.default_rng(0)
 
     def make(leaf):
@@ -47,7 +47,7 @@ def arguments(program: Program):
 
 
 def measure(program: Program, repeat: int = 3) -> Timing:
-    """Compile, run once to warm up, and `repeat` times more; with 0 only compile."""
+    """Compile, run once to warm up, then time `repeat` runs; with 0, only compile."""
     begin = time.perf_counter()
     compiled = program.lower().compile()
     spent = time.perf_counter() - begin
@@ -57,7 +57,7 @@ def measure(program: Program, repeat: int = 3) -> Timing:
         begin = time.perf_counter()
         out = jax.block_until_ready(compiled(first, *rest))
         times.append(time.perf_counter() - begin)
-        if program.carries:  # its first argument's memory was given away
+        if program.carries:  # the first argument was donated
             first = out[0]
     return Timing(
         statistics.median(times[1:]) if repeat else math.nan,
@@ -68,7 +68,7 @@ def measure(program: Program, repeat: int = 3) -> Timing:
 
 
 def peak(dtype=jnp.float32, size: int = 4096, repeat: int = 5) -> float:
-    """The best FLOP/s of a large matrix product here, all devices together left aside."""
+    """The best FLOP/s of a large matrix product on one device."""
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: a @ b)
     product(a, a).block_until_ready()

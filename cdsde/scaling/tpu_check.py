@@ -1,11 +1,11 @@
-"""What a 256² configuration costs on TPU slices that are not there: compiled ahead of time.
+"""The cost of a 256² configuration on TPU slices, compiled ahead of time on a CPU host.
 
     python -m cdsde.scaling.tpu_check --configs=cat2dog --chips=8,64 --programs=score,sample
 
-libtpu compiles for a described slice on a CPU host; memory, FLOPs, bytes and collectives are the
-compiler's own, per chip. The roofline is a bound, not a measurement: the time in which a chip at
-its published rates does the arithmetic, moves the bytes and exchanges the collectives, whichever
-takes longest. Of a loop the compiler counts one trip: such times are multiplied by the trips.
+libtpu compiles for a described slice; memory, FLOPs, bytes and collectives are the compiler's
+numbers, per chip. The roofline is a bound, not a measurement: the longest of the times that a chip
+at its published rates needs for the arithmetic, for moving the bytes and for the collectives. The
+compiler counts one trip of a loop; the table multiplies by the number of trips.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from cdsde.scaling import chips
 CHIP = chips.V5E
 TRAINING = ("score", "encoder", "classifier")
 PROGRAMS = (*TRAINING, "sample", "evaluate")
-OF_EDITS = ("edit", "edit_steps")  # of a config whose method edits by words
+OF_EDITS = ("edit", "edit_steps")  # programs of configs with an editor
 
 
 class Cost(NamedTuple):
-    """What one call costs one chip.
+    """The cost of one call, per chip.
 
     Attributes:
-      memory: bytes: arguments, results that do not take an argument's place, and temporaries.
-      arguments, temporaries: parts of it.
-      flops, bytes: of arithmetic and of its memory's traffic.
-      collectives: `{kind: (how many, bytes)}`.
+      memory: bytes of arguments, of results that do not reuse an argument's memory, and of
+        temporaries.
+      arguments, temporaries: bytes, parts of `memory`.
+      flops: FLOPs.
+      bytes: memory traffic.
+      collectives: `{kind: (number, bytes)}`.
     """
 
     memory: int
@@ -45,13 +47,13 @@ class Cost(NamedTuple):
 
 
 def cost(compiled) -> Cost:
-    """Read off a compiled program."""
+    """The cost of a compiled program."""
     from cdsde.scaling import hlo
 
     m, c = compiled.memory_analysis(), compiled.cost_analysis()
-    whole = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
+    total = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
     return Cost(
-        memory=whole - m.alias_size_in_bytes,
+        memory=total - m.alias_size_in_bytes,
         arguments=m.argument_size_in_bytes,
         temporaries=m.temp_size_in_bytes,
         flops=c["flops"],
@@ -61,7 +63,7 @@ def cost(compiled) -> Cost:
 
 
 def roofline(cost: Cost, chip) -> tuple[float, str]:
-    """The least time of a call in seconds, and what bounds it."""
+    """A lower bound of a call's time in seconds, and the resource that bounds it."""
     moved = sum(size for _, size in cost.collectives.values())
     times = {
         "arithmetic": cost.flops / chip.flops,
@@ -73,7 +75,7 @@ def roofline(cost: Cost, chip) -> tuple[float, str]:
 
 
 def describe(program, cost: Cost, chip, mesh, seconds: float) -> list[str]:
-    """A row of the table."""
+    """A row of the table; `seconds` is the compile time."""
     time_of, bound = roofline(cost, chip)
     time_of *= program.trips
     gib = 2**30
@@ -130,18 +132,18 @@ def build(name: str, config, devices, batch: int):
 
 
 def arguments(argv) -> tuple[argparse.Namespace, dict]:
-    """What the command line says, and the overrides of the configs; exits where it is wrong."""
+    """The parsed command line, and the overrides of the configs; exits if it is invalid."""
     parser = argparse.ArgumentParser(prog="cdsde.scaling.tpu_check", description=__doc__)
     parser.add_argument("--configs", default="cat2dog,male2female", help="names of configs")
     parser.add_argument("--chips", default="8,64,256", help="sizes of v5e slices")
     parser.add_argument("--fsdp", default="1,8", help="sizes of the fsdp axis, for training")
     parser.add_argument(
-        "--programs", help=f"{','.join(PROGRAMS)}; of edits by words {','.join(OF_EDITS)}"
+        "--programs", help=f"{','.join(PROGRAMS)}; edits by words: {','.join(OF_EDITS)}"
     )
-    parser.add_argument("--images", type=int, default=8, help="images a chip")
-    # At O0 a program takes a minute on 2 CPU cores, at O1 more than ten; what it fuses less it
-    # counts as traffic, so that memory and time are bounds from above.
-    parser.add_argument("--effort", default="O0", help="of the compiler: O0 to O3")
+    parser.add_argument("--images", type=int, default=8, help="images per chip")
+    # O0 compiles a program in a minute on 2 CPU cores, O1 in more than ten. O0 fuses less, which
+    # adds memory traffic, so that memory and time are upper bounds.
+    parser.add_argument("--effort", default="O0", help="the compiler's effort: O0 to O3")
     try:
         rest, overrides = command_line.split_overrides(argv)
     except command_line.UserError as error:
@@ -160,7 +162,7 @@ def arguments(argv) -> tuple[argparse.Namespace, dict]:
 def check(argv=None) -> None:
     """Entry point of `python -m cdsde.scaling.tpu_check`."""
     args, overrides = arguments(sys.argv[1:] if argv is None else argv)
-    # Before JAX is loaded: this host is no TPU, and another compilation may be under way.
+    # Before JAX is imported: this host has no TPU, and other processes may be compiling.
     os.environ.update(
         JAX_PLATFORMS="cpu",
         TPU_SKIP_MDS_QUERY="1",
@@ -187,7 +189,7 @@ def check(argv=None) -> None:
 
 
 def _check_slice(config_name: str, count: int, args, overrides: dict) -> list[str]:
-    """Print a row for each program on a slice of `count` chips; returns those too large for it."""
+    """Print a row per program on a slice of `count` chips; returns those that do not fit."""
     from jax.experimental import topologies
 
     from cdsde import api

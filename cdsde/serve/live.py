@@ -1,8 +1,8 @@
-"""One picture at a time, shown on its way; sliders move without a program being compiled again.
+"""Live translations: one image at a time, with every intermediate state, without recompiling.
 
 A translation is two compiled functions, the start of a round and one step. Levels, weights and seed
-are their arguments, and any number of steps is a loop over the same step. Nothing is shared between
-two translations but these functions, so that a visitor who leaves disturbs nobody.
+are their arguments; any number of steps is a loop over the same step. Translations share only these
+functions, so that a visitor who leaves does not block others.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from cdsde.weights import resolve
 
 
 class State(NamedTuple):
-    """What there is to see.
+    """One state of a translation.
 
     Attributes:
-      step, steps: how far it is.
-      picture: uint8 `[S, S, 3]`, the state after that step.
-      metrics: to the source, by name; empty before the last step.
+      step, steps: number of finished steps, and of all steps.
+      picture: uint8 `[S, S, 3]`, the state after `step`.
+      metrics: `{name: value}` to the source; empty before the last step.
     """
 
     step: int
@@ -41,13 +41,13 @@ class State(NamedTuple):
 
 
 class Slider(NamedTuple):
-    """A number that a visitor may change.
+    """A setting that a visitor may change.
 
     Attributes:
-      title: what it is called.
-      value: the task's own.
+      title: its label.
+      value: the task's value.
       least, most: its range.
-      whole: whether it is a whole number.
+      whole: whether it is an integer.
     """
 
     title: str
@@ -58,73 +58,77 @@ class Slider(NamedTuple):
 
 
 class Translator:
-    """Translates pictures by the methods of a task; each method is compiled when first asked for.
+    """Translates images by the methods of a task; a method is loaded and compiled at first use.
 
     Args:
       config: the task.
-      workdir: where checkpoints are looked for before `config.weights`.
+      workdir: the folder whose checkpoints have precedence over `config.weights`.
     """
 
     def __init__(self, config: ConfigDict, workdir):
         self.config, self._workdir = config, workdir
         self._programs: dict = {}
-        self._lock = threading.Lock()  # held while networks are loaded, never while it translates
+        self._lock = threading.Lock()  # held while networks are loaded, not during a translation
 
     def methods(self) -> list[str]:
-        """The methods whose networks are there."""
+        """The methods whose networks are available."""
         return [m for m in (*config_lib.SDES, *config_lib.GANS) if self._has(m)]
 
     def source(self, picture: bytes | np.ndarray, name: str = "picture") -> np.ndarray:
-        """What the networks see of a picture, uint8 `[S, S, 3]`.
+        """The picture as the networks' input, uint8 `[S, S, 3]`.
+
+        Args:
+          picture: an encoded file, or uint8 `[H, W, 3]`.
+          name: its name in error sentences.
 
         Raises:
-          ValueError: it is none that can be read.
+          ValueError: the picture cannot be decoded.
         """
         pixels = picture if isinstance(picture, np.ndarray) else decode(picture, name)
         return inputs.reading(self.config)(pixels)
 
     def sliders(self, method: str) -> dict[str, Slider]:
-        """The method's settings that a page shows, by name."""
+        """`{name: slider}` of the method's settings that the page shows."""
         if method not in config_lib.SDES:
             return {}
-        own = self.settings(method)
-        shown = {}
+        config = self.settings(method)
+        sliders = {}
         for name, setting in methods.METHODS[method].settings.items():
             if name == "start":
-                start = config_lib.start_index(own)
-                shown[name] = Slider(setting.slider, start, 1, own.sde.num_steps, True)
+                start = config_lib.start_index(config)
+                sliders[name] = Slider(setting.slider, start, 1, config.sde.num_steps, True)
             elif setting.slider:
-                value = own[method][name]
-                shown[name] = Slider(setting.slider, value, 0, 5 * value or 100, False)
-        return shown
+                value = config[method][name]
+                sliders[name] = Slider(setting.slider, value, 0, 5 * value or 100, False)
+        return sliders
 
     def steps(self, method: str) -> int:
-        """Network evaluations a round as the task has them; 1 for a generator."""
-        own = self.settings(method)
+        """Network evaluations per round in the task's config; 1 for a GAN."""
+        config = self.settings(method)
         if method not in config_lib.SDES:
             return 1
-        return own.sample.steps or config_lib.start_index(own)
+        return config.sample.steps or config_lib.start_index(config)
 
     def settings(
         self, method: str, values: Mapping[str, float] | None = None, steps=None, seed: int = 0
     ) -> ConfigDict:
-        """The task's config with what a visitor asks for.
+        """The task's config with a visitor's choices.
 
         Args:
-          method: of `methods()`.
-          values: of `sliders(method)`, by name; those left out stay as they are.
-          steps: network evaluations, at most the start level; None: the task's own.
-          seed: of the noise.
+          method: one of `methods()`.
+          values: `{name: value}` of `sliders(method)`; others keep the task's value.
+          steps: network evaluations, at most the start level; None: the task's.
+          seed: seed of the noise.
 
         Raises:
-          ValueError: a number out of range.
+          ValueError: a number is out of range.
         """
         config = self.config.copy_and_resolve_references()
         config.method = method
         config.sample.seed = int(seed)
         values = dict(values or {})
         if method not in config_lib.SDES:
-            config.sample.match_colours = 0  # a generator has no start to give colours to
+            config.sample.match_colours = 0  # a GAN has no start to match colours for
             values, steps = {}, None
         if (start := values.pop("start", None)) is not None:
             config.sample.start = int(start)
@@ -136,7 +140,7 @@ class Translator:
         return config
 
     def __call__(self, source: np.ndarray, config: ConfigDict) -> Iterator[State]:
-        """States of the translation of `source`, uint8 `[S, S, 3]`, the result last."""
+        """Yield the states of the translation of `source`, uint8 `[S, S, 3]`, the result last."""
         params, program = self._program(config.method)
         images, ids = source[None], np.array([image_id("picture")], np.uint32)
         if config.method in config_lib.GANS:
@@ -150,10 +154,10 @@ class Translator:
         steps = count * config.sample.rounds
         x = compiled.source(config, params, images)
         for r in range(config.sample.rounds):
-            carry = begin(params, images, ids, key, x, r, numbers.grid.alpha_bar[0])
+            carry, e = begin(params, images, ids, key, x, r, numbers.grid.alpha_bar[0])
             for k in range(count):
                 row = jax.tree.map(lambda column, k=k: column[k], rows)
-                carry = step(params, images, ids, key, carry, row, r)
+                carry = step(params, images, ids, key, carry, row, r, e)
                 x = carry[0]
                 picture = to_uint8(np.asarray(x))[0]
                 done = r * count + k + 1

@@ -1,7 +1,7 @@
-"""`--mode=serve`: a page on this machine to try methods on a picture (needs the extra "serve").
+"""`--mode=serve`: a local web page to try the methods on a picture (needs the extra "serve").
 
-Drop a picture, choose task, method and numbers; the denoising is shown as it goes, the metrics
-beside it. Which sliders there are is said by the method. Moving one compiles nothing (live.py).
+A visitor drops a picture and chooses task, method and settings; the page shows each step of the
+denoising and the metrics. The method defines the sliders; moving one compiles nothing (live.py).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from cdsde.diffusion import methods
 from cdsde.serve import live
 
 EXAMPLES = 12
-SHOWN = 320  # pixels of a picture's side on the page
-MOST_STEPS = 100  # of the slider
-# As many sliders as the method with the most of them has.
+SHOWN = 320  # target side of an enlarged picture, in pixels
+MOST_STEPS = 100  # maximum of the slider
+# The largest number of sliders of any method.
 SLIDERS = max(sum(bool(s.slider) for s in m.settings.values()) for m in methods.METHODS.values())
 ABOUT = (
     "Drop a picture (or click one below), choose a method, press **Translate**. "
@@ -35,11 +35,11 @@ ABOUT = (
 
 
 class Page:
-    """What the page does; the widgets call it.
+    """The logic of the page, without its widgets.
 
     Args:
-      config: the task of the command line; `config.serve.tasks` are offered beside it.
-      workdir: where checkpoints are looked for.
+      config: the task of the command line; the page also offers `config.serve.tasks`.
+      workdir: the folder of checkpoints.
 
     Raises:
       ValueError: no task has a trained network.
@@ -49,8 +49,8 @@ class Page:
         others = (api.load_config(path) for path in config.serve.tasks)
         configs = {config.task: config} | {c.task: c for c in others if c.task != config.task}
         self.translators = {}
-        for task, own in configs.items():
-            translator = live.Translator(own, workdir)
+        for task, config_of_task in configs.items():
+            translator = live.Translator(config_of_task, workdir)
             if translator.methods():
                 self.translators[task] = translator
             else:
@@ -63,26 +63,27 @@ class Page:
         self.task = next(iter(self.translators))  # the command line's, if it has networks
 
     def examples(self, task: str) -> list[np.ndarray]:
-        """Some pictures of the task's source domain, uint8; none where there is no data."""
+        """Up to `EXAMPLES` source pictures of the task, uint8 `[H, W, 3]`; [] without data."""
         config = self.translators[task].config
         try:
             source = open_split(config, config_lib.sources(config)[0], config.sample.split)
         except ValueError:
             return []
-        at = np.linspace(0, len(source) - 1, min(EXAMPLES, len(source))).astype(int)
-        return [source[int(j)]["image"] for j in at]
+        positions = np.linspace(0, len(source) - 1, min(EXAMPLES, len(source))).astype(int)
+        return [source[int(j)]["image"] for j in positions]
 
     def translate(self, task: str, method: str, picture, values, steps, seed) -> Iterator:
-        """States of the translation, `live.State`.
+        """Yield the states of a translation, `live.State`.
 
         Args:
-          task, method: as chosen.
+          task, method: the visitor's choice.
           picture: a path, or uint8 `[H, W, 3]`.
-          values: of the method's sliders, by name.
-          steps, seed: as they stand.
+          values: `{name: value}` of the method's sliders.
+          steps: network evaluations.
+          seed: seed of the noise.
 
         Raises:
-          ValueError: no picture, one that cannot be read, or a number out of range.
+          ValueError: there is no picture, it cannot be decoded, or a number is out of range.
         """
         if picture is None:
             raise ValueError("there is no picture yet: drop one, or click an example")
@@ -94,13 +95,13 @@ class Page:
 
 
 def shown(picture: np.ndarray) -> np.ndarray:
-    """A small picture enlarged by whole pixels, so that it stays as it is."""
+    """A small picture enlarged by an integer factor, without interpolation."""
     factor = max(1, SHOWN // picture.shape[0])
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 class _Widgets:
-    """The widgets of a page, and what they do when something is chosen."""
+    """The event handlers of the page's widgets."""
 
     def __init__(self, gr, page: Page):
         self.gr, self.page = gr, page
@@ -109,7 +110,7 @@ class _Widgets:
         return self.page.translators[task].methods()
 
     def sliders(self, task: str, method: str) -> list[dict]:
-        """Properties of every slider of the page, then of the steps; unused ones are hidden."""
+        """Properties of all setting sliders, then of the steps slider; unused ones are hidden."""
         translator = self.page.translators[task]
         properties = [
             dict(
@@ -161,7 +162,7 @@ class _Widgets:
 
 
 def build(page: Page):
-    """The page, a `gradio.Blocks`.
+    """Build the page, a `gradio.Blocks`.
 
     Raises:
       ImportError: Gradio is not installed.
@@ -187,7 +188,7 @@ def build(page: Page):
             with gr.Column(scale=1):
                 task = gr.Dropdown(list(page.translators), value=page.task, label="Task")
                 method = gr.Radio(widgets.methods(page.task), value=first, label="Method")
-                # No check of the kind of file here: what is none gets its sentence from decode.
+                # No check of the file type here: `decode` raises the error sentence.
                 upload = gr.File(label="Your picture", type="filepath", height=140)
                 button = gr.Button("Translate", variant="primary")
                 sliders = [gr.Slider(**p) for p in properties]
@@ -212,7 +213,7 @@ def build(page: Page):
 
 
 def serve(config: ConfigDict, workdir, block: bool = True):
-    """Open the page and stay; returns its `gradio.Blocks` where `block` is False.
+    """Serve the page until interrupted; with `block` False, return its `gradio.Blocks` at once.
 
     Raises:
       ValueError: no network is trained.
@@ -242,7 +243,7 @@ def _read(path: str) -> np.ndarray:
     try:
         return decode(Path(path), name)
     except ValueError:
-        # Without the place where the page keeps its uploads.
+        # The message does not show the folder of the uploads.
         raise ValueError(
             f"'{name}' cannot be read as a picture: take a whole PNG, JPEG, WebP or BMP"
         ) from None

@@ -1,6 +1,6 @@
-"""Random shifts of training images, on the device.
+"""Random shifts of training images, on the device, against overfitting on small data sets.
 
-Against overfitting on small sets. The border is continued, which is invisible on plain backgrounds.
+The border is repeated, which is invisible on plain backgrounds.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from jax.scipy.ndimage import map_coordinates
 
 
 def shift(key, images: jax.Array, amount: float) -> jax.Array:
-    """Each image moved by its own random amounts, bilinear, border continued.
+    """Shift each image by its own random offsets, bilinear; the border is repeated.
 
     Args:
       key: typed key.
       images: `[B, H, W, C]` float.
-      amount: up to this share of the side along each axis; 0 is the identity and costs nothing.
+      amount: largest offset as a share of the side, along each axis; 0 returns the images.
 
     Returns:
       `[B, H, W, C]`, same dtype.
@@ -29,8 +29,8 @@ def shift(key, images: jax.Array, amount: float) -> jax.Array:
     rows, columns = jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij")
 
     def move(image, offset):
-        at = [rows + offset[0], columns + offset[1]]
-        one = lambda plane: map_coordinates(plane, at, order=1, mode="nearest")  # noqa: E731
+        positions = [rows + offset[0], columns + offset[1]]
+        one = lambda plane: map_coordinates(plane, positions, order=1, mode="nearest")  # noqa: E731
         return jax.vmap(one, -1, -1)(image)
 
     return jax.vmap(move)(images, offsets).astype(images.dtype)

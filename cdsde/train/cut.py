@@ -1,16 +1,16 @@
-r"""CUT and FastCUT (Park et al. 2020): the objective and the step of their three networks.
+r"""CUT and FastCUT (Park et al. 2020): the losses and the training step of their three networks.
 
-With A, B the images of the two domains, G the generator, D the discriminator, F the patch sampler:
+With A, B images of the two domains, G the generator, D the discriminator, F the patch sampler:
 
     L_D = ½ (GAN(D(G(A)), fake) + GAN(D(B), real))                                              (1)
     L_G = λ_GAN GAN(D(G(A)), real) + ½ (L_NCE(A, G(A)) + L_NCE(B, G(B)))         with identity  (2)
     L_G = λ_GAN GAN(D(G(A)), real) + L_NCE(A, G(A))                              without
     L_NCE(x, y) = λ_NCE · mean over layers and patches of PatchNCE(F(G_enc(y)), F(G_enc(x)))    (3)
 
-One step, as published: G's images are made; D steps on (1); G and F step on (2) with the new D. The
-generator runs forward once: its gradient is pulled back through the images at the end. With more
-than one pair a step, patches are drawn at the same positions in all images and have their negatives
-in their own, so that the gradient is the mean of the pairs' own.
+One step, as published: G generates images; D takes a step on (1); G and F take a step on (2) with
+the new D. G runs forward once: the gradient with respect to its images is pulled back through it at
+the end. With several pairs per step, all images share the patch positions, and a patch's negatives
+are in its own image, so that the gradient is the mean of the gradients of the pairs.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from cdsde.train import state as state_lib
 
 
 class Networks(NamedTuple):
-    """Pure functions of parameters.
+    """The networks as pure functions of their parameters.
 
     Attributes:
-      generate: `(params, x [B, H, W, 3]) -> [B, H, W, 3]`.
+      generate: `(params, x [B, H, W, 3]) -> [B, H, W, 3]`, in [-1, 1].
       encode: `(params, x) -> [features [B, h, w, C], ...]`.
       discriminate: `(params, x) -> logits`.
       sample: `(params, features, ids) -> [vectors [B, P, D], ...]`.
@@ -44,7 +44,7 @@ class Networks(NamedTuple):
 
 
 def draw_ids(key, shapes, count: int) -> list[jax.Array]:
-    """For each feature map `[B, h, w, C]` at most `count` of its positions, each once."""
+    """At most `count` distinct positions in each feature map `[B, h, w, C]`: int32 `[P]` each."""
     keys = jax.random.split(key, len(shapes))
     return [
         jax.random.permutation(k, s.shape[1] * s.shape[2])[:count]
@@ -57,16 +57,16 @@ def _mirror(x, flip):
 
 
 def generate(networks: Networks, settings: ConfigDict, generator, a, b, flip):
-    """G(A), of which A is mirrored where `flip` says so, and G(B), None without identity."""
+    """G(A), with A mirrored if `flip`, and G(B), or None without the identity term."""
     a = _mirror(a, flip)
     if not settings.identity:
         return networks.generate(generator, a), None
-    made = networks.generate(generator, jnp.concatenate([a, b]))
-    return made[: len(a)], made[len(a) :]
+    results = networks.generate(generator, jnp.concatenate([a, b]))
+    return results[: len(a)], results[len(a) :]
 
 
 def discriminator_loss(networks: Networks, settings: ConfigDict, discriminator, fake, b):
-    """Equation (1) and its halves, before the ½."""
+    """The loss (1) and its two terms before the factor ½, as `(loss, {name: scalar})`."""
     logits = networks.discriminate(discriminator, jnp.concatenate([fake, b]))
     for_fake = losses.gan(logits[: len(fake)], False, settings.gan).mean()
     for_real = losses.gan(logits[len(fake) :], True, settings.gan).mean()
@@ -74,19 +74,21 @@ def discriminator_loss(networks: Networks, settings: ConfigDict, discriminator, 
     return (for_fake + for_real) / 2, values
 
 
-def nce(networks: Networks, settings: ConfigDict, generator, sampler, source, made, ids, flip):
-    """Equation (3), L_NCE(source, made).
+def nce(networks: Networks, settings: ConfigDict, generator, sampler, source, fake, ids, flip):
+    """The loss (3), L_NCE(source, fake).
 
     Args:
-      source, made: `[B, H, W, 3]`; made of the source, mirrored where `flip` says so.
+      networks, settings: the networks, and `config.cut` with its variant's values.
+      generator, sampler: parameters.
+      source, fake: `[B, H, W, 3]`; fake is generated from the source, mirrored if `flip`.
       ids: positions in each layer, `draw_ids`.
       flip: bool scalar.
 
     Returns:
-      The loss, and that of each layer's patches before λ, `[B, P]`.
+      `(loss, losses)`: a scalar, and for each layer the loss of each patch before λ_NCE, `[B, P]`.
     """
     keys = networks.sample(sampler, networks.encode(generator, source), ids)
-    features = [_mirror(x, flip) for x in networks.encode(generator, made)]
+    features = [_mirror(x, flip) for x in networks.encode(generator, fake)]
     queries = networks.sample(sampler, features, ids)
     each = [
         losses.patch_nce(q, k, settings.temperature) for q, k in zip(queries, keys, strict=True)
@@ -107,7 +109,7 @@ def generator_loss(
     same_ids,
     flip,
 ):
-    """Equation (2) and its terms; `params` are of "generator" and "patch_sampler"."""
+    """The loss (2) and its terms; `params` has "generator" and "patch_sampler"."""
     logits = networks.discriminate(discriminator, fake)
     for_gan = settings.gan_weight * losses.gan(logits, True, settings.gan).mean()
     both = params["generator"], params["patch_sampler"]
@@ -120,11 +122,11 @@ def generator_loss(
 
 
 def gradients(networks: Networks, settings: ConfigDict, params: dict, a, b, ids, same_ids, flip):
-    """The step's two halves, of which the second waits for the new discriminator.
+    """The gradients of one step, in two parts: the second needs the updated discriminator.
 
     Returns:
-      `(loss of D, its terms, gradient of D, finish)`; `finish(discriminator)` is `(loss of G, its
-      terms, gradients of "generator" and "patch_sampler")`.
+      `(loss of D, its terms, gradient of D, finish)`; `finish(discriminator)` returns `(loss of G,
+      its terms, gradients of "generator" and "patch_sampler")`.
     """
     (fake, same), pull = jax.vjp(
         lambda g: generate(networks, settings, g, a, b, flip), params["generator"]
@@ -134,14 +136,14 @@ def gradients(networks: Networks, settings: ConfigDict, params: dict, a, b, ids,
     )(params["discriminator"])
 
     def finish(discriminator):
-        def of(rest, fake, same):
+        def loss_of(rest, fake, same):
             return generator_loss(
                 networks, settings, rest, discriminator, fake, same, a, b, ids, same_ids, flip
             )
 
         rest = {k: params[k] for k in ("generator", "patch_sampler")}
         (loss, values), (grads, for_fake, for_same) = jax.value_and_grad(
-            of, argnums=(0, 1, 2), has_aux=True
+            loss_of, argnums=(0, 1, 2), has_aux=True
         )(rest, fake, same)
         (pulled,) = pull((for_fake, for_same))
         grads["generator"] = jax.tree.map(jnp.add, grads["generator"], pulled)
@@ -157,14 +159,17 @@ def make_update(
     tx: optax.GradientTransformation,
     gather: Callable = lambda params: params,
 ) -> Callable:
-    """`update(state, a, b, ids, same_ids, flip) -> (state, metrics)`, in which nothing is drawn.
+    """The deterministic part of a step: `update(state, a, b, ids, same_ids, flip)`.
 
     Args:
-      networks: the three.
-      settings: config.cut or config.fastcut.
-      c: how they are trained.
+      networks: the three networks.
+      settings: `config.gan_settings`.
+      c: `config.stage_training`.
       tx: `state.each_part` of an optimiser.
-      gather: `state.make_step`'s.
+      gather: as in `state.make_step`.
+
+    Returns:
+      `update`, which returns `(state, metrics)`; see `generator_loss` for its arguments.
     """
 
     def part(state, grads: dict):
@@ -176,10 +181,10 @@ def make_update(
         loss_d, values_d, gradient, finish = gradients(
             networks, settings, gather(state.params), a, b, ids, same_ids, flip
         )
-        done, opt_state = part(state, {"discriminator": gradient})
-        loss_g, values_g, grads = finish(gather(done["discriminator"]))
-        rest, other = part(state, grads)
-        params, opt_state = {**done, **rest}, {**opt_state, **other}
+        params_d, opt_state_d = part(state, {"discriminator": gradient})
+        loss_g, values_g, grads = finish(gather(params_d["discriminator"]))
+        params_g, opt_state_g = part(state, grads)
+        params, opt_state = {**params_d, **params_g}, {**opt_state_d, **opt_state_g}
         metrics = {
             "loss": loss_g,
             "gradient_norm": optax.tree.norm(grads),
@@ -193,7 +198,7 @@ def make_update(
 
 
 def make_step(networks: Networks, settings: ConfigDict, update: Callable, images: Callable):
-    """`step(state, batch) -> (state, metrics)`: patches and mirroring drawn, then `make_update`'s.
+    """`step(state, batch) -> (state, metrics)`: draws patches and mirroring, then calls `update`.
 
     `images` is `(batch, key) -> (a, b)`, each `[B, H, W, 3]` in [-1, 1].
     """

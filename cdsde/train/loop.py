@@ -1,4 +1,4 @@
-"""The training loop: data → step → checkpoints and reports, the same for every stage."""
+"""The training loop of every stage: data → step → checkpoints and logs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.data import inputs, train_iterator, write_png
-from cdsde.networks import build
 from cdsde.runtime import mesh, preemption, progress
+from cdsde.runtime.files import replacing
 from cdsde.train import previews, stages, state
 from cdsde.weights import checkpoint, resolve
 
@@ -26,7 +27,7 @@ class NonFiniteLoss(FloatingPointError):
 
 
 def pending_stages(config: ConfigDict, workdir) -> tuple[str, ...]:
-    """What `--mode=train` has to do: the stage asked for, or all that the method still lacks."""
+    """The stages that `--mode=train` runs: `train.stage`, or all that the method still lacks."""
     if config.train.stage:
         return (config.train.stage,)
 
@@ -39,12 +40,12 @@ def pending_stages(config: ConfigDict, workdir) -> tuple[str, ...]:
 
 
 def train(config: ConfigDict, workdir) -> None:
-    """Train every pending stage of the config in `workdir`, resuming where a run was cut off.
+    """Train every pending stage of the config in `workdir`; an interrupted run resumes.
 
     Raises:
-      ValueError: data or config that cannot work, before any step.
+      ValueError: unusable data or config, before the first step.
       NonFiniteLoss: the loss diverged; the last good checkpoint is kept.
-      preemption.Preempted: SIGTERM came; a checkpoint of the step reached is written.
+      preemption.Preempted: after SIGTERM; a checkpoint of the current step is written.
     """
     pending = pending_stages(config, workdir)
     if not pending:
@@ -54,7 +55,7 @@ def train(config: ConfigDict, workdir) -> None:
 
 
 def open_data(config: ConfigDict, stage: stages.Stage, name: str):
-    """The stage's training images: `start -> iterator` over batches from number `start` on."""
+    """The stage's training data: `start -> iterator` over batches, from batch `start` on."""
     d, c = config.data, config_lib.stage_training(config, name)
     sources = [inputs.open_split(config, domain, "train") for domain in stage.domains]
     labels = stage.labels() if stage.labels else None
@@ -80,11 +81,12 @@ def open_data(config: ConfigDict, stage: stages.Stage, name: str):
 
 
 class Run(NamedTuple):
-    """What the loop of a stage is handed.
+    """A stage in training: what stays fixed during the loop.
 
     Attributes:
-      config, name, workdir: what is trained, and where.
-      training: `stage_training` of it.
+      config, workdir: the task and its work folder.
+      name: the stage.
+      training: `config.stage_training` of the stage.
       step: the compiled step.
       devices: the mesh.
       saved: the checkpoint manager.
@@ -103,9 +105,9 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
     """Train one stage to its last step; returns the final state.
 
     Raises:
-      ValueError: data or config that cannot work, before any step.
+      ValueError: unusable data or config, before the first step.
       NonFiniteLoss: the loss diverged.
-      preemption.Preempted: SIGTERM came; a checkpoint of the step reached is written.
+      preemption.Preempted: after SIGTERM; a checkpoint of the current step is written.
     """
     c = config_lib.stage_training(config, name)
     devices = mesh.make_mesh(fsdp=config.mesh.fsdp)
@@ -124,7 +126,7 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
         logging.info(
             "%s: %.2f M parameters on %d %s device(s), %s, step %d of %d, batch %d%s",
             name,
-            build.count_parameters(current.params) / 1e6,
+            parameter_overview.count_parameters(current.params) / 1e6,
             devices.size,
             jax.default_backend(),
             " + ".join(stage.domains),
@@ -133,6 +135,11 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
             c.batch_size,
             f", resumed from {saved.directory}" if first else "",
         )
+        if jax.process_index() == 0:
+            table = parameter_overview.get_parameter_overview(current.params, include_stats=False)
+            path = run.workdir / "logs" / name / "parameters.txt"
+            with replacing(path) as temporary:
+                temporary.write_text(f"{table}\n")
         if first < c.steps:
             with preemption.Watch() as watch:
                 current = _loop(run, current, batches(first), watch)
@@ -140,19 +147,19 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
 
 
 def _first_state(run: Run, stage: stages.Stage, initial: state.TrainState) -> state.TrainState:
-    """Where the training begins, in this order:
+    """The state that training begins with; the first that applies:
 
-    1. the stage's newest checkpoint with a training state: it goes on;
-    2. `train.fine_tune`: the parameters that sampling would use, with a new optimiser;
-    3. the initial parameters, unless the work folder holds imported weights (step 0), which would
-       be forgotten.
+    1. the stage's newest checkpoint of a training run;
+    2. with `train.fine_tune`, the parameters that sampling would use, with a new optimiser;
+    3. the initial parameters; an error if the work folder has imported weights (step 0), which
+       training would replace.
     """
     if step := run.saved.latest_step():
         return _restore(run.saved, step, initial)
     if run.training.fine_tune:
         params = resolve.load(run.config, run.workdir, run.name)[0]
         params = jax.device_put(params, mesh.network_sharded(params, run.devices))
-        # A copy, for the step gives its argument's memory away, and no part of it twice.
+        # A copy: the step donates its argument's buffers, and a buffer can be donated only once.
         ema = jax.tree.map(jnp.copy, params)
         return initial._replace(params=stage.with_averaged(initial.params, params), ema=ema)
     if run.saved.latest_step() == 0:
@@ -167,8 +174,8 @@ def _first_state(run: Run, stage: stages.Stage, initial: state.TrainState) -> st
 def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
     """`(step, init)` of a stage under jit over the devices.
 
-    `step(state, batch) -> (state, metrics)` gives the memory of its argument away; `init()` makes
-    the first state. Both are compiled when first called, or ahead of time with `lower`.
+    `step(state, batch) -> (state, metrics)` donates the memory of `state`; `init()` returns the
+    first state. Both are compiled when first called, or ahead of time with `lower`.
     """
     c = config_lib.stage_training(config, name)
     tx = stage.optimiser(state.optimiser(c))
@@ -176,13 +183,13 @@ def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
     def begin():
         return state.init_state(stage.init, tx, config.train.seed, stage.averaged)
 
-    everywhere, by_rows = mesh.replicated(devices), mesh.batch_sharded(devices)
-    at = mesh.network_sharded(jax.eval_shape(begin), devices)
+    replicated, by_rows = mesh.replicated(devices), mesh.batch_sharded(devices)
+    shardings = mesh.network_sharded(jax.eval_shape(begin), devices)
 
     def gather(params):
         if config.mesh.fsdp == 1:
             return params
-        return jax.lax.with_sharding_constraint(params, everywhere)
+        return jax.lax.with_sharding_constraint(params, replicated)
 
     if stage.make_step is None:
         step = state.make_step(stage.loss, tx, c, gather)
@@ -190,15 +197,15 @@ def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
         step = stage.make_step(tx, gather)
     step = jax.jit(
         step,
-        in_shardings=(at, by_rows),
-        out_shardings=(at, everywhere),
+        in_shardings=(shardings, by_rows),
+        out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
-    return step, jax.jit(begin, out_shardings=at)
+    return step, jax.jit(begin, out_shardings=shardings)
 
 
 def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) -> state.TrainState:
-    """From `current.step` to the last step."""
+    """Train from `current.step` to the last step; returns the final state."""
     first, t = int(current.step), run.config.train
     chief = jax.process_index() == 0
     writer = progress.Writer(run.workdir / "logs" / run.name, first) if chief else None
@@ -257,21 +264,22 @@ def _log(run: Run, writer: progress.Writer, rate: progress.Rate, values: dict, n
 
 
 def _check_finite(run: Run, values: dict, n: int) -> None:
-    # NaN stays in parameters and moments, so that looking now and then misses none.
+    # NaN stays in parameters and moments, so that a check at every log row misses none.
     if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
         return
     kept = run.saved.latest_step()
     where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was written yet"
     group = "cut" if run.name in config_lib.GANS else run.name
+    warmup = " or raise its warmup" if "warmup" in run.config.train[group] else ""
     raise NonFiniteLoss(
         f"{run.name}: the loss is {values['loss']} and the gradient {values['gradient_norm']} at "
-        f"step {n}; {where} in {run.saved.directory}. Lower config.train.{group}.learning_rate or "
-        "raise its warmup, and start again"
+        f"step {n}; {where} in {run.saved.directory}. Lower config.train.{group}.learning_rate"
+        f"{warmup}, and start again"
     )
 
 
 def _parts(current: state.TrainState):
-    """EMA is an item of its own, so that sampling reads it alone."""
+    """The items of a checkpoint: training state and EMA, which sampling reads alone."""
     rest = {"step": current.step, "key": current.key, "params": current.params}
     return {**rest, "opt_state": current.opt_state}, current.ema
 

@@ -1,4 +1,4 @@
-"""Sheets of the score network while it trains."""
+"""Contact sheets of the score network during training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cdsde.data.inputs import open_split, reading
 from cdsde.runtime import mesh
 from cdsde.translation.compiled import Sampler
 
-IMAGES = 8  # on a sheet
+IMAGES = 8  # per sheet
 
 
 class Preview:
-    """SDEdit of the first val images of the source, by the score network in training."""
+    """SDEdit of the source's first val images by the score network in training."""
 
     def __init__(self, config: ConfigDict):
         config = ConfigDict(config.copy_and_resolve_references())
@@ -30,7 +30,7 @@ class Preview:
         self._config, self._sampler = config, None
 
     def __call__(self, ema) -> np.ndarray:
-        """The sheet for the given averaged parameters (host arrays), uint8 `[H, W, 3]`."""
+        """The sheet for averaged parameters `ema` (host arrays), uint8 `[H, W, 3]`."""
         params = {"score": ema}
         if self._sampler is None:
             self._sampler = Sampler(self._config, params)
@@ -41,7 +41,7 @@ class Preview:
 
 
 def _val_or_train(config: ConfigDict):
-    """The source's val split; its train split where there is no other."""
+    """The source's val split, or its train split if it has none."""
     domain = config_lib.sources(config)[0]
     try:
         return open_split(config, domain, "val")

@@ -1,14 +1,15 @@
-r"""The stages: what each network is trained on and by which loss.
+r"""The training stages: the data and the loss of each network.
 
     score         ε-matching on the target domain only
-    encoder       NT-Xent on both domains: the pair is (√ᾱ x + √(1-ᾱ) ε1, √ᾱ φ(x) + √(1-ᾱ) ε2)
+    encoder       NT-Xent on all domains: the pair is (√ᾱ x + √(1-ᾱ) ε1, √ᾱ φ(x) + √(1-ᾱ) ε2),
+                  φ the low-pass
     classifier    cross-entropy of the domain of √ᾱ x + √(1-ᾱ) ε
     cut, fastcut  cut.py
     autoencoder, latent  text_to_image.py
 
-A stage is `init(key) -> params` and `loss(params, batch, key) -> (scalar, metrics)`, or where one
-loss is not enough a step of its own; everything else (optimiser, EMA, sharding, checkpoints,
-logging) is written once, in state.py and loop.py.
+A stage is `init(key) -> params` and `loss(params, batch, key) -> (scalar, metrics)`; GANs define a
+step in place of the loss. Optimiser, EMA, sharding, checkpoints and logging are in state.py and
+loop.py.
 """
 
 from __future__ import annotations
@@ -30,19 +31,20 @@ from cdsde.train import cut, state, text_to_image
 
 
 class Stage(NamedTuple):
-    """A network in training.
+    """A training stage.
 
     Attributes:
-      domains: whose images are read, in the order of the batch's `domain` numbers.
+      domains: the domains whose images it reads, in the order of the batch's `domain` numbers.
       init: `key -> params`.
       loss: `(params, batch, key) -> (scalar, {name: scalar})`; batch has `image` uint8
         `[B, H, W, 3]` and `domain` int32 `[B]`.
-      labels: `() ->` the captions' token ids, `[N, L]` a domain, where the batch needs `label`.
+      labels: `() -> [token ids int32 [N, L], ...]`, one array per domain; the batch then has
+        `label` int32 `[B, L]`.
       images: images per example: 2 for GANs, one per domain.
       make_step: `(tx, gather) -> step(state, batch)`, in place of a loss.
-      optimiser: what is made of the configured one.
-      averaged: `params ->` the part that sampling uses.
-      with_averaged: `(params, part) -> params` with another such part.
+      optimiser: `tx -> tx`, applied to the configured optimiser.
+      averaged: `params -> part`, the part that EMA follows and sampling uses.
+      with_averaged: `(params, part) -> params`, with that part replaced.
     """
 
     domains: tuple[str, ...]
@@ -57,14 +59,14 @@ class Stage(NamedTuple):
 
 
 def level_shares(schedule: schedules.Schedule, training: ConfigDict) -> np.ndarray:
-    """How often each noise level is drawn for ε-matching, `[T]` summing to 1."""
+    """Probability of each noise level in ε-matching, `[T]`."""
     if training.levels == "index":
         return uniform_shares(schedule.num_steps)
     return log_normal_shares(schedule, training.log_snr_mean, training.log_snr_std)
 
 
 def score(config: ConfigDict) -> Stage:
-    """ε-matching on the target domain (losses.eps_matching)."""
+    """The score network's stage: ε-matching on the target domain (losses.eps_matching)."""
     model = build.score_model(config)
     schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "score")
@@ -87,9 +89,9 @@ def score(config: ConfigDict) -> Stage:
 
 
 def encoder(config: ConfigDict) -> Stage:
-    """NT-Xent of an image and its low-pass, each with its own noise at a shared t.
+    """The encoder's stage: NT-Xent of an image and its low-pass, with separate noise at a shared t.
 
-    Of encoders that pool nothing, position by position (losses.nt_xent_of_maps).
+    Encoders without pooling compare position by position (losses.nt_xent_of_maps).
     """
     contrast = losses.nt_xent_of_maps if config.encoder.pool == "none" else losses.nt_xent
     model = build.encoder_model(config)
@@ -116,7 +118,7 @@ def encoder(config: ConfigDict) -> Stage:
 
 
 def classifier(config: ConfigDict) -> Stage:
-    """Cross-entropy of the domain at a random t (EGSDE's domain-specific extractor)."""
+    """The stage of EGSDE's domain classifier: cross-entropy of the domain at a random t."""
     model = build.classifier_model(config)
     schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "classifier")
@@ -136,7 +138,7 @@ def classifier(config: ConfigDict) -> Stage:
 
 
 def _gan(config: ConfigDict, method: str) -> Stage:
-    """The three networks of CUT or FastCUT; an example is a pair of images, one of each domain."""
+    """The stage of CUT or FastCUT; an example is a pair of images, one per domain."""
     settings = config_lib.gan_settings(config, method)
     training = config_lib.stage_training(config, method)
     sources = config_lib.sources(config)
@@ -187,7 +189,7 @@ def _gan(config: ConfigDict, method: str) -> Stage:
 
 
 def make(config: ConfigDict, stage: str, workdir=None) -> Stage:
-    """The stage of this name; `workdir` holds the networks that it stands on.
+    """The stage of this name; "latent" reads the autoencoder of `workdir`.
 
     Raises:
       ValueError: a network or caption that the stage needs is missing.

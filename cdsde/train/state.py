@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the one step that all stages share."""
+"""The training state, the optimiser, and the step that all stages share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class TrainState(NamedTuple):
     """Everything that a step reads and writes.
 
     Attributes:
-      step: int32 scalar, optimiser steps done.
+      step: int32 scalar, number of finished optimiser steps.
       key: the run's key; step n draws from `fold_in(key, n)`.
       params: float32 parameters.
-      ema: their moving average, which sampling uses.
-      opt_state: the optimiser's.
+      ema: exponential moving average of the parameters, which sampling uses.
+      opt_state: the optimiser's state.
     """
 
     step: jax.Array
@@ -31,9 +31,9 @@ class TrainState(NamedTuple):
 
 
 def learning_rate(c: ConfigDict, peak: float | None = None) -> optax.Schedule:
-    """Linear warm-up to `peak` (default: `c.learning_rate`), then what `c.schedule` says.
+    """The learning rate: linear warm-up to `peak` (default `c.learning_rate`), then `c.schedule`.
 
-    "constant"; "cosine": to 0 at the last step; "linear", CUT's: constant, then a linear decay per
+    "constant"; "cosine": to 0 at the last step; "linear" (CUT): constant, then linear decay per
     epoch over the last `c.decay` epochs, reaching 0 one epoch after the end.
     """
     warmup = min(c.warmup, c.steps // 2)
@@ -49,22 +49,22 @@ def learning_rate(c: ConfigDict, peak: float | None = None) -> optax.Schedule:
         return rate
     if c.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, c.steps)
-    if not warmup:  # which optax takes for "stay at the start", at 0
+    if not warmup:  # optax would stay at the initial value, 0
         return optax.constant_schedule(peak)
     return optax.warmup_constant_schedule(0.0, peak, warmup)
 
 
 def steps_before_decay(c: ConfigDict) -> int:
-    """Steps at the full rate, for "linear"; all of them otherwise."""
+    """Number of steps before a "linear" schedule decays; all steps for other schedules."""
     return (c.steps // c.epoch - c.decay) * c.epoch if c.schedule == "linear" else c.steps
 
 
 def optimiser(c: ConfigDict) -> optax.GradientTransformation:
-    """Clipping, then what `c.optimizer` names.
+    """Gradient clipping by global norm, then the optimiser that `c.optimizer` names.
 
-    "adam", or AdamW where there is weight decay (matrices and kernels only); "muon" (Jordan 2024):
-    the momentum of every matrix and kernel is made orthogonal before it is applied, at a rate of
-    its own, `muon_rate`; vectors (biases, gains) have Adam's, with Nesterov's momentum.
+    "adam": Adam, or AdamW with weight decay on matrices and kernels. "muon" (Jordan et al. 2024):
+    orthogonalised momentum for matrices and kernels, at the rate `c.muon_rate`; vectors (biases,
+    gains) get Adam with Nesterov momentum.
     """
     parts = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
     if c.optimizer == "muon":
@@ -94,7 +94,7 @@ def optimiser(c: ConfigDict) -> optax.GradientTransformation:
 
 
 def _matrices(params):
-    """How Muon sees each parameter: everything but the last axis, the outputs, is one axis."""
+    """Muon's matrix view of each parameter: last axis = outputs, all others = inputs."""
 
     def numbers(p):
         inputs = tuple(range(p.ndim - 1))
@@ -104,11 +104,11 @@ def _matrices(params):
 
 
 def each_part(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimiser of its own for each part of `{name: parameters}`; `update` takes any of them."""
+    """A separate optimiser for each part of `{name: parameters}`; `update` accepts any subset."""
 
     def update(updates, state, params=None):
-        done = {k: tx.update(g, state[k], params and params[k]) for k, g in updates.items()}
-        return {k: u for k, (u, _) in done.items()}, {k: s for k, (_, s) in done.items()}
+        results = {k: tx.update(g, state[k], params and params[k]) for k, g in updates.items()}
+        return {k: u for k, (u, _) in results.items()}, {k: s for k, (_, s) in results.items()}
 
     return optax.GradientTransformation(lambda p: {k: tx.init(v) for k, v in p.items()}, update)
 
@@ -119,7 +119,7 @@ def init_state(
     seed: int,
     averaged: Callable = lambda params: params,
 ) -> TrainState:
-    """A fresh state; `init(key) -> params`, `averaged(params)` what the average is of."""
+    """A fresh state from `init(key) -> params`; EMA follows `averaged(params)`."""
     init_key, run_key = jax.random.split(jax.random.key(seed))
     params = init(init_key)
     ema = jax.tree.map(jnp.copy, averaged(params))
@@ -132,20 +132,20 @@ def make_step(
     c: ConfigDict,
     gather: Callable = lambda params: params,
 ) -> Callable:
-    """`step(state, batch) -> (state, metrics)`, pure.
+    """The pure training step `(state, batch) -> (state, metrics)`.
 
     Args:
       loss: `(params, batch, key) -> (scalar, {name: scalar})`.
       tx: the optimiser.
-      c: `config.train.STAGE`; `accumulate` cuts the batch into that many micro-batches, whose
+      c: `config.stage_training`; `accumulate` splits the batch into that many micro-batches, whose
         gradients are averaged in a scan (memory of one micro-batch).
-      gather: `params -> params`, applied before the loss; where the state is split over devices it
-        brings a network together, and its transpose scatters the gradient.
+      gather: `params -> params`, applied before the loss; for a state that is split over devices it
+        gathers the network, and its transpose scatters the gradient.
     """
     grad = jax.value_and_grad(lambda params, *rest: loss(gather(params), *rest), has_aux=True)
 
     def micro(batch):
-        # Every n-th row, not contiguous parts: a batch split over devices stays where it is.
+        # Every n-th row, not contiguous parts: rows that are split over devices need not move.
         return jax.tree.map(
             lambda x: jnp.moveaxis(x.reshape(-1, c.accumulate, *x.shape[1:]), 1, 0), batch
         )
@@ -179,8 +179,8 @@ def make_step(
 
 
 def advance(state: TrainState, params, averaged, opt_state, c: ConfigDict) -> TrainState:
-    """The state after a step; `averaged` is what of the parameters the average follows."""
-    # A young average follows the parameters closely, else it would remember the start.
+    """The state after a step; `averaged` is the part of the parameters that EMA follows."""
+    # A smaller decay in the first steps, so that the average forgets the initial parameters.
     n = state.step.astype(jnp.float32)
     decay = jnp.minimum(c.ema, (1 + n) / (10 + n))
     ema = optax.incremental_update(averaged, state.ema, 1 - decay)

@@ -1,10 +1,11 @@
-r"""The stages of a small latent diffusion model with text: an autoencoder, then what works in it.
+r"""The stages of a small text-to-image latent diffusion model.
 
     autoencoder  mean |x - D(z)| + β mean KL(q(z|x), N(0, 1)), z drawn from q
-    latent       ε-matching of s·E(x) at a random level, given the caption (sometimes: none, so that
-                 classifier-free guidance can be had); text encoder and U-Net together
+    latent       ε-matching of s E(x) at a random level, given the caption, which is sometimes
+                 dropped for classifier-free guidance; trains text encoder and U-Net together
 
-s makes the latents of the training images vary by 1; it is a number of the second network.
+s gives the latents of the training images a standard deviation of 1; it is stored with the
+parameters of the second stage.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from cdsde.networks.stable_diffusion import small
 from cdsde.train import augment
 from cdsde.weights import resolve
 
-SCALED_BY = 256  # images from which s is measured
+SCALED_BY = 256  # training images that s is computed from
 
 
 def autoencoder(config: ConfigDict) -> dict:
-    """What `stages.Stage` takes beside the domains, for the autoencoder."""
+    """The fields of the autoencoder's `stages.Stage`, without its domains."""
     model, training = small.autoencoder(config), config_lib.stage_training(config, "autoencoder")
 
     def loss(params, batch, key):
@@ -45,18 +46,18 @@ def autoencoder(config: ConfigDict) -> dict:
 
 
 def labels(config: ConfigDict) -> list[np.ndarray]:
-    """Token ids of the training captions, int32 `[N, text_length]` a domain."""
+    """Token ids of the training captions, int32 `[N, text_length]` for each domain."""
     tokenize = tokenizer_of(config)
     return [tokenize(part) for part in train_captions(config)]
 
 
 def latent(config: ConfigDict, workdir) -> dict:
-    """What `stages.Stage` takes beside the domains, for the text-conditional network.
+    """The fields of the text-conditional network's `stages.Stage`, without its domains.
 
-    It works in the latents of the autoencoder that `workdir` has.
+    It trains in the latent space of the autoencoder in `workdir`.
 
     Raises:
-      ValueError: there is no trained autoencoder, or a training image without a caption.
+      ValueError: there is no trained autoencoder, or a training image has no caption.
     """
     vae_params, _ = resolve.load(config, workdir, "autoencoder")
     vae, unet, text = (f(config) for f in (small.autoencoder, small.unet, small.text_encoder))

@@ -1,4 +1,4 @@
-"""A compiled translation: the method's networks, levels and weights behind one call."""
+"""Compiled translations: a method's networks, noise levels and energy weights behind one call."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cdsde.runtime import mesh
 from cdsde.translation import domain_statistics
 from cdsde.weights import resolve
 
-# Keys of `config.sample` that a compiled program takes as they come: they become levels, weights
-# and a seed, or say which images are translated and where results go.
+# Keys of `config.sample` that may change without compiling again: they become arguments (levels,
+# weights, seed), or select the images and the output folder.
 CHANGEABLE = ("start", "steps", "spacing", "variance", "eta", "follow", "rounds", "seed")
 CHANGEABLE += ("input", "output", "split", "batch_size", "limit", "sheet", "trajectory")
-# Groups that have no part in a translation.
+# Groups of the config that do not affect a translation.
 UNUSED = ("task", "mesh", "weights", "train", "edit", "model", "eval", "export", "serve")
 
 
@@ -30,13 +30,13 @@ class Sampler:
     """A compiled translation: `sampler(images uint8 [B, H, W, 3], ids uint32 [B]) -> uint8`.
 
     Args:
-      config: the task; its method, SDE and sampling keys.
-      params: what `load_params` gives: `{name: parameter tree}` of the networks that the method
-        runs, and "domain_direction" and "colours" where the config asks for them.
+      config: the task.
+      params: `{name: parameter tree}` of the method's networks, and "domain_direction" and
+        "colours" if the config needs them; `load_params` returns it.
       devices: the mesh over which batches are split (default: this process's devices).
 
     Weights, levels and seed are arguments of the compiled program: `update` changes them without
-    compiling again.
+    recompiling.
     """
 
     def __init__(self, config: ConfigDict, params: dict, devices=None):
@@ -47,10 +47,10 @@ class Sampler:
         self.update(config)
 
     def update(self, config: ConfigDict) -> None:
-        """Take over new weights λ, levels, seed, η or rounds.
+        """Adopt the weights λ, levels, seed, η and rounds of a config.
 
         Raises:
-          ValueError: another key has changed that is part of the compiled program.
+          ValueError: a key that is part of the compiled program has changed.
         """
         changed = {
             key: (before, now)
@@ -62,7 +62,7 @@ class Sampler:
                 f"config.{key} was {before} when this sampler was compiled and is {now} now; make "
                 "a new one with cdsde.load_sampler"
             )
-        if config.method in config_lib.GANS:  # its weights alone decide what it makes
+        if config.method in config_lib.GANS:  # deterministic: it has no levels and no noise
             self._rounds, self._arguments, self.evaluations = 1, (), 1
             return
         self._rounds = config.sample.rounds
@@ -72,13 +72,20 @@ class Sampler:
         self.evaluations = len(numbers.grid.index) * self._rounds
 
     def __call__(self, images: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """uint8 `[B, H, W, 3]` and uint32 `[B]` → uint8 `[B, H, W, 3]`; any B."""
+        """Translate images: uint8 `[B, H, W, 3]` and uint32 `[B]` → uint8 `[B, H, W, 3]`; any B."""
         return to_uint8(self.states(images, ids)[0])
 
     def states(self, images: np.ndarray, ids: np.ndarray, keep: int = 0):
-        """Unclamped float32 `[B, H, W, 3]` and, with `keep`, states `[K, keep, B, H, W, 3]`.
+        """Results, and states along the way.
 
-        `keep` is how many states of each round are kept, evenly spaced.
+        Args:
+          images: uint8 `[B, H, W, 3]`.
+          ids: uint32 `[B]`.
+          keep: number of evenly spaced states to keep in each of the K rounds.
+
+        Returns:
+          `(y, states)`: unclamped float32 `[B, H, W, 3]` and `[K, keep, B, H, W, 3]`, about
+          [-1, 1]; states is None if `keep` is 0.
         """
         count = len(images)
         rows = mesh.put_batch(mesh.pad_rows((images, ids), self.devices), self.devices)
@@ -90,14 +97,14 @@ class Sampler:
 
 
 def _fixed(config: ConfigDict) -> dict[str, Any]:
-    """The keys that are part of a compiled program, with their values."""
+    """The keys that a compiled program depends on, with their values."""
     changeable = {f"sample.{name}" for name in CHANGEABLE}
     if config.method in config_lib.SDES:
         changeable |= {f"{config.method}.{n}" for n in methods.METHODS[config.method].changeable()}
-    own = {*config_lib.METHODS} - {config.method}
+    other_methods = {*config_lib.METHODS} - {config.method}
     if config.method in config_lib.GANS:
-        own -= {"cut"}
-    skipped = own | set(UNUSED)
+        other_methods -= {"cut"}
+    skipped = other_methods | set(UNUSED)
     return {
         key: config_lib.get(config, key)
         for key in config_lib.key_paths(config)
@@ -106,13 +113,13 @@ def _fixed(config: ConfigDict) -> dict[str, Any]:
 
 
 def solver(config: ConfigDict) -> solvers.Solver:
-    """The solver that a config names, with its options."""
+    """The solver of a config, with its options."""
     s = config.sample
     return solvers.make(s.solver, eta=s.eta, variance=s.variance)
 
 
 def levels(config: ConfigDict) -> composition.Levels:
-    """The noise levels that a config describes, and the weights of its energies at each."""
+    """The noise levels of a config, and the energy weights at each level."""
     s, start = config.sample, config_lib.start_index(config)
     grid = make_grid(build.schedule_of(config), start, s.steps, s.spacing)
     method = methods.METHODS[config.method]
@@ -120,15 +127,20 @@ def levels(config: ConfigDict) -> composition.Levels:
 
 
 def source(config: ConfigDict, params: dict, images) -> jax.Array:
-    """What a translation starts from, float32 in [-1, 1]: the images, in the target's colours
-    where the config says so."""
+    """The image x0 that a translation starts from, float32 `[B, H, W, 3]` in [-1, 1].
+
+    Args:
+      config: `sample.match_colours` > 0 maps the images to the target's colours.
+      params: `load_params`'s.
+      images: uint8 `[B, H, W, 3]`.
+    """
     if domain_statistics.needs_colours(config):
         return histograms.apply(params["colours"], images)
     return to_float(images)
 
 
 def networks(config: ConfigDict, params: dict) -> dict[str, Any]:
-    """The method's networks by name, with their parameters bound."""
+    """The method's networks by name, with their parameters bound, and its domain direction."""
 
     def bind(name):
         apply = build.MODELS[name](config).apply
@@ -141,10 +153,11 @@ def networks(config: ConfigDict, params: dict) -> dict[str, Any]:
 
 
 def program(config: ConfigDict):
-    """The pure function that `Sampler` compiles; static choices come from the config.
+    """The pure function that `Sampler` compiles.
 
-    `(params, images, ids, levels, key, rounds, keep) -> (y, states)`, of a GAN
-    `(params, images, ids) -> (y, None)`.
+    Returns:
+      `(params, images, ids, levels, key, rounds, keep) -> (y, states)`; for a GAN
+      `(params, images, ids) -> (y, None)`. Shapes are those of `Sampler.states`.
     """
     if config.method in config_lib.GANS:
         return _generator(config)
@@ -169,40 +182,45 @@ def program(config: ConfigDict):
 
 
 def step_by_step(config: ConfigDict):
-    """A translation as two compiled functions, for a program that shows each state.
+    """A translation as two compiled functions, for a program that shows every state.
 
     Returns:
-      `(begin, step)`: `begin(params, images, ids, key, x, r, alpha_bar) -> carry`, x the source or
-      the result of the round before, and `step(params, images, ids, key, carry, row, r) -> carry`;
-      `composition.Round` says what they are. Both serve any number of steps.
+      `(begin, step)`: `begin(params, images, ids, key, x, r, alpha_bar) -> (carry, e)`, where x is
+      the source or the result of the previous round and e the noise of round r, and
+      `step(params, images, ids, key, carry, row, r, e) -> carry`; `composition.Round` describes
+      both. They serve any number of steps.
     """
     method, settings = methods.METHODS[config.method], config[config.method]
 
-    def parts(params, images, ids, key):
+    def prepare(params, images, ids, key):
         x0 = source(config, params, images)
-        return composition.make_round(
+        draws = noise.of_images(key, ids, x0.shape[1:])
+        parts = composition.make_round(
             x0,
             method,
             settings,
             networks(config, params),
-            noise=noise.of_images(key, ids, x0.shape[1:]),
+            noise=draws,
             solver=solver(config),
             clip=config.sample.clip,
         )
+        return parts, draws
 
     @jax.jit
     def begin(params, images, ids, key, x, r, alpha_bar):
-        return parts(params, images, ids, key).begin(x, r, alpha_bar)
+        parts, draws = prepare(params, images, ids, key)
+        e = draws.start(r)
+        return parts.begin(x, e, alpha_bar), e
 
     @jax.jit
-    def step(params, images, ids, key, carry, row, r):
-        return parts(params, images, ids, key).step(carry, row, r)
+    def step(params, images, ids, key, carry, row, r, e):
+        return prepare(params, images, ids, key)[0].step(carry, row, r, e)
 
     return begin, step
 
 
 def _generator(config: ConfigDict):
-    """One pass of a GAN's generator; it has no states to keep."""
+    """The program of a GAN: one pass of its generator, without states."""
     (stage,) = config_lib.needed_stages(config.method)
     apply = build.MODELS[stage](config).apply
 
@@ -213,7 +231,11 @@ def _generator(config: ConfigDict):
 
 
 def load_sampler(config: ConfigDict, workdir) -> tuple[Sampler, dict[str, str]]:
-    """A sampler with the method's networks, and where each network came from."""
+    """A sampler with the method's networks, and the origin of each network.
+
+    Raises:
+      ValueError: the method is an editor, or a network has no weights.
+    """
     if config.method in config_lib.EDITORS:
         raise ValueError(
             f"config.method is '{config.method}', and pictures are edited with --mode=edit"
@@ -223,7 +245,11 @@ def load_sampler(config: ConfigDict, workdir) -> tuple[Sampler, dict[str, str]]:
 
 
 def load_params(config: ConfigDict, workdir) -> tuple[dict, dict[str, str]]:
-    """What `Sampler` takes, `{name: parameters}`, and where each part of it came from."""
+    """`Sampler`'s parameters `{name: parameter tree}`, and the origin of each as a line of text.
+
+    Raises:
+      ValueError: a network has no weights, or training images are missing.
+    """
     loaded = {s: resolve.load(config, workdir, s) for s in config_lib.needed_stages(config.method)}
     if domain_statistics.needs_direction(config):
         loaded["domain_direction"] = domain_statistics.domain_direction(

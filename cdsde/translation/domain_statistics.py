@@ -1,10 +1,11 @@
-"""What a translation reads off training images of both domains, when a sampler is loaded.
+"""Statistics of both domains' training images, computed when a sampler is loaded.
 
     domain direction  for the contrast of domains (energies.py, equation 5): the difference of the
                       domains' mean features, at noise levels over the whole range
-    colour table      for `sample.match_colours` (histograms.py): the target's value of each value
+    colour table      for `sample.match_colours` (histograms.py): maps each value to the target
+                      value of equal cumulative frequency
 
-Which images these are, and their noise, is the same every time.
+Both are deterministic: the choice of images and their noise are fixed.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from cdsde.diffusion.levels import indices
 from cdsde.networks import build
 from cdsde.runtime.padding import pad
 
-LEVELS = 24  # evenly spaced in log-SNR; the energy looks at the nearest one
+LEVELS = 24  # evenly spaced in log-SNR; the energy uses the nearest one
 BATCH = 32
 
 
 def needs_direction(config: ConfigDict) -> bool:
-    """Whether the config's method contrasts domains."""
+    """Whether the config's method has an energy that contrasts domains."""
     return config.method in config_lib.SDES and _domain_images(config) > 0
 
 
@@ -39,11 +40,11 @@ def domain_direction(config: ConfigDict, params) -> tuple[DomainDirection, str]:
     """The direction from the target's mean features to the sources', and a line about its images.
 
     Args:
-      config: the task; its method's `domain_images` of each domain are looked at.
-      params: of the encoder.
+      config: the task; its method's `domain_images` is the number of images per domain.
+      params: the encoder's parameters.
 
     Raises:
-      ValueError: the train split of a domain is not there.
+      ValueError: a domain has no train split.
     """
     key = f"{config.method}.domain_images"
     target, sources, about = inputs.training_examples(config, key)
@@ -56,16 +57,16 @@ def domain_direction(config: ConfigDict, params) -> tuple[DomainDirection, str]:
 def scaled_gap(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """source - target, divided by the mean over levels of its squared length; all `[L, D]`.
 
-    The scale is one number for all levels: on average over them, the means' scalar products with
-    the result differ by 1. So a weight is of one size for any network. Scaled at each level by
-    itself, directions between domains that noise has made one would become large.
+    On average over levels, the scalar products of the two means with the result differ by 1, so
+    that a weight has the same effect with any network. One scale serves all levels: a scale per
+    level would enlarge the direction where noise has made the domains indistinguishable.
     """
     gap = source - target
     return gap / np.mean(np.sum(gap**2, axis=-1))
 
 
 def direction_shapes(config: ConfigDict) -> DomainDirection:
-    """The shapes of the domain direction, without reading an image."""
+    """The shapes and dtypes of the domain direction; reads no image."""
     side, model = config.data.image_size, build.encoder_model(config)
 
     def features(key):
@@ -95,8 +96,8 @@ def _means(config: ConfigDict, params, images: np.ndarray, index: np.ndarray) ->
 
     def mean(i):
         parts = (
-            total(params, rows[at : at + BATCH], mask[at : at + BATCH], at, jnp.int32(i))
-            for at in range(0, len(rows), BATCH)
+            total(params, rows[n : n + BATCH], mask[n : n + BATCH], n, jnp.int32(i))
+            for n in range(0, len(rows), BATCH)
         )
         return sum(np.asarray(part, np.float64) for part in parts) / count
 
@@ -104,17 +105,17 @@ def _means(config: ConfigDict, params, images: np.ndarray, index: np.ndarray) ->
 
 
 def needs_colours(config: ConfigDict) -> bool:
-    """Whether the config's method starts from a source in the target's colours."""
+    """Whether the config's method starts from the source in the target's colours."""
     return config.method in config_lib.SDES and config.sample.match_colours > 0
 
 
 def colour_table(config: ConfigDict) -> tuple[np.ndarray, str]:
-    """`histograms.table` of `config.data`'s domains, and a line about its images.
+    """`histograms.table` from the sources to the target, and a line about its images.
 
-    `config.sample.match_colours` training images of each domain are looked at.
+    It reads `config.sample.match_colours` training images of each domain.
 
     Raises:
-      ValueError: the train split of a domain is not there.
+      ValueError: a domain has no train split.
     """
     target, sources, about = inputs.training_examples(config, "sample.match_colours")
     return histograms.table(sources, target), about

@@ -1,4 +1,4 @@
-"""An image on its way through the reverse SDE: a strip to print and a WebP to watch."""
+"""Trajectories: the states of one image along the reverse SDE, as a PNG strip and a WebP film."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from PIL import Image
 
 from cdsde.data import contact_sheet, to_uint8, write_png
 
-FOLDER = "trajectories"  # beside the results
-FRAMES = 24  # states kept of a round, evenly spaced over its steps
-STRIP = 8  # of them on the strip
-MILLISECONDS = 80  # a frame of the film; the last one stays longer
+FOLDER = "trajectories"  # folder within that of the results
+FRAMES = 24  # states per round, evenly spaced over its steps
+STRIP = 8  # states on the strip
+MILLISECONDS = 80  # per frame of the film; the first and last stay longer
 
 
 def missing(folder: Path, name: str) -> bool:
-    """Whether the strip or the film of a result is not there."""
+    """Whether the strip or the film of a result does not exist."""
     return not all((folder / name).with_suffix(s).exists() for s in (".png", ".webp"))
 
 
 def write(folder: Path, name: str, source: np.ndarray, states: np.ndarray) -> None:
-    """Write `folder/NAME.png`, source and some states, and the film `folder/NAME.webp`.
+    """Write the strip `folder/NAME.png` (source and states) and the film `folder/NAME.webp`.
 
     Args:
-      folder: made if need be.
-      name: of the result, NAME.png.
+      folder: created if it does not exist.
+      name: file name of the result, NAME.png.
       source: uint8 `[S, S, 3]`.
-      states: float32 `[F, S, S, 3]` about [-1, 1], in order.
+      states: float32 `[F, S, S, 3]`, about [-1, 1], in order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [to_uint8(state) for state in states]
     chosen = np.unique(np.linspace(0, len(pictures) - 1, STRIP).round().astype(int))
-    # A column without a title would be a gap.
+    # Every column has a title: the sheet shows an untitled column as a gap.
     titles = ["source", *(f"{n + 1}/{len(pictures)}" for n in chosen[:-1]), "result"]
     strip = contact_sheet([[source, *(pictures[n] for n in chosen)]], titles)
     write_png(folder / name, strip)

@@ -1,8 +1,8 @@
-"""`--mode=sample`: images → solver → one PNG each, for folders of any size.
+"""`--mode=sample`: translate images into one PNG each, for folders of any size.
 
-Work is cut into batches over this process's devices; each process takes its share of the list. A
-run that was cut off goes on where it stopped, since finished files are left alone; a folder that
-holds results of other settings is refused rather than mixed.
+Each process takes its share of the images and splits batches over its devices. An interrupted run
+continues where it stopped: files that exist are not made again. A folder with results of other
+settings is refused.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ def sample(config: ConfigDict, workdir, loaded: tuple[Sampler, dict] | None = No
 
     Args:
       config: the task.
-      workdir: where its networks are, and by default its results.
-      loaded: `load_sampler`'s result where there is one already, of this config.
+      workdir: the folder of its networks and, by default, of its results.
+      loaded: the result of `load_sampler` for this config, if it is loaded already.
 
     Raises:
-      ValueError: no weights, a broken image (named), or results of other settings in the way.
+      ValueError: a network has no weights, an image cannot be decoded, or the folder holds results
+        of other settings.
     """
     if config.sample.trajectory and config.method in config_lib.GANS:
         raise ValueError(
@@ -66,17 +67,17 @@ def sample(config: ConfigDict, workdir, loaded: tuple[Sampler, dict] | None = No
 
 
 def _finished(config: ConfigDict, folder: Path, name: str) -> bool:
-    """Whether an image's result, and its trajectory where asked for, is written."""
+    """Whether an image's result is written, and its trajectory if the config needs one."""
     if not (folder / name).exists():
         return False
     return not config.sample.trajectory or not film.missing(folder / film.FOLDER, name)
 
 
 def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: list[int]) -> None:
-    """Translate the images numbered `todo`, in batches."""
+    """Translate the images at positions `todo` of the source, in batches."""
     devices = sampler.devices
     keep = film.FRAMES if config.sample.trajectory else 0
-    # No batch is padded further than the work that there is.
+    # A batch is not padded beyond the images that remain to be translated.
     most = max(mesh.round_up(len(todo), devices), devices.size)
     batches = eval_batches(
         source,
@@ -92,9 +93,9 @@ def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: l
             for row in np.flatnonzero(batch["mask"]):
                 name = by_id[batch["name"][row]]
                 if keep:
-                    seen = states[:, :, row].reshape(-1, *images[row].shape)
-                    film.write(folder / film.FOLDER, name, batch["image"][row], seen)
-                # Last: it says that the image is done.
+                    frames = states[:, :, row].reshape(-1, *images[row].shape)
+                    film.write(folder / film.FOLDER, name, batch["image"][row], frames)
+                # Written last: its existence marks the image as finished.
                 write_png(folder / name, images[row])
                 bar.update()
 
@@ -102,7 +103,7 @@ def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: l
 def sheet_of(
     config: ConfigDict, source, folder: Path, names: Sequence[str], shown: Sequence[int]
 ) -> np.ndarray:
-    """Source | result | true target (where there is one) of the images numbered `shown`, uint8."""
+    """A uint8 sheet of the images at positions `shown`: source | result | true target, if any."""
     pairs = inputs.open_truth(config)
     rows = []
     for j in shown:

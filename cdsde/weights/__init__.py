@@ -1,1 +1,15 @@
-"""Where the parameters of networks come from: checkpoints, shipped files, other code bases."""
+"""Sources of network parameters: checkpoints, shipped files and other code bases."""
+
+# Names of version 0.1, when this was a module.
+_MOVED = {
+    "load": "resolve.load",
+    "save": "resolve.save",
+    "shapes": "resolve.shapes",
+    "architecture": "resolve.architecture",
+}
+
+
+def __getattr__(name: str):
+    if name in _MOVED:
+        raise ImportError(f"cdsde.weights.{name} is now cdsde.weights.{_MOVED[name]}")
+    raise AttributeError(f"module 'cdsde.weights' has no attribute '{name}'")

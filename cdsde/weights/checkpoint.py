@@ -1,10 +1,11 @@
-"""Checkpoints: the only module that knows Orbax.
+"""Checkpoints with Orbax, which no other module uses.
 
-One folder a stage, WORKDIR/checkpoints/STAGE, with one subfolder a step that holds the items
-`state` (parameters, optimiser, step), `ema` (what sampling opens) and `config`; the place in the
-training stream is the step. All processes save and restore together, each its parts of the arrays;
-another number of processes or devices may go on. Saves are asynchronous and atomic: a run killed in
-mid-save leaves a temporary folder that the next run ignores.
+The folder of a stage, WORKDIR/checkpoints/STAGE, has one subfolder per step, with the items `state`
+(parameters, optimiser, step), `ema` (the averaged parameters, for sampling) and `config`. The step
+also determines the position in the training data. All processes save and restore together, each
+process its shards of the arrays; a run may resume with another number of processes or devices.
+Saves are asynchronous and atomic: a run killed during a save leaves a temporary folder that the
+next run ignores.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from etils import epath
 
 
 def stage_folder(workdir, stage: str) -> epath.Path:
-    """Where the checkpoints of a stage live, absolute."""
+    """Absolute path of a stage's checkpoints."""
     return epath.Path(workdir).resolve() / "checkpoints" / stage
 
 
 def manager(workdir, stage: str, keep: int = 2) -> ocp.CheckpointManager:
-    """A manager for writing; use it as a context so that the last save is finished."""
+    """A manager for writing that keeps `keep` steps; as a context it finishes the last save."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
     return ocp.CheckpointManager(stage_folder(workdir, stage), options=options)
 
 
 def save(m: ocp.CheckpointManager, step: int, state, ema, config: dict) -> None:
-    """Start saving; returns as soon as the arrays are copied.
+    """Starts a save and returns as soon as the arrays are copied.
 
     Raises:
-      RuntimeError: Orbax refused (a later step is already there).
+      RuntimeError: Orbax refused because a later step exists.
     """
     if m.latest_step() == step:
         return
@@ -52,10 +53,10 @@ def save(m: ocp.CheckpointManager, step: int, state, ema, config: dict) -> None:
 
 
 def save_imported(workdir, stage: str, params, config: dict) -> epath.Path:
-    """Write parameters from elsewhere as step 0 of a stage; sampling opens them like trained ones.
+    """Writes foreign parameters as step 0 of a stage, for sampling to load; returns the folder.
 
     Raises:
-      ValueError: the stage has a checkpoint already.
+      ValueError: the stage already has a checkpoint.
     """
     folder = stage_folder(workdir, stage)
     if latest_step(workdir, stage) is not None:
@@ -69,13 +70,13 @@ def save_imported(workdir, stage: str, params, config: dict) -> epath.Path:
 
 
 def restore(m: ocp.CheckpointManager, step: int, state, ema):
-    """The checkpoint of a step, on the shardings of the given trees (arrays or shapes).
+    """Restores a step with the shardings of the trees `state` and `ema` (arrays or shapes).
 
     Returns:
       `(state, ema)`.
 
     Raises:
-      ValueError: the saved parameters have other shapes: the config has changed.
+      ValueError: the saved parameters have other shapes, because the config has changed.
     """
     _check_shapes(m, step, "ema", ema)
     restored = m.restore(
@@ -89,7 +90,7 @@ def restore(m: ocp.CheckpointManager, step: int, state, ema):
 
 
 def latest_step(workdir, stage: str) -> int | None:
-    """Step of the newest finished checkpoint of a stage; None without one."""
+    """Step of the newest finished checkpoint of a stage, or None."""
     folder = stage_folder(workdir, stage)
     if not folder.exists():
         return None
@@ -98,10 +99,10 @@ def latest_step(workdir, stage: str) -> int | None:
 
 
 def open_ema(workdir, stage: str, shapes):
-    """The averaged parameters of a stage's newest checkpoint, on the shardings of `shapes`.
+    """The averaged parameters of a stage's newest checkpoint, with the shardings of `shapes`.
 
     Raises:
-      ValueError: no checkpoint there, or parameters of other shapes (the config has changed).
+      ValueError: there is no checkpoint, or its shapes differ because the config has changed.
     """
     step = latest_step(workdir, stage)
     if step is None:
@@ -113,7 +114,7 @@ def open_ema(workdir, stage: str, shapes):
 
 
 def saved_config(workdir, stage: str) -> dict:
-    """The resolved config that a stage's newest checkpoint was made with."""
+    """The resolved config of the run that wrote a stage's newest checkpoint."""
     folder = Path(stage_folder(workdir, stage) / str(latest_step(workdir, stage)) / "config")
     return json.loads((folder / "metadata").read_text())
 
@@ -123,15 +124,15 @@ def _abstract(tree):
 
 
 def _check_shapes(m: ocp.CheckpointManager, step: int, item: str, tree) -> None:
-    """Compare before restoring: Orbax's own error names two shapes but not the parameter."""
+    """Raises a ValueError that names differing parameters; Orbax's error names only shapes."""
     path = epath.Path(m.directory) / str(step) / item
     saved = ocp.StandardCheckpointHandler().metadata(path)
-    have = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(saved)}
-    want = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
-    wrong = [k for k in sorted(want | have) if have.get(k) != want.get(k)]
+    actual = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(saved)}
+    expected = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
+    wrong = [k for k in sorted(expected | actual) if actual.get(k) != expected.get(k)]
     if wrong:
         shown = "; ".join(
-            f"{k}: saved {have.get(k, 'nothing')}, config asks for {want.get(k, 'nothing')}"
+            f"{k}: saved {actual.get(k, 'nothing')}, config asks for {expected.get(k, 'nothing')}"
             for k in wrong[:3]
         )
         raise ValueError(

@@ -1,7 +1,7 @@
-"""`--mode=import` and `--mode=export`: weights of others in, trained networks out.
+"""`--mode=import` of published weights and `--mode=export` of trained networks.
 
-Published names (PyTorch or safetensors) for use with published code, or cdsde's own small files
-(float16, with a card that says how the network was made), which `config.weights` can name.
+Exported files have published names (PyTorch or safetensors) for use with published code, or cdsde's
+format (float16, with a card that describes the training), which `config.weights` can name.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ MODULES = {
 
 
 def kind_of(config: ConfigDict, stage: str) -> str:
-    """The published format of a stage's network; of a GAN's, the generator."""
+    """The published format, a key of `kinds.KINDS`, of a stage's network (of a GAN: generator)."""
     if stage in config_lib.GANS:
         return "cut_generator"
     return config.score.arch if stage == "score" else "adm_encoder"
 
 
 def import_weights(config: ConfigDict, workdir) -> None:
-    """Convert every file that `config.weights` names into a checkpoint of `workdir`.
+    """Converts each file that `config.weights` names into a checkpoint of `workdir`.
 
     Raises:
-      ValueError: no file is named, a file is not what the config describes (all keys that differ
-        are listed, and the config value that is likely wrong), or a checkpoint is in the way.
+      ValueError: no file is named, a file does not fit the config (the message lists the keys that
+        differ and the config value that is likely wrong), or a checkpoint already exists.
     """
     named = {
         stage: path
@@ -60,11 +60,11 @@ def import_weights(config: ConfigDict, workdir) -> None:
 
 
 def export_weights(config: ConfigDict, workdir) -> Path:
-    """Write a stage's averaged parameters to `config.export.path`; returns the file.
+    """Writes a stage's averaged parameters to `config.export.path` and returns the path.
 
     Raises:
-      ValueError: no checkpoint, or (format "published") a network that the published code has no
-        counterpart of.
+      ValueError: there is no checkpoint, or the format is "published" and published code has no
+        such network.
     """
     stage = config.export.stage
     if stage in config_lib.LATENT:
@@ -84,10 +84,10 @@ def export_weights(config: ConfigDict, workdir) -> Path:
 
 
 def export_model(config: ConfigDict, workdir) -> Path:
-    """Write the latent diffusion model of `workdir` in diffusers' layout; returns its folder.
+    """Writes the latent diffusion model of `workdir` in diffusers' layout and returns the folder.
 
     Raises:
-      ValueError: it is not trained.
+      ValueError: the model is not trained.
     """
     (vae, _), (latent, origin) = (resolve.load(config, workdir, s) for s in config_lib.LATENT)
     folder = Path(config.export.path or Path(workdir) / "export" / "model")
@@ -106,12 +106,16 @@ def export_model(config: ConfigDict, workdir) -> Path:
 
 
 def card(config: ConfigDict, workdir, stage: str) -> dict:
-    """How a trained network was made: its training config, last log row, hardware and versions."""
-    made_with = checkpoint.saved_config(workdir, stage)
+    """A trained network's provenance: training config, last log row, hardware and versions.
+
+    Raises:
+      ValueError: the training log is missing.
+    """
+    trained = checkpoint.saved_config(workdir, stage)
     log = Path(workdir) / "logs" / stage / "metrics.csv"
     if not log.exists():
         raise ValueError(
-            f"{log} is not there, and the card tells of the training; export from the work folder "
+            f"{log} does not exist, but the card needs it; export from the work folder "
             f"that the {stage} was trained in, or with --config.export.format=published"
         )
     with log.open(newline="") as f:
@@ -119,9 +123,9 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
     return {
         "stage": stage,
         "step": checkpoint.latest_step(workdir, stage),
-        "seed": made_with["train"]["seed"],
-        "data": made_with["data"],
-        "training": made_with["train"]["cut" if stage == "fastcut" else stage],
+        "seed": trained["train"]["seed"],
+        "data": trained["data"],
+        "training": trained["train"]["cut" if stage == "fastcut" else stage],
         "last_log_row": {k: float(v) for k, v in last.items()},
         "hours": float(last["step"]) / float(last["steps_per_second"]) / 3600,
         **records.provenance(),
@@ -129,7 +133,7 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
 
 
 def _fields(config: ConfigDict, stage: str) -> dict:
-    """The network's constructor fields as the config has them."""
+    """The network's constructor fields according to the config."""
     module = MODULES[stage](config)
     names = set(type(module).__dataclass_fields__) - {"name", "parent"}
     return {name: getattr(module, name) for name in names}
@@ -138,7 +142,7 @@ def _fields(config: ConfigDict, stage: str) -> dict:
 def _check_published(config: ConfigDict, stage: str) -> None:
     if stage not in MODULES:
         raise ValueError(
-            f"there is no published format of the {stage}; import and export know "
+            f"there is no published format of the {stage}; import and export support "
             f"{', '.join(MODULES)}"
         )
     group = "cut" if stage in config_lib.GANS else stage
@@ -146,5 +150,5 @@ def _check_published(config: ConfigDict, stage: str) -> None:
         if (value := config[group].get(key, plain)) != plain:
             raise ValueError(
                 f"config.{group}.{key} is {value}; published networks have {plain}, so there is no "
-                "published format of this one"
+                "published format of this network"
             )

@@ -1,11 +1,11 @@
-"""Where a network's parameters come from when images are translated.
+"""Finds and loads the parameters of trained networks.
 
-In this order: the stage's newest checkpoint in the work folder; else `config.weights.STAGE`, a
-name of the package ("shipped:NAME") or a file that `--mode=export --config.export.format=cdsde`
-wrote. Nothing is ever initialised at random here, and nothing is downloaded.
+The stage's newest checkpoint in the work folder takes precedence over `config.weights.STAGE`, which
+names shipped weights ("shipped:NAME") or a file that `--mode=export --config.export.format=cdsde`
+wrote. Nothing is initialised at random, and nothing is downloaded.
 
-Such a file is float16 safetensors with its card (architecture, training, origin) beside it, as
-FILE.json; the package's own are in `cdsde/assets/checkpoints/`.
+An exported file is float16 safetensors, with its card (architecture, training, origin) beside it as
+FILE.json; the shipped files are in `cdsde/assets/checkpoints/`.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from cdsde.runtime.trees import digest, flatten, unflatten
 from cdsde.weights import checkpoint
 
 SHIPPED = "shipped:"
-# What decides whether parameters fit, and what they mean, beside the network's own group.
+# Keys outside the network's group that determine whether parameters fit and what they mean.
 CONTEXT = ("data.image_size", "sde.schedule", "sde.num_steps")
 
 
 def shipped_folder(kind: str = "checkpoints") -> Path:
-    """Where the package's own "checkpoints", or latent diffusion "models", lie."""
+    """Folder of the shipped "checkpoints" or latent diffusion "models"."""
     return Path(str(resources.files("cdsde") / "assets" / kind))
 
 
 def architecture(config: ConfigDict, stage: str) -> dict:
-    """What a checkpoint of the stage must agree on: its network's group and the SDE."""
-    if stage in config_lib.GANS:  # the generator is what is kept and what translates
+    """The keys that a checkpoint of the stage must share: its network's group and `CONTEXT`."""
+    if stage in config_lib.GANS:  # checkpoints contain the generator, which alone translates
         return {"network": {k: config.cut[k] for k in ("channels", "num_blocks")}}
     net = json.loads(config[stage].to_json())
     if stage in ("encoder", "classifier"):
@@ -47,27 +47,27 @@ def architecture(config: ConfigDict, stage: str) -> dict:
 
 
 def load(config: ConfigDict, workdir, stage: str):
-    """Parameters of a stage's network (host arrays) and a line that says where they are from.
+    """Parameters of a stage's network (host arrays, float32) and a line about their origin.
 
     Raises:
-      ValueError: there are none, or they do not fit the config; the text says what to do.
+      ValueError: there are none, or they do not fit the config; the message names a remedy.
     """
-    where = origin(config, workdir, stage)
+    source = origin(config, workdir, stage)
     if checkpoint.latest_step(workdir, stage) is not None:
         params = checkpoint.open_ema(workdir, stage, shapes(config, stage))
     else:
-        params = _load_named(config, stage, where)
+        params = _load_named(config, stage, source)
     params = jax.tree.map(np.asarray, params)
-    where = f"{where} (sha256 {digest(params)[:12]})"
-    logging.info("%s: %s", stage, where)
-    return params, where
+    source = f"{source} (sha256 {digest(params)[:12]})"
+    logging.info("%s: %s", stage, source)
+    return params, source
 
 
 def origin(config: ConfigDict, workdir, stage: str) -> str:
-    """Where a stage's parameters would be loaded from: a checkpoint, or `config.weights.STAGE`.
+    """The source that `load` reads: path of a checkpoint, or `config.weights.STAGE`.
 
     Raises:
-      ValueError: there are none; the text says what to do.
+      ValueError: there is none; the message names a remedy.
     """
     step = checkpoint.latest_step(workdir, stage)
     if step is not None:
@@ -113,12 +113,12 @@ def _load_named(config: ConfigDict, stage: str, name: str):
 
 
 def shipped_names() -> list[str]:
-    """Names of the checkpoints in the package."""
+    """Names of the shipped checkpoints."""
     return sorted(p.stem for p in shipped_folder().glob("*.safetensors"))
 
 
 def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None:
-    """Write parameters as float16 safetensors, and the card with the architecture beside them."""
+    """Writes parameters as float16 safetensors, and beside them the card with the architecture."""
     half = {name: value.astype(np.float16) for name, value in flatten(params).items()}
     path.write_bytes(safetensors.numpy.save(half))
     files.write_json(
@@ -127,11 +127,11 @@ def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None
 
 
 def _check_architecture(saved: dict, expected: dict, stage: str, name: str) -> None:
-    """Raise ValueError naming the keys of the config in which a checkpoint differs."""
+    """Raises a ValueError that names the config keys in which a checkpoint differs."""
     group = "cut" if stage in config_lib.GANS else stage
     saved = {**{f"{group}.{k}": v for k, v in saved["network"].items()}, **saved}
     expected = {**{f"{group}.{k}": v for k, v in expected["network"].items()}, **expected}
-    # Neither changes the function that the weights compute when sampling.
+    # Dropout does not change sampling; "network" is flattened above.
     ignored = ("network", f"{group}.dropout")
     wrong = [
         f"config.{k} is {expected.get(k)}, the weights have {saved.get(k)}"

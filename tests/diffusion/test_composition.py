@@ -157,10 +157,11 @@ def test_step_by_step_is_the_scan():
     parts = composition.make_round(
         X0, method, settings, {"score": some_eps}, noise=drawn(grid), solver=ANCESTRAL
     )
-    carry = parts.begin(X0, 0, grid.alpha_bar[0])
+    e = drawn(grid).start(0)
+    carry = parts.begin(X0, e, grid.alpha_bar[0])
     for k in range(6):
         row = jax.tree.map(lambda column, k=k: column[k], solvers.rows(*levels))
-        carry = parts.step(carry, row, 0)
+        carry = parts.step(carry, row, 0, e)
         np.testing.assert_allclose(parts.state(carry), expected[k], atol=1e-5)
 
 

@@ -1,201 +1,26 @@
-"""Training: one step, the loop around it, what a kill leaves behind, one device or eight."""
+"""The training loop: logs, checkpoints, resuming, and what a kill leaves behind."""
 
 import csv
 import math
 import multiprocessing
-import random
+import os
+import signal
 import struct
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import FOLDER, TINY, compile_cached
+from train_helpers import assert_same_bits, distance, rows
 
-from cdsde import config as config_lib
 from cdsde import load_config
 from cdsde.networks import build
 from cdsde.runtime import mesh, progress
-from cdsde.train import loop, previews, stages, state
+from cdsde.train import loop, previews, stages
 from cdsde.weights import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
-def rows(workdir, stage: str) -> list[dict[str, float]]:
-    with (Path(workdir) / "logs" / stage / "metrics.csv").open(newline="") as f:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
-
-
-def assert_same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
-    ):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), str(path))
-
-
-def distance(a, b) -> float:
-    """‖a - b‖ / ‖b‖ over all leaves."""
-    a, b = (np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(t)])
-            for t in (a, b))  # fmt: skip
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
-
-
-# --- one step ---
-
-
-def settings(**changes):
-    """`config.train.score` with plain gradient descent's absence of surprises: no warm-up."""
-    c = config_lib.stage_training(load_config(FOLDER), "score")
-    plain = {"optimizer": "adam", "warmup": 0, "schedule": "constant"}
-    c.update({**plain, "learning_rate": 0.1, "steps": 100, **changes})
-    return c
-
-
-def line(params, batch, key):
-    """A straight line through points, a loss without randomness; `seen` is a metric."""
-    error = batch["x"] @ params["kernel"] + params["bias"][None] - batch["y"]
-    return jnp.mean(error**2), {"seen": jnp.mean(batch["y"])}
-
-
-def line_start(key):
-    return {"kernel": jax.random.normal(key, (3, 1)), "bias": jnp.ones(1)}
-
-
-def points(count: int = 8):
-    r = np.random.default_rng(1)
-    return {"x": r.normal(size=(count, 3)), "y": r.normal(size=(count, 1))}
-
-
-def run_steps(c, count: int = 1, loss=line, batch=None):
-    tx = state.optimiser(c)
-    step = jax.jit(state.make_step(loss, tx, c))
-    states, metrics = [state.init_state(line_start, tx, 0)], None
-    for _ in range(count):
-        new, metrics = step(states[-1], points() if batch is None else batch)
-        states.append(new)
-    return states, metrics
-
-
-def test_steps_bring_the_loss_down_and_count():
-    states, metrics = run_steps(settings(), 60)
-    first = run_steps(settings())[1]
-    assert int(states[-1].step) == 60
-    assert metrics["loss"] < 0.5 * first["loss"]
-    assert set(metrics) == {"loss", "gradient_norm", "seen"}
-
-
-def test_accumulation_equals_the_whole_batch():
-    (*_, whole), metrics = run_steps(settings(accumulate=1), 5)
-    (*_, parts), others = run_steps(settings(accumulate=4), 5)
-    np.testing.assert_allclose(parts.params["kernel"], whole.params["kernel"], rtol=1e-5)
-    np.testing.assert_allclose(parts.ema["bias"], whole.ema["bias"], rtol=1e-5)
-    for name in metrics:
-        np.testing.assert_allclose(others[name], metrics[name], rtol=1e-5)
-
-
-def draw(params, batch, key):
-    value = jax.random.normal(key)
-    return params["bias"].sum(), {"value": value, "square": value**2}
-
-
-def test_every_step_and_micro_batch_draws_anew():
-    drawn = {float(run_steps(settings(), n, draw)[1]["value"]) for n in (1, 2, 3)}
-    assert len(drawn) == 3
-    # The mean of the squares is the square of the mean only if all draws are the same.
-    metrics = run_steps(settings(accumulate=4), 1, draw)[1]
-    assert metrics["square"] > metrics["value"] ** 2 + 1e-3
-
-
-def test_clipping_limits_the_gradient_but_not_the_report():
-    # Adam divides the length out; its first moment keeps it.
-    (*_, clipped), metrics = run_steps(settings(clip_norm=1e-3))
-    (*_, free), _ = run_steps(settings(clip_norm=0.0))
-    first, other = (
-        jax.tree.leaves([x.mu for x in jax.tree.leaves(s.opt_state, is_leaf=has_mu) if has_mu(x)])
-        for s in (clipped, free)
-    )
-    assert np.isclose(np.linalg.norm(np.concatenate([np.ravel(x) for x in first])), 1e-4, 1e-3)
-    assert metrics["gradient_norm"] > 0.1
-    assert np.linalg.norm(np.concatenate([np.ravel(x) for x in other])) > 0.01
-
-
-def has_mu(x) -> bool:
-    return hasattr(x, "mu")
-
-
-def test_the_average_follows_closely_first_and_slowly_then():
-    states, _ = run_steps(settings(ema=0.5), 40)
-    start, first = states[0].params["kernel"], states[1]
-    np.testing.assert_allclose(states[0].ema["kernel"], start)
-    # Nine tenths of the way at the first step, half of it once `ema` is the smaller decay.
-    np.testing.assert_allclose(
-        first.ema["kernel"], 0.1 * start + 0.9 * first.params["kernel"], rtol=1e-6
-    )
-    before, last = states[-2:]
-    half = (before.ema["kernel"] + last.params["kernel"]) / 2
-    np.testing.assert_allclose(last.ema["kernel"], half, rtol=1e-6)
-
-
-def test_learning_rate_warms_up_and_ends():
-    c = settings(warmup=10, learning_rate=2e-3)
-    constant = state.learning_rate(c)
-    assert [float(constant(n)) for n in (0, 5, 10, 99)] == pytest.approx([0, 1e-3, 2e-3, 2e-3])
-    cosine = state.learning_rate(settings(warmup=10, learning_rate=2e-3, schedule="cosine"))
-    assert [float(cosine(n)) for n in (0, 5, 10, 55, 100)] == pytest.approx(
-        [0, 1e-3, 2e-3, 1e-3, 0], abs=1e-9
-    )
-    assert float(state.learning_rate(settings(warmup=0))(0)) == pytest.approx(0.1)
-    # A run of a few steps is not all warm-up.
-    short = state.learning_rate(settings(warmup=500, steps=8, learning_rate=2e-3))
-    assert float(short(4)) == pytest.approx(2e-3)
-
-
-def test_weight_decay_takes_kernels_and_leaves_biases():
-    def flat(params, batch, key):
-        return 0.0 * params["kernel"].sum() + 0.0 * params["bias"].sum(), {}
-
-    start, end = run_steps(settings(weight_decay=0.05, learning_rate=0.1), 1, flat)[0]
-    np.testing.assert_allclose(end.params["kernel"], start.params["kernel"] * 0.995, rtol=1e-5)
-    np.testing.assert_array_equal(end.params["bias"], start.params["bias"])
-    start, end = run_steps(settings(weight_decay=0.0), 1, flat)[0]
-    np.testing.assert_array_equal(end.params["kernel"], start.params["kernel"])
-
-
-def test_muon_makes_kernels_steps_orthogonal_and_leaves_vectors_to_adam():
-    def start(key):
-        keys = jax.random.split(key)
-        return {"kernel": jax.random.normal(keys[0], (3, 3, 4, 8)), "bias": jnp.ones(8)}
-
-    def slope(params, batch, key):
-        r = np.random.default_rng(0)
-        kernel = jnp.asarray(r.normal(size=(3, 3, 4, 8)), jnp.float32)
-        return jnp.sum(kernel * params["kernel"]) + 5.0 * params["bias"].sum(), {}
-
-    c = settings(optimizer="muon", muon_rate=0.5, learning_rate=0.01)
-    tx = state.optimiser(c)
-    before = state.init_state(start, tx, 0)
-    after, _ = jax.jit(state.make_step(slope, tx, c))(before, points())
-    moved = np.asarray(after.params["kernel"] - before.params["kernel"]).reshape(36, 8)
-    values = np.linalg.svd(moved, compute_uv=False)
-    # Newton and Schulz's five iterations bring the singular values near to 1, not to it.
-    assert np.all((0.3 < values) & (values < 0.65))
-    adam = np.asarray(after.params["bias"] - before.params["bias"])
-    # Whatever the slope, 5 here; Nesterov's momentum looks half a step ahead.
-    assert np.all((-0.016 < adam) & (adam < -0.009))
-
-
-def test_a_seed_makes_the_start():
-    tx = state.optimiser(settings())
-    one, same, other = (state.init_state(line_start, tx, seed) for seed in (1, 1, 2))
-    assert_same_bits(one, same)
-    assert not np.array_equal(one.params["kernel"], other.params["kernel"])
-    assert not np.array_equal(jax.random.key_data(one.key), jax.random.key_data(other.key))
 
 
 # --- the loop, around a network of one colour ---
@@ -429,98 +254,19 @@ def test_fine_tuning_begins_from_imported_weights(tiny, tmp_path, on_devices):
         loop.train_stage(tiny(train__steps=1, **changes), tmp_path / "none", "score")
 
 
-# --- networks: one device or eight ---
-
-
-@pytest.mark.slow
-def test_one_device_and_eight_train_the_same_score_network(tiny, tmp_path, on_devices):
-    finals, split = [], []
-    for devices, fsdp in ((1, 1), (8, 1), (8, 4)):
-        on_devices(devices)
-        config = tiny(
-            train__steps=4,
-            train__checkpoint_every=100,
-            mesh__fsdp=fsdp,
-        )
-        final = loop.train_stage(config, tmp_path / f"{devices}{fsdp}", "score")
-        assert final.step.sharding.device_set == set(jax.devices()[:devices])
-        # What a device holds of everything that the optimiser keeps.
-        held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(final))
-        split.append(held / sum(x.size for x in jax.tree.leaves(final)))
-        finals.append(jax.tree.map(np.asarray, (final.params, final.ema)))
-    assert split[:2] == [1, 1] and split[2] < 0.6
-    assert distance(*finals[:2]) < 1e-5 and distance(*finals[1:]) < 1e-5
-    one, eight, shared = (rows(tmp_path / name, "score") for name in ("11", "81", "84"))
-    for other in (eight, shared):
-        assert [row["loss"] for row in other] == pytest.approx([x["loss"] for x in one], rel=1e-5)
-    # What eight devices began, one goes on with, and the other way round.
-    for folder, devices, fsdp in (("84", 1, 1), ("11", 8, 4)):
-        on_devices(devices)
-        longer = tiny(train__steps=6, train__checkpoint_every=100, mesh__fsdp=fsdp)
-        assert int(loop.train_stage(longer, tmp_path / folder, "score").step) == 6
-
-
-def test_a_mesh_that_does_not_fit_the_devices(tiny, tmp_path, on_devices):
-    on_devices(8)
-    with pytest.raises(ValueError, match="mesh.fsdp is 3, which does not divide the 8 devices"):
-        loop.train_stage(tiny(mesh__fsdp=3), tmp_path, "score")
-
-
-@pytest.mark.slow
-def test_one_device_and_eight_train_the_same_encoder_and_it_learns(tiny, tmp_path, on_devices):
-    # Negatives come from the whole batch, whichever device they lie on: devices that looked at
-    # their own two images alone would have another loss than the one that sees all sixteen.
-    changes = {
-        "train__batch_size": 16,
-        "train__checkpoint_every": 100,
-        "train__encoder__max_index": 100,
-        "train__encoder__learning_rate": 1e-3,
-        "train__encoder__schedule": "constant",
-        # With 32 channels each is a group of its own in GroupNorm, a bias before it has no gradient
-        # but rounding errors, and Adam makes whole steps of these.
-        "encoder__channels": 64,
-    }
-    finals = []
-    for devices in (8, 1):
-        on_devices(devices)
-        final = loop.train_stage(
-            tiny(train__steps=6, **changes), tmp_path / str(devices), "encoder"
-        )
-        finals.append((final.params, final.ema))
-    assert distance(*finals) < 1e-5
-    one, eight = (rows(tmp_path / devices, "encoder") for devices in "18")
-    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in eight], rel=1e-5)
-    loop.train_stage(tiny(train__steps=36, **changes), tmp_path / "8", "encoder")
-    losses = [row["loss"] for row in rows(tmp_path / "8", "encoder")]
-    assert len(losses) == 36 and np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
-
-
-def test_the_classifier_learns_two_colours(tiny, tmp_path, on_devices):
-    on_devices(1)
-    config = tiny(
-        train__steps=36,
-        train__batch_size=16,
-        train__checkpoint_every=100,
-        train__classifier__learning_rate=1e-2,
-        train__classifier__schedule="constant",
-    )
-    loop.train_stage(config, tmp_path, "classifier")
-    table = rows(tmp_path, "classifier")
-    assert table[0]["loss"] == pytest.approx(math.log(2), rel=0.05)
-    assert np.mean([row["loss"] for row in table[-5:]]) < 0.4
-    assert np.mean([row["accuracy"] for row in table[-5:]]) > 0.9
-
-
 # --- a real kill ---
 
 
-def in_a_process_of_its_own(workdir, cache, pictures, pause: float):
-    """Train a score network for 12 steps on one device, each `pause` seconds long at least."""
+def in_a_process_of_its_own(workdir, cache, pictures, batches: int | None):
+    """Train a score network for 12 steps on one device; the process is killed at a batch."""
     compile_cached(cache)
-    real = mesh.put_batch
+    real, count = mesh.put_batch, 0
 
     def put(*arguments):
-        time.sleep(pause)
+        nonlocal count
+        count += 1
+        if count == batches:
+            os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments)
 
     mesh.put_batch = put
@@ -533,84 +279,34 @@ def killable(pictures):
     return load_config(FOLDER, TINY | own | data)
 
 
-def start(workdir, cache, pictures, pause: float = 0.0):
+def train_in_a_process(workdir, cache, pictures, batches: int | None = None) -> int:
+    """The exit code; a process that is killed at batch number `batches` has -9."""
     # The server has the modules loaded, but no JAX back end yet: each of its children is a process
     # like one that a person starts, only sooner there.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cdsde.train.loop", "cdsde.api"])
     process = context.Process(
-        target=in_a_process_of_its_own, args=(workdir, cache, pictures, pause)
+        target=in_a_process_of_its_own, args=(workdir, cache, pictures, batches)
     )
     process.start()
-    return process
-
-
-def everything_saved(pictures, workdir):
-    """State and average of the last checkpoint, as host arrays."""
-    config = killable(pictures)
-    c = config_lib.stage_training(config, "score")
-    stage, tx = stages.score(config), state.optimiser(c)
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one),
-        jax.eval_shape(lambda: state.init_state(stage.init, tx, 0)),
-    )
-    with checkpoint.manager(workdir, "score") as m:
-        return checkpoint.restore(m, *loop._parts(shapes))
+    process.join(300)
+    return process.exitcode
 
 
 @pytest.mark.slow
-def test_killed_three_times_ends_as_if_never_killed(pictures, tmp_path):
+def test_killed_three_times_ends_as_if_never_killed(pictures, tmp_path, on_devices):
+    on_devices(1)
     cache, cut, whole = jax.config.jax_compilation_cache_dir, tmp_path / "cut", tmp_path / "whole"
-    process = start(whole, cache, pictures)
-    process.join(300)
-    assert process.exitcode == 0
-    moments = random.Random()
-    for at_least in (2, 5, 8):
-        process = start(cut, cache, pictures, pause=0.1)
-        while process.is_alive() and steps_logged(cut) < at_least:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.2))
-        process.kill()
-        process.join()
-        assert process.exitcode == -9, "it was over before it could be killed"
-    assert at_least <= steps_logged(cut) < 12
-    process = start(cut, cache, pictures)
-    process.join(300)
-    assert process.exitcode == 0
-    expected, got = (everything_saved(pictures, w) for w in (whole, cut))
+    assert train_in_a_process(whole, cache, pictures) == 0
+    for batches in (4, 5, 4):  # right after a checkpoint began to be saved, and between two
+        assert train_in_a_process(cut, cache, pictures, batches) == -signal.SIGKILL
+    assert 3 <= len(rows(cut, "score")) < 12
+    assert train_in_a_process(cut, cache, pictures) == 0
+    # Finished runs: the state of the last checkpoint comes back.
+    config = killable(pictures)
+    expected, got = (loop.train_stage(config, w, "score") for w in (whole, cut))
     assert_same_bits(got, expected)
-    assert int(got[0]["step"]) == 12
+    assert int(got.step) == 12
     one, same = rows(whole, "score"), rows(cut, "score")
     assert [row["step"] for row in same] == list(range(1, 13))
     assert [row["loss"] for row in same] == [row["loss"] for row in one]
-
-
-def steps_logged(workdir) -> int:
-    path = workdir / "logs" / "score" / "metrics.csv"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return int(lines[-1].split(",")[0]) if len(lines) > 1 else 0
-
-
-# --- which levels the score network is trained on ---
-
-
-def test_levels_are_drawn_uniformly_or_normally_in_log_snr(tiny):
-    schedule = build.schedule_of(tiny())
-    training = config_lib.stage_training(tiny(), "score")
-    training.levels = "index"
-    np.testing.assert_allclose(stages.level_shares(schedule, training), np.full(1000, 1e-3))
-    training.update(levels="log_snr", log_snr_mean=1.0, log_snr_std=2.0)
-    shares = stages.level_shares(schedule, training)
-    assert shares.sum() == pytest.approx(1) and shares.min() >= 0
-    alpha_bar = schedule.alpha_bar.astype(float)
-    log_snr = np.log(alpha_bar / (1 - alpha_bar))
-    assert shares @ log_snr == pytest.approx(1.0, abs=0.02)
-    assert np.sqrt(shares @ (log_snr - 1) ** 2) == pytest.approx(2.0, abs=0.05)
-
-    draw = jax.jit(lambda key: stages.draw_levels(key, shares, 50))
-    drawn = np.concatenate([draw(jax.random.key(k)) for k in range(200)])
-    seen = np.bincount(drawn, minlength=1000)
-    for low, high in ((0, 100), (100, 300), (300, 600), (600, 1000)):
-        expected = shares[low:high].sum()
-        assert seen[low:high].sum() / len(drawn) == pytest.approx(expected, abs=0.01)

@@ -1,200 +1,21 @@
-"""Sampling: what decides a picture, one file for each input, going on after a stop, mistakes."""
+"""`--mode=sample`: one file for each input, going on after a stop, mistakes."""
 
 import shutil
-from functools import cache
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from helpers import FOLDER, files, no_new_programs, one_sentence, random_params, read_json
-from PIL import Image
+from helpers import FOLDER, files, one_sentence, random_params, read_json
+from sampling_helpers import MADE, assert_same_pictures, picture, results
 
 from cdsde import api, load_config, load_sampler
 from cdsde import config as config_lib
-from cdsde.data import FilesSource, decode, image_id, inputs, resize
-from cdsde.runtime import mesh, records
+from cdsde.data import FilesSource, image_id, inputs, resize
+from cdsde.runtime import records
 from cdsde.translation import run as translation_run
 from cdsde.translation.compiled import Sampler
 from cdsde.weights import checkpoint, resolve
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
-@pytest.fixture(autouse=True)
-def one_device(on_devices):
-    on_devices(1)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """`trained(config, stage)`: a file of random weights that fit the config."""
-    folder = tmp_path_factory.mktemp("weights")
-
-    def make(config, stage: str, seed: int = 0) -> str:
-        path = folder / f"{stage}{config.data.image_size}-{seed}.safetensors"
-        if not path.exists():
-            resolve.save(path, config, stage, random_params(config, stage, seed), {})
-        return str(path)
-
-    return make
-
-
-@pytest.fixture
-def task(tiny, trained):
-    """`task(method, ...)`: the tiny task, with weights."""
-
-    def make(method: str = "sdedit", **changes):
-        config = tiny(method=method, **changes)
-        for stage in config_lib.STAGES:
-            config.weights[stage] = trained(config, stage)
-        return config
-
-    return make
-
-
-def picture(number: int, size=(20, 18)) -> Image.Image:
-    coarse = np.random.default_rng(number).integers(0, 256, (4, 5, 3), np.uint8)
-    return Image.fromarray(coarse).resize(size)
-
-
-@pytest.fixture
-def five(tmp_path):
-    """A folder of five pictures of several kinds and sizes, and of things that are none."""
-    folder = tmp_path / "five pictures"
-    folder.mkdir()
-    for number, name in enumerate(["a.png", "b.jpg", "ç 1.png", "d.webp", "e.PNG"]):
-        picture(number, (20 + number, 16 + 3 * number)).save(folder / name, lossless=True)
-    (folder / "notes.txt").write_text("not a picture")
-    (folder / "more").mkdir()
-    picture(9).save(folder / "more" / "hidden.png")
-    return folder
-
-
-MADE = ["a.png", "b.png", "d.png", "e.png", "ç 1.png"]
-
-
-def results(folder) -> dict[str, np.ndarray]:
-    """The pictures of a run by name, without its contact sheet."""
-    return {p.name: decode(p) for p in sorted(Path(folder).glob("*.png")) if p.name != "sheet.png"}
-
-
-def assert_same_pictures(a, b, levels: int = 0):
-    assert set(a) == set(b)
-    for name in a:
-        difference = np.abs(a[name].astype(int) - b[name].astype(int))
-        assert difference.max() <= levels, name
-
-
-# --- what decides a picture: its pixels, its name, the seed; nothing of its company ---
-
-
-@cache
-def batch(size: int = 16):
-    pixels = [resize(np.array(picture(n)), size) for n in range(5)]
-    return np.stack(pixels), np.array([image_id(f"{n}.png") for n in range(5)], np.uint32)
-
-
-@pytest.mark.parametrize("method", config_lib.SDES + config_lib.GANS)
-def test_neither_batch_nor_order_nor_devices_change_a_picture(method, task, on_devices):
-    # From low levels: the first step from i = 999 divides rounding errors by √ᾱ = 0.006.
-    config = task(method, sample__rounds=2, sample__start=200)
-    images, ids = batch()
-    samplers = []
-    for devices in (1, 8):
-        on_devices(devices)
-        samplers.append(load_sampler(config, ".")[0])
-    one, eight = samplers
-    assert (one.devices.size, eight.devices.size) == (1, 8)
-    drawn = method in config_lib.SDES
-    assert one.evaluations == (2 * config.sample.steps if drawn else 1)
-    expected = one.states(images, ids)[0]
-    assert expected.shape == (5, 16, 16, 3) and expected.dtype == np.float32
-    assert expected.std() > 0.1 and np.abs(expected - expected[:1]).max() > 0.1
-    # Five rows on eight devices: three are filled up and cut off again, and each stands alone.
-    np.testing.assert_allclose(eight.states(images[::-1], ids[::-1])[0][::-1], expected, atol=1e-5)
-    np.testing.assert_array_equal(one(images, ids), sample_uint8(expected))
-
-
-def sample_uint8(y):
-    return np.floor(np.clip((y + 1) / 2, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def test_seed_and_name_decide_the_noise(task):
-    config = task()
-    images, ids = batch()
-    sampler, _ = load_sampler(config, ".")
-    first = sampler(images, ids)
-    np.testing.assert_array_equal(sampler(images, ids), first)
-    other_name = sampler(images, ids + np.uint32(1))
-    config.sample.seed = 1
-    sampler.update(config)
-    other_seed = sampler(images, ids)
-    for other in (other_name, other_seed):
-        assert all((a != b).any() for a, b in zip(first, other, strict=True))
-    twins = sampler(images[[0, 0]], ids[[0, 0]])
-    np.testing.assert_array_equal(twins[0], twins[1])
-
-
-def test_weights_start_seed_and_eta_change_without_compiling_again(task):
-    config = task("egsde", sample__solver="ddim")
-    images, ids = batch()
-    sampler, _ = load_sampler(config, ".")
-    seen = [sampler.states(images, ids)[0]]
-    changes = [
-        ("egsde.domain_weight", 5000.0),
-        ("egsde.content_weight", 9.0),
-        ("sample.eta", 0.7),
-        ("sample.seed", 3),
-        ("sample.start", 300),
-    ]
-    for key, value in changes:
-        config.update_from_flattened_dict({key: value})
-        with no_new_programs():
-            sampler.update(config)
-            seen.append(sampler.states(images, ids)[0])
-        assert np.abs(seen[-1] - seen[-2]).max() > 1e-6, f"{key} changes nothing"
-    # Without weights the energies are silent: what is left is SDEdit.
-    config.egsde.update(domain_weight=0.0, content_weight=0.0)
-    sampler.update(config)
-    with no_new_programs():
-        guided = sampler.states(images, ids)[0]
-    config.method = "sdedit"
-    plain, _ = load_sampler(config, ".")
-    np.testing.assert_allclose(guided, plain.states(images, ids)[0], atol=1e-5)
-
-
-def test_a_compiled_sampler_refuses_what_is_part_of_its_program(task):
-    config = task("egsde")
-    sampler, _ = load_sampler(config, ".")
-    for key, value in (
-        ("sample.solver", "ddim"),
-        ("sample.clip", False),
-        ("egsde.factor", 4),
-        ("data.image_size", 32),
-        ("method", "sdedit"),
-    ):
-        other = config.copy_and_resolve_references()
-        before = config_lib.get(other, key)
-        other.update_from_flattened_dict({key: value})
-        with pytest.raises(ValueError, match=f"config.{key} was {before} when this sampler was"):
-            sampler.update(other)
-    sampler.update(config)
-
-
-def test_rounds_go_on_where_the_last_one_ended(task):
-    config = task()
-    images, ids = batch()
-    sampler, _ = load_sampler(config, ".")
-    once, states = sampler.states(images, ids, keep=2)
-    assert states.shape == (1, 2, 5, 16, 16, 3)
-    config.sample.rounds = 3
-    sampler.update(config)
-    thrice, states = sampler.states(images, ids, keep=2)
-    assert states.shape[0] == 3 and sampler.evaluations == 6
-    np.testing.assert_allclose(states[0, -1], once, atol=1e-5)
-    np.testing.assert_array_equal(states[2, -1], thrice)
-    assert np.abs(thrice - once).max() > 1e-3
 
 
 # --- one file for each input ---
@@ -416,56 +237,6 @@ def origins(config):
     return {stage: resolve.load(config, "nowhere", stage)[1] for stage in stages}
 
 
-# --- from Python ---
-
-
-def test_python_and_the_command_line_make_the_same_picture(task, five, tmp_path):
-    config = task(sample__input=five)
-    by_name = results(translation_run.sample(config, tmp_path))
-    paths = [five / name for name in ("b.jpg", "e.PNG", "a.png", "d.webp", "ç 1.png")]
-    expected = np.stack([by_name[f"{p.stem}.png"] for p in paths])
-    made = api.translate(config, paths)
-    assert made.dtype == np.uint8 and made.shape == (len(paths), 16, 16, 3)
-    np.testing.assert_allclose(made, expected, atol=1)
-    # Any order, in small batches, from bytes or pixels that are given their names.
-    names = [p.name for p in paths]
-    sampler, _ = load_sampler(config, ".")
-    config.sample.batch_size = 2
-    for images in ([p.read_bytes() for p in paths], [decode(p) for p in paths]):
-        again = api.translate(config, images[::-1], names=names[::-1], sampler=sampler)[::-1]
-        np.testing.assert_allclose(again, expected, atol=1)
-    # Without names, the position is one.
-    pixels = np.stack([resize(decode(p), 16) for p in paths])
-    unnamed = api.translate(config, pixels, sampler=sampler)
-    numbered = api.translate(config, pixels, names=list("01234"), sampler=sampler)
-    np.testing.assert_array_equal(unnamed, numbered)
-    assert (unnamed != expected).any()
-
-
-def test_checkpoints_of_the_work_folder_come_before_named_weights(task, five, tmp_path):
-    config = task()
-    params = random_params(config, "score", seed=7)
-    checkpoint.save_imported(tmp_path, "score", params, {})
-    path = five / "a.png"
-    own = api.translate(config, [path], workdir=tmp_path)
-    expected = Sampler(config, {"score": params})(
-        resize(decode(path), 16)[None], np.array([image_id("a.png")], np.uint32)
-    )
-    np.testing.assert_array_equal(own, expected)
-    assert (own != api.translate(config, [path], workdir=tmp_path / "none")).any()
-    _, where = load_sampler(config, tmp_path)
-    assert "checkpoints/score/0 (sha256 " in where["score"]
-
-
-def test_a_sampler_goes_over_this_process_s_devices(task, on_devices):
-    on_devices(8)
-    config = task()
-    sampler = Sampler(config, {"score": random_params(config, "score")})
-    assert sampler.devices.size == 8
-    for leaf in jax.tree.leaves(sampler.params):
-        assert leaf.sharding == mesh.replicated(sampler.devices)
-
-
 # --- mistakes, one sentence each ---
 
 
@@ -533,7 +304,7 @@ def test_weights_that_are_not_there_or_do_not_fit(task, tiny, five, tmp_path):
 
 
 def test_a_method_that_is_not_there():
-    said("config.method is 'gan'; choose one of contrastive_sde, egsde, sdedit, ilvr",
+    said("config.method is 'gan'; choose one of contrastive_sde, egsde, ilvr, sdedit",
          load_config, FOLDER, {"method": "gan"})  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""The methods of translation by a guided reverse SDE, one paper a file.
+"""The methods of translation by a guided reverse SDE, one paper per file; `composition` runs them.
 
-A new method is a new file with a `Method` in it, and one line here. `composition` runs them.
+To add a method, write a file that defines a `Method`, and add one line to `METHODS`.
 """
 
 from cdsde.diffusion.methods.contrastive_sde import CONTRASTIVE_SDE
@@ -9,4 +9,4 @@ from cdsde.diffusion.methods.ilvr import ILVR
 from cdsde.diffusion.methods.method import Method
 from cdsde.diffusion.methods.sdedit import SDEDIT
 
-METHODS: dict[str, Method] = {m.name: m for m in (CONTRASTIVE_SDE, EGSDE, SDEDIT, ILVR)}
+METHODS: dict[str, Method] = {m.name: m for m in (CONTRASTIVE_SDE, EGSDE, ILVR, SDEDIT)}

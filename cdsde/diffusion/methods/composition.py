@@ -1,22 +1,22 @@
-r"""Runs a method: its start, its energies and its projection around a solver.
+r"""Runs a method: combines its start, energies and projection with a solver.
 
-Every method is the same loop, over K rounds (algorithm 1 of EGSDE; SDEdit's repetition):
+Every method runs the same loop of K rounds (algorithm 1 of EGSDE; SDEdit repeats likewise):
 
-    x ← x0;  K times:  y ← √ᾱ_{M-1} x + √(1-ᾱ_{M-1}) e,  down the levels to x,  with a new e    (1)
+    x ← x0;  K times:  y ← √ᾱ_{M-1} x + √(1-ᾱ_{M-1}) e,  x ← reverse SDE from y,  with a new e  (1)
 
-The energies' references are always perturbations of the source, x_i = √ᾱ_i x0 + √(1-ᾱ_i) e, with
-the round's one draw e.
+The energies' references always perturb the source, x_i = √ᾱ_i x0 + √(1-ᾱ_i) e, with the e of the
+round.
 
 With few steps a large λ overshoots. A quadratic energy has a linear gradient, so a step that moves
-the state by κ for a gradient of 1 (`solvers.gain`) oscillates once 2 λ κ > 1 and diverges above 2.
-Where asked for, its weight is
+the state by κ for a gradient of 1 (`solvers.gain`) oscillates where 2 λ κ > 1 and diverges where
+2 λ κ > 2. With `follow`, the weight of such an energy is
 
     λ' = (1 - e^{-2 λ κ}) / (2 κ),                                                            (2)
 
-with which the step does what following the gradient for a time κ does; λ' → λ with many steps.
+which makes the step equal to the gradient flow over a time κ; λ' → λ with many steps.
 
-What may change without compiling again is in `Levels`, computed on the host: the noise levels, the
-solver's coefficients and the weights. All else is part of the program.
+`Levels` contains the numbers that may change without a new compilation: the noise levels, the
+solver's coefficients and the weights, all computed on the host. The rest is part of the program.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Levels(NamedTuple):
 
     Attributes:
       grid: the noise levels.
-      coefficients: of the solver.
+      coefficients: the solver's coefficients.
       weights: λ of each term at each level, float32 `[S, number of terms]`.
     """
 
@@ -51,14 +51,14 @@ class Levels(NamedTuple):
 def make_levels(
     method: Method, settings, grid: Grid, solver: solvers.Solver, follow: bool = False
 ) -> Levels:
-    """The numbers of a run of a method down a grid, on the host.
+    """Computes the numbers of a run on the host.
 
     Args:
       method: one of `methods.METHODS`.
       settings: its group of the config.
-      grid: `levels.make_grid`.
-      solver: with its options.
-      follow: quadratic energies get the weight of equation (2).
+      grid: the result of `levels.make_grid`.
+      solver: the solver, with its options.
+      follow: give quadratic energies the weight of equation (2).
     """
     coefficients = solver.coefficients(grid)
     gain = solvers.gain(solver, grid) if follow else None
@@ -77,12 +77,12 @@ def _weight(term: Term, index: np.ndarray, gain: np.ndarray | None) -> np.ndarra
 
 
 def from_perturbed_source(x, e, alpha_bar):
-    """√ᾱ x + √(1-ᾱ) e."""
+    """The perturbed source √ᾱ x + √(1-ᾱ) e, `[B, H, W, C]`."""
     return schedules.perturb(x, e, alpha_bar)
 
 
 def from_noise(x, e, alpha_bar):
-    """e."""
+    """Pure noise e, `[B, H, W, C]`."""
     return e
 
 
@@ -90,8 +90,9 @@ class Round(NamedTuple):
     """The parts of one round, for a scan or for a program that shows every state.
 
     Attributes:
-      begin: `(x, r, alpha_bar of the first level) -> carry`; r is the number of the round.
-      step: `(carry, row, r) -> carry`; `row` is a row of `solvers.rows(*levels)`.
+      begin: `(x, e, alpha_bar) -> carry`, with the noise e of the round and ᾱ of the first level.
+      step: `(carry, row, r, e) -> carry`, with the round number r; `row` is a row of
+        `solvers.rows(*levels)`.
       state: `carry -> y [B, H, W, C]`.
     """
 
@@ -110,28 +111,27 @@ def make_round(
     solver: solvers.Solver,
     clip: bool = False,
 ) -> Round:
-    """The parts of equation (1); arguments are those of `translate`."""
+    """Builds the parts of a round of equation (1); the arguments are those of `translate`."""
     terms = method.terms(settings)
     views = [term.view(x0) for term in terms]
-    weighted = [term.energy(networks) for term in terms]
+    term_energies = [term.energy(networks) for term in terms]
     projection = method.projection(settings)
     start = method.start(settings) if method.start else from_perturbed_source
-    gradient = _combined(weighted, method.combine)
+    gradient = _combined(term_energies, method.combine)
 
-    def begin(x, r, alpha_bar):
-        y = start(x, noise.start(r), alpha_bar)
+    def begin(x, e, alpha_bar):
+        y = start(x, e, alpha_bar)
         return y, solver.init(y)
 
-    def step(carry, row, r):
-        def guidance(y, i, at, lambdas):
-            e = noise.start(r)
-            references = [schedules.perturb(view, e, at.alpha_bar) for view in views]
+    def step(carry, row, r, e):
+        def guidance(y, i, level, lambdas):
+            references = [schedules.perturb(view, e, level.alpha_bar) for view in views]
             return gradient(y, references, i, lambdas)
 
-        def project(y, position, at):
-            z = noise.reference(r, position, at.index)
-            level = at.alpha_bar if projection.level == "same" else at.next_alpha_bar
-            return projection.apply(y, schedules.perturb(x0, z, level))
+        def project(y, position, level):
+            z = noise.reference(r, position, level.index)
+            alpha_bar = level.alpha_bar if projection.level == "same" else level.next_alpha_bar
+            return projection.apply(y, schedules.perturb(x0, z, alpha_bar))
 
         advance = solvers.make_step(
             solver,
@@ -146,17 +146,17 @@ def make_round(
     return Round(begin, step, lambda carry: carry[0])
 
 
-def _combined(parts, combine: Callable | None) -> Callable:
-    """`(y, references, i, weights) -> g`."""
+def _combined(term_energies, combine: Callable | None) -> Callable:
+    """The guidance `(y, references, i, weights) -> g`."""
     if combine is None:
-        return jax.grad(energies.total(parts))
+        return jax.grad(energies.total(term_energies))
 
     def gradient(y, references, i, weights):
-        slopes = [
-            jax.grad(energies.total([part]))(y, [x_t], i, weight[None])
-            for part, x_t, weight in zip(parts, references, weights, strict=True)
+        gradients = [
+            jax.grad(energies.total([energy]))(y, [x_t], i, weight[None])
+            for energy, x_t, weight in zip(term_energies, references, weights, strict=True)
         ]
-        return combine(slopes, y, i)
+        return combine(gradients, y, i)
 
     return gradient
 
@@ -174,24 +174,24 @@ def translate(
     clip: bool = False,
     keep: int = 0,
 ):
-    """Translate a batch, equation (1).
+    """Translates a batch by equation (1).
 
     Args:
-      x0: `[B, H, W, C]` source images in [-1, 1].
+      x0: source images, float32 `[B, H, W, C]` in [-1, 1].
       method: one of `methods.METHODS`.
       settings: its group of the config.
-      networks: by name, with parameters bound: "score" is `(y, i) -> eps`, i a float32 scalar in
-        0 … T-1; the others are as networks/build.py says. "domain_direction" where the method has
-        one.
-      levels: `make_levels`.
-      noise: `noise.of_images` or `noise.replay`.
-      solver: the one of `levels`; its options are in there.
+      networks: the method's networks by name, as functions with bound parameters. "score" is
+        `(y, i) -> eps`, with a float32 scalar i in 0 … T-1; networks/build.py describes the others.
+        "domain_direction" is present where the method uses it.
+      levels: the result of `make_levels`.
+      noise: the result of `noise.of_images` or `noise.replay`.
+      solver: the solver for which `levels` was computed.
       rounds: K.
       clip: clip the predicted clean image to [-1, 1] in each step; the published code does not.
-      keep: how many states of each round are returned, see `solvers.reverse`.
+      keep: number of states to return from each round, see `solvers.reverse`.
 
     Returns:
-      `(y, states)`: the result `[B, H, W, C]`, not clamped, and `[K, keep, B, H, W, C]` (None where
+      `(y, states)`: the result `[B, H, W, C]`, not clipped, and `[K, keep, B, H, W, C]` (None where
       `keep` is 0).
     """
     parts = make_round(x0, method, settings, networks, noise=noise, solver=solver, clip=clip)
@@ -199,7 +199,8 @@ def translate(
     first = jnp.asarray(levels.grid.alpha_bar)[0]
 
     def one_round(x, r):
-        carry = parts.begin(x, r, first)
-        return solvers.reverse(lambda carry, row: parts.step(carry, row, r), carry, rows, keep)
+        e = noise.start(r)
+        carry = parts.begin(x, e, first)
+        return solvers.reverse(lambda carry, row: parts.step(carry, row, r, e), carry, rows, keep)
 
     return jax.lax.scan(one_round, x0, jnp.arange(rounds))

@@ -1,10 +1,10 @@
-r"""Contrastive-SDE (arXiv 2510.03821): near to the source in a domain-invariant space.
+r"""Contrastive-SDE (arXiv 2510.03821): keeps the source's domain-invariant features.
 
     E(y, x_t, t) = -λ sim(E(y, t), E(x_t, t)) + λ_i ‖φ(y) - φ(x_t)‖² + λ_d E_d(y, t)
 
-with the contrastive encoder E. The second term is EGSDE's content energy. The third is this
-project's: E_d is the contrast of domains, energies.py equation (5), which leads from the source
-domain's mean features to the target's; it is left out unless `domain_images` is set.
+with the contrastive encoder E. The second term is EGSDE's content energy. The third term is
+specific to this project: the contrast of domains E_d (energies.py, equation 5) leads from the
+source domain's mean features to the target's. It is present only where `domain_images` is above 0.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cdsde.diffusion.methods.method import Method, Setting, Term, start_setting
 
 
 def terms(settings) -> tuple[Term, ...]:
-    """The three terms, in the order of the equation."""
+    """The terms of the energy, in the order of the equation."""
     from cdsde.diffusion import energies
 
     def contrastive(networks):
@@ -42,6 +42,22 @@ def terms(settings) -> tuple[Term, ...]:
     return tuple(parts)
 
 
+def check(settings, networks) -> None:
+    """The comparison of positions needs positions, the contrast of domains needs images."""
+    pooled = networks["encoder"].pool != "none" and settings.space != "features"
+    if settings.similarity == "nce" and pooled:
+        raise ValueError(
+            "config.contrastive_sde.similarity is 'nce', which compares positions; it needs "
+            "config.contrastive_sde.space=features or an encoder with config.encoder.pool=none"
+        )
+    if settings.domain_weight and not settings.domain_images:
+        raise ValueError(
+            f"config.contrastive_sde.domain_weight is {settings.domain_weight} and "
+            "domain_images 0, so there are no domains to contrast; set domain_images to 128, for "
+            "example, or the weight to 0"
+        )
+
+
 CONTRASTIVE_SDE = Method(
     name="contrastive_sde",
     title="Contrastive-SDE",
@@ -53,34 +69,39 @@ CONTRASTIVE_SDE = Method(
         ),
         "space": Setting(
             "embedding",
-            "Where the encoder compares: after its head, before it, or its last feature map.",
+            "Encoder output that is compared: the embedding after the projection head, the vector "
+            "before it, or the last feature map.",
             choices=("embedding", "hidden", "features"),
         ),
         "similarity": Setting(
-            "cosine", "`nce` contrasts the positions of a map with each other.", ("cosine", "nce")
+            "cosine",
+            "Comparison of the encoder's outputs: their cosine, or a contrast of the positions of "
+            "a map with each other (`nce`).",
+            ("cosine", "nce"),
         ),
         "temperature": Setting(0.07, "τ of `similarity=nce`.", minimum=1e-4),
         "content_weight": Setting(
             2.0,
-            "λ_i of the content energy; 0: none.",
+            "λ_i of the content energy; 0 switches it off.",
             changeable=True,
             slider="λ_i, low frequencies",
         ),
-        "factor": Setting(32, "N of the content energy's low-pass.", minimum=1),
+        "factor": Setting(32, "Factor N of the content energy's low-pass.", minimum=1),
         "domain_images": Setting(
             0,
-            "Training images of each domain whose mean features the contrast of domains compares; "
-            "0: no contrast of domains.",
+            "Number of training images per domain from which the contrast of domains computes the "
+            "mean features; 0 switches the contrast off.",
             minimum=0,
         ),
         "domain_weight": Setting(
             0.0,
-            "λ_d of the contrast of domains. From one domain's mean to the other's its energy "
-            "falls by 1.",
+            "λ_d of the contrast of domains, an energy that falls by 1 from the source domain's "
+            "mean features to the target's.",
             changeable=True,
             slider="λ_d, towards the target",
         ),
     },
     terms=terms,
     domain_images=lambda settings: settings.domain_images,
+    check=check,
 )

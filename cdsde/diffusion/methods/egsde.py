@@ -1,4 +1,4 @@
-r"""EGSDE (Zhao et al. 2022, arXiv 2207.06635): away from the source's look, near to its layout.
+r"""EGSDE (Zhao et al. 2022, arXiv 2207.06635): drops the source domain's look, keeps the layout.
 
 E(y, x_t, t) = λ_s E_s(y, x_t, t) + λ_i E_i(y, x_t, t)    (equation 8)
 E_s = mean over positions of cos(F(y, t), F(x_t, t)),   F the features of a domain classifier
@@ -13,7 +13,7 @@ SIMILARITIES = ("cosine", "neg_l2")
 
 
 def terms(settings) -> tuple[Term, ...]:
-    """E_s and E_i."""
+    """The domain energy E_s and the content energy E_i."""
     from cdsde.diffusion import energies
 
     def domain(networks):
@@ -42,15 +42,15 @@ EGSDE = Method(
             500.0, "λ_s of the domain energy.", changeable=True, slider="λ_s, away from the source"
         ),
         "domain_similarity": Setting(
-            "cosine", "Similarity of classifier features in the domain energy.", SIMILARITIES
+            "cosine", "Similarity of the classifier's features in the domain energy.", SIMILARITIES
         ),
         "content_weight": Setting(
             2.0, "λ_i of the content energy.", changeable=True, slider="λ_i, low frequencies"
         ),
         "content_similarity": Setting(
-            "neg_l2", "Similarity of low-passed images in the content energy.", SIMILARITIES
+            "neg_l2", "Similarity of the low-passed images in the content energy.", SIMILARITIES
         ),
-        "factor": Setting(32, "N of the content energy's low-pass.", minimum=1),
+        "factor": Setting(32, "Factor N of the content energy's low-pass.", minimum=1),
     },
     terms=terms,
 )

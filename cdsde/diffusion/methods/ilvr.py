@@ -1,6 +1,6 @@
-r"""ILVR (Choi et al. 2021, arXiv 2108.02938): the low frequencies are the source's at every level.
+r"""ILVR (Choi et al. 2021, arXiv 2108.02938): takes low frequencies from the source at each level.
 
-After each step, with φ the low-pass of factor N and x_t the source, freshly perturbed,
+After each step, with the low-pass φ of factor N and the freshly perturbed source x_t,
 
     y ← y + φ(x_t) - φ(y)    (equation 8)
 """
@@ -11,14 +11,14 @@ from cdsde.diffusion.methods.method import Method, Projection, Setting, start_se
 
 
 def start(settings):
-    """Noise alone, or the perturbed source."""
+    """Pure noise, or the perturbed source."""
     from cdsde.diffusion.methods import composition
 
     return composition.from_noise if settings.from_noise else composition.from_perturbed_source
 
 
 def projection(settings) -> Projection:
-    """Equation 8 of the paper."""
+    """The projection y + φ(x_t) - φ(y), equation 8 of the paper."""
     from cdsde.diffusion import energies
 
     def apply(y, x_t):
@@ -32,13 +32,16 @@ ILVR = Method(
     title="ILVR",
     settings={
         "start": start_setting(1000),
-        "factor": Setting(32, "N of the low-pass whose frequencies are the source's.", minimum=1),
+        "factor": Setting(
+            32, "Factor N of the low-pass; its frequencies come from the source.", minimum=1
+        ),
         "level": Setting(
             "previous",
-            "Noise level of the projected source: where the step arrived, or where it began.",
+            "Noise level of the source in the projection: the level after the step (`previous`), "
+            "or the level before it (`same`).",
             choices=("previous", "same"),
         ),
-        "from_noise": Setting(True, "Start from noise alone; False: from the perturbed source."),
+        "from_noise": Setting(True, "Start from pure noise; False: from the perturbed source."),
     },
     start=start,
     projection=projection,

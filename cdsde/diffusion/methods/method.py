@@ -1,7 +1,7 @@
-"""What a method is: one object that says all that the programs need to know of it.
+"""The definition of a method: one object with everything that the programs need.
 
-Nothing here, and nothing at the top of a method's file, imports JAX: the command line reads the
-settings of every method and must answer a mistyped key at once. So a method imports its energies
+Neither this module nor the top of a method's file imports JAX: the command line reads the settings
+of every method and must report a mistyped key at once. A method therefore imports its energies
 inside the functions that use them.
 """
 
@@ -15,13 +15,14 @@ class Setting(NamedTuple):
     """One key of a config.
 
     Attributes:
-      default: its value; a type where it may also be None, which then is the default.
-      meaning: what it does, for a user; "None: ..." says what None stands for.
-      choices: the values allowed; empty where every value of the type is.
-      minimum: the least number allowed.
-      changeable: whether a compiled translation takes another value without compiling again.
-        Only numbers that become a weight or a level can be; all else is part of the program.
-      slider: what the page calls it; "" where the page does not show it.
+      default: the default value. A type means that the key may be None, and is None by default.
+      meaning: its effect, written for users; "None: ..." explains the value None.
+      choices: the allowed values; empty where every value of the type is allowed.
+      minimum: the smallest allowed number.
+      changeable: whether a compiled translation accepts another value without a new compilation.
+        Only numbers that become a weight or a level qualify; other settings are part of the
+        compiled program.
+      slider: its label on the demo page; "" where the page does not show it.
     """
 
     default: Any
@@ -33,15 +34,15 @@ class Setting(NamedTuple):
 
 
 class Term(NamedTuple):
-    """One energy of a method, how much it weighs, and the view of the source it refers to.
+    """One energy of a method, its weight, and the view of the source that its reference perturbs.
 
     Attributes:
-      energy: `networks -> Energy` (energies.py); `networks` maps a network's name to a function
-        with its parameters bound, and "domain_direction" to an `energies.DomainDirection`.
+      energy: `networks -> Energy` (energies.py); `networks` maps each network's name to a function
+        with bound parameters, and "domain_direction" to an `energies.DomainDirection`.
       weight: λ, a number, or `index [S] -> λ [S]` where it depends on the noise level.
       view: `x0 -> x0`; the energy's reference x_t is this view of the source, perturbed to level t.
-      quadratic: whether the energy is ‖Ay - b‖². With `sample.follow` its weight is then that of
-        composition.py, equation (2).
+      quadratic: whether the energy has the form ‖Ay - b‖². With `sample.follow`, such an energy
+        gets the weight of composition.py, equation (2).
     """
 
     energy: Callable
@@ -51,11 +52,11 @@ class Term(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """What is done to the state after each step.
+    """A projection of the state after each step.
 
     Attributes:
-      apply: `(y, x_t) -> y`; x_t is the source, freshly perturbed.
-      level: the level of x_t: "previous" (where the step arrived) or "same" (where it began).
+      apply: `(y, x_t) -> y`, with the freshly perturbed source x_t; both are `[B, H, W, C]`.
+      level: the level of x_t: "previous" (after the step) or "same" (before the step).
     """
 
     apply: Callable
@@ -65,23 +66,26 @@ class Projection(NamedTuple):
 class Method(NamedTuple):
     """A method of translation by a guided reverse SDE.
 
-    Functions take the method's settings, its group of the config. They are called on the host when
-    levels and weights are computed, and again when the program is traced.
+    The functions take `settings`, the method's group of the config. They run on the host, which
+    computes levels and weights, and again when the program is traced.
 
     Attributes:
-      name: of the method in `config.method`, and of its group of settings.
-      title: how it is called in print.
+      name: its name in `config.method`, and the name of its group of the config.
+      title: its name in tables and on the demo page.
       settings: its keys. "start" is M, the number of noise levels below the start.
       networks: names of the networks that it runs, in the order in which they are trained.
-      start: `settings -> ((x, e, alpha_bar) -> y)`, the state before the first step; x is the
-        source, or the result of the round before, e ~ N(0, I), alpha_bar that of level M-1.
-        None: the perturbed source √ᾱ x + √(1-ᾱ) e.
+      start: `settings -> ((x, e, alpha_bar) -> y)`, the state before the first step, with the
+        source or previous result x, e ~ N(0, I) and ᾱ of level M-1. None: the perturbed source
+        √ᾱ x + √(1-ᾱ) e.
       terms: `settings -> (Term, ...)`.
-      projection: `settings -> Projection`, or None.
-      combine: `(gradients, y, i) -> g` of the terms' weighted gradients `[B, H, W, C]`. None: their
-        sum, in one backward pass.
-      domain_images: `settings ->` of how many training images of each domain "domain_direction" is
-        computed; 0: the method has none.
+      projection: `settings -> Projection`, or None for no projection.
+      combine: `(gradients, y, i) -> g` combines the terms' weighted gradients `[B, H, W, C]`. None:
+        their sum, in one backward pass.
+      domain_images: `settings -> N`, the number of training images per domain from which
+        "domain_direction" is computed, in the features of the network "encoder"; 0: the method
+        does not use it.
+      check: `(settings, networks) -> None`, raises ValueError where settings do not fit each other
+        or the networks; `networks` maps a network's name to its group of the config.
     """
 
     name: str
@@ -93,17 +97,18 @@ class Method(NamedTuple):
     projection: Callable = lambda settings: None
     combine: Callable | None = None
     domain_images: Callable = lambda settings: 0
+    check: Callable = lambda settings, networks: None
 
     def changeable(self) -> tuple[str, ...]:
-        """Names of the settings that change without compiling again."""
+        """Names of the settings that may change without a new compilation."""
         return tuple(name for name, setting in self.settings.items() if setting.changeable)
 
 
 def start_setting(default: int) -> Setting:
-    """M, which every method has."""
+    """The setting M, the start level, which every method has."""
     return Setting(
         default,
-        "M, index + 1 of the noise level at which the reverse SDE starts.",
+        "Start level M: the reverse SDE starts at the noise level of index M - 1.",
         minimum=1,
         changeable=True,
         slider="M, start level",

@@ -1,6 +1,6 @@
-"""Solvers of the guided reverse SDE, one a file; `reverse` runs them.
+"""Solvers of the guided reverse SDE, one per file; `reverse` runs them.
 
-A new solver is a new file with its formula at its head, and one line here.
+To add a solver, write a file that starts with its formula, and add one line to `SOLVERS`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,21 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
 
 
 def make(name: str, **options) -> Solver:
-    """The solver of this name with those of the options that it has."""
+    """Builds a solver by name; options that it does not have are ignored.
+
+    Raises:
+      KeyError: no solver has this name.
+    """
     known = inspect.signature(SOLVERS[name]).parameters
     return SOLVERS[name](**{key: value for key, value in options.items() if key in known})
 
 
 def gain(solver: Solver, grid: levels.Grid) -> np.ndarray:
-    """κ: how far a gradient of 1 moves the state in each step, float64 `[S]`, above 0."""
+    """κ, the distance that a gradient of 1 moves the state in each step: float64 `[S]`, above 0."""
     columns = (grid, solver.coefficients(grid))
-    memory, moved = solver.init(np.zeros(())), []
+    memory, distances = solver.init(np.zeros(())), []
     for k in range(len(grid.index)):
-        at, coefficients = jax.tree.map(lambda column, k=k: column[k], columns)
-        moved.append(-float(solver.step(0.0, 0.0, 1.0, at, coefficients, 0.0, memory)[0]))
-        _, memory = solver.step(0.0, 0.0, 0.0, at, coefficients, 0.0, memory)
-    return np.array(moved)
+        level, coefficients = jax.tree.map(lambda column, k=k: column[k], columns)
+        distances.append(-float(solver.step(0.0, 0.0, 1.0, level, coefficients, 0.0, memory)[0]))
+        _, memory = solver.step(0.0, 0.0, 0.0, level, coefficients, 0.0, memory)
+    return np.array(distances)

@@ -16,19 +16,19 @@ from cdsde.diffusion.solvers.solver import Solver
 
 
 def posterior_std(grid: Grid, variance: str) -> np.ndarray:
-    """σ of each step, float32 `[S]`."""
+    """σ of each step, float32 `[S]`, for the variance "fixedsmall" or "fixedlarge"."""
     small = grid.beta * (1 - grid.next_alpha_bar) / (1 - grid.alpha_bar)
-    # Clipped before the logarithm, as the published tables are.
+    # Clipped before the logarithm, as in the published code.
     squared = {"fixedsmall": np.maximum(small, np.float32(1e-20)), "fixedlarge": grid.beta}
     return (np.exp(0.5 * np.log(squared[variance])) * ~grid.last).astype(np.float32)
 
 
-def _step(y, eps, guidance, at: Grid, std, z, memory):
-    alpha = 1 - at.beta
-    mean = (y - at.beta / jnp.sqrt(1 - at.alpha_bar) * eps) / jnp.sqrt(alpha)
-    return mean - at.beta / jnp.sqrt(alpha) * guidance + std * z, memory
+def _step(y, eps, guidance, level: Grid, std, z, memory):
+    alpha = 1 - level.beta
+    mean = (y - level.beta / jnp.sqrt(1 - level.alpha_bar) * eps) / jnp.sqrt(alpha)
+    return mean - level.beta / jnp.sqrt(alpha) * guidance + std * z, memory
 
 
 def ancestral(variance: str = "fixedsmall") -> Solver:
-    """The solver with σ of `variance`: "fixedsmall" or "fixedlarge"."""
+    """The ancestral solver, of order 1; `variance` is "fixedsmall" or "fixedlarge"."""
     return Solver(1, _step, lambda grid: posterior_std(grid, variance))

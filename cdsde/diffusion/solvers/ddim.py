@@ -1,10 +1,10 @@
 r"""DDIM (Song et al. 2021, equation 12), guided by a shift of the predicted noise.
 
-With ε' and x̂ of solver.py, β = 1 - ᾱ_i/ᾱ_p and η from 0 (deterministic) to 1 (ancestral),
+With ε' and x̂ as in solver.py, β = 1 - ᾱ_i/ᾱ_p and η from 0 (deterministic) to 1 (ancestral),
 
     y ← √ᾱ_p x̂ + √(1-ᾱ_p-σ²) ε' + σ z,   σ² = η² β (1-ᾱ_p)/(1-ᾱ_i)
 
-η = 1 is the ancestral step with "fixedsmall". In the last step ᾱ_p = 1, so that σ = 0.
+η = 1 gives the ancestral step with "fixedsmall". In the last step ᾱ_p = 1, so σ = 0.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from cdsde.diffusion.levels import Grid
 from cdsde.diffusion.solvers.solver import Solver, guided_x0, option
 
 
-def _step(y, eps, guidance, at: Grid, eta, z, memory):
-    x0, eps = guided_x0(y, eps, guidance, at)
-    variance = eta**2 * at.beta * (1 - at.next_alpha_bar) / (1 - at.alpha_bar)
-    direction = jnp.sqrt(jnp.maximum(1 - at.next_alpha_bar - variance, 0.0))
-    y = jnp.sqrt(at.next_alpha_bar) * x0 + direction * eps + jnp.sqrt(variance) * z
+def _step(y, eps, guidance, level: Grid, eta, z, memory):
+    x0, eps = guided_x0(y, eps, guidance, level)
+    variance = eta**2 * level.beta * (1 - level.next_alpha_bar) / (1 - level.alpha_bar)
+    direction = jnp.sqrt(jnp.maximum(1 - level.next_alpha_bar - variance, 0.0))
+    y = jnp.sqrt(level.next_alpha_bar) * x0 + direction * eps + jnp.sqrt(variance) * z
     return y, memory
 
 
 def ddim(eta: float = 0.0) -> Solver:
-    """The solver with η = `eta`."""
+    """DDIM with η = `eta`, a solver of order 1."""
     return Solver(1, _step, lambda grid: option(eta, grid))

@@ -1,7 +1,7 @@
 """The guided reverse SDE as one `lax.scan` over noise levels.
 
-The scan knows nothing of networks or methods: it is handed a step. Memory does not grow with the
-number of steps unless states are kept. States are float32 `[B, H, W, C]`.
+The scan takes a step function and is independent of networks and methods. Memory does not grow with
+the number of steps, unless states are kept. States are float32 `[B, H, W, C]`.
 """
 
 from __future__ import annotations
@@ -26,58 +26,61 @@ def make_step(
     project_fn: Callable | None = None,
     clip: bool = False,
 ) -> Callable:
-    """`(carry, row) -> carry`, one step; `carry` is `(y, memory)`, `row` one of `rows`.
+    """Builds one step, `(carry, row) -> carry`.
+
+    `carry` is `(y, memory)` and `row` is a row of `rows`; level stands for a row of the grid.
 
     Args:
-      solver: how the state moves.
-      eps_fn: `(y, i) -> eps`, i a float32 scalar index.
-      noise_fn: `(position of the step, i) -> z [B, H, W, C]`.
-      guidance_fn: `(y, i, row of the grid, extra) -> g`, the gradient of the weighted energies;
-        None: unguided.
-      project_fn: `(y, position, row of the grid) -> y`, applied after the step (ILVR).
+      solver: moves the state.
+      eps_fn: `(y, i) -> eps`, with the level index i as a float32 scalar.
+      noise_fn: `(position, i) -> z [B, H, W, C]`, with the position of the step in the run.
+      guidance_fn: `(y, i, level, extra) -> g`, the gradient of the weighted energies; None:
+        unguided.
+      project_fn: `(y, position, level) -> y`, applied after the step (ILVR).
       clip: clip the predicted clean image to [-1, 1] before the step. With few steps this keeps
         flat areas clean.
     """
 
     def step(carry, row):
         y, memory = carry
-        position, at, coefficients, extra = row
-        i = at.index.astype(jnp.float32)
+        position, level, coefficients, extra = row
+        i = level.index.astype(jnp.float32)
         eps = eps_fn(y, i)
         if clip:
-            x0 = jnp.clip(schedules.eps_to_x0(y, eps, at.alpha_bar), -1.0, 1.0)
-            eps = schedules.x0_to_eps(y, x0, at.alpha_bar)
+            x0 = jnp.clip(schedules.eps_to_x0(y, eps, level.alpha_bar), -1.0, 1.0)
+            eps = schedules.x0_to_eps(y, x0, level.alpha_bar)
         guidance = jnp.zeros(())
         if guidance_fn is not None:
-            # One network after the other: side by side they take each other's cache on a CPU.
-            eps, at_y = jax.lax.optimization_barrier((eps, y))
-            guidance = guidance_fn(at_y, i, at, extra)
-        z = noise_fn(position, at.index)
-        y, memory = solver.step(y, eps, guidance, at, coefficients, z, memory)
+            # The barrier runs the networks in sequence; in parallel they compete for a CPU's cache.
+            eps, state = jax.lax.optimization_barrier((eps, y))
+            guidance = guidance_fn(state, i, level, extra)
+        z = noise_fn(position, level.index)
+        y, memory = solver.step(y, eps, guidance, level, coefficients, z, memory)
         if project_fn is not None:
-            y = project_fn(y, position, at)
+            y = project_fn(y, position, level)
         return y, memory
 
     return step
 
 
 def rows(grid: levels.Grid, coefficients: Any, extra: Any = None) -> tuple:
-    """What the scan goes over: `(position, grid, coefficients, extra)`, arrays `[S, ...]`."""
+    """The input of the scan: `(position, grid, coefficients, extra)`, arrays `[S, ...]`."""
     return np.arange(len(grid.index)), grid, coefficients, extra
 
 
 def reverse(step: Callable, carry: tuple, rows: tuple, keep: int = 0):
-    """Go down all levels.
+    """Runs the reverse SDE down all levels.
 
     Args:
-      step: `make_step`.
+      step: the result of `make_step`.
       carry: `(y, solver.init(y))` at the first level.
-      rows: `rows`.
-      keep: how many states are returned, evenly spaced, the last one among them; at most the
-        number of steps.
+      rows: the result of `rows`.
+      keep: number of states to return, evenly spaced, including the last; clipped to the number of
+        steps.
 
     Returns:
-      `(y, states)`; states is `[keep, B, H, W, C]`, None where `keep` is 0.
+      `(y, states)`: the last state `[B, H, W, C]`, and the kept states `[keep, B, H, W, C]` or None
+      where `keep` is 0.
     """
     steps = len(rows[0])
     keep = min(keep, steps)
@@ -87,7 +90,7 @@ def reverse(step: Callable, carry: tuple, rows: tuple, keep: int = 0):
         carry, kept = state
         carry = step(carry, row)
         if keep:
-            # Steps between two kept ones write to the slot that is cut off at the end.
+            # Steps that are not kept write to an extra slot, which is dropped at the end.
             kept = kept.at[slots[row[0]]].set(carry[0])
         return (carry, kept), None
 

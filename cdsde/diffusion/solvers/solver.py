@@ -1,4 +1,4 @@
-"""What a solver of the reverse SDE is."""
+"""The interface of a solver of the reverse SDE."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from cdsde.diffusion import levels
 
 
 class Solver(NamedTuple):
-    """A way to take one step from level i to the next lower one, p.
+    """One step of the reverse SDE, from level i to the next lower level p.
 
     Attributes:
-      order: q; the error of a run falls by 2^q where the steps are halved.
-      step: `(y, eps, guidance, at, c, z, memory) -> (y, memory)`: y the state and eps the predicted
-        noise, both `[B, H, W, C]`, guidance the gradient of the weighted energies, at a row of the
-        grid, c a row of the coefficients, z ~ N(0, I).
-      coefficients: `grid -> tree of arrays [S]`, what the step needs beside the grid, on the host.
-        The solver's options are in there, so that they change without compiling again.
-      init: `y -> memory` before the first step: what a multistep solver knows of earlier steps.
+      order: q; halving the step size divides the error of a run by 2^q.
+      step: `(y, eps, guidance, level, c, z, memory) -> (y, memory)`. y is the state, eps the
+        predicted noise, guidance the gradient of the weighted energies and z ~ N(0, I), each
+        `[B, H, W, C]`; level is one row of the grid and c one row of the coefficients.
+      coefficients: `grid -> tree of arrays [S]`, the numbers that a step needs beside the grid,
+        computed on the host. They include the solver's options, which may therefore change without
+        a new compilation.
+      init: `y -> memory` before the first step; a multistep solver keeps earlier steps in it.
     """
 
     order: int
@@ -30,19 +31,19 @@ class Solver(NamedTuple):
     init: Callable = lambda y: ()
 
 
-def guided_x0(y, eps, guidance, at: levels.Grid):
-    """Guidance as a shift of the predicted noise.
+def guided_x0(y, eps, guidance, level: levels.Grid):
+    """Applies the guidance g as a shift of the predicted noise, and predicts the clean image.
 
         ε' = ε + √(1-ᾱ_i) g,   x̂ = (y - √(1-ᾱ_i) ε') / √ᾱ_i
 
     Returns:
-      `(x̂, ε')`.
+      `(x̂, ε')`, each `[B, H, W, C]`.
     """
-    noise = jnp.sqrt(1 - at.alpha_bar)
+    noise = jnp.sqrt(1 - level.alpha_bar)
     eps = eps + noise * guidance
-    return (y - noise * eps) / jnp.sqrt(at.alpha_bar), eps
+    return (y - noise * eps) / jnp.sqrt(level.alpha_bar), eps
 
 
 def option(value: float, grid: levels.Grid) -> np.ndarray:
-    """One option at every step, float32 `[S]`."""
+    """An option as a column of coefficients: its value at every step, float32 `[S]`."""
     return np.full(len(grid.index), value, np.float32)

@@ -1,7 +1,7 @@
-"""Feature networks of the evaluation: pictures in, numbers to compare pictures by out.
+"""Feature networks of the evaluation: images → features that metrics compare.
 
 The networks are linen modules without state, float32, NHWC, for inference only; `__call__` includes
-the pre-processing. Parameters have their published names; `evaluate.extractors` loads them.
+the preprocessing. Parameters have their published names; `evaluate.extractors` loads them.
 """
 
 from cdsde.networks.features.dino import DINO

@@ -1,6 +1,6 @@
-"""DINO's ViT-B/8 (Caron et al. 2021): the keys of its last block say how a picture is built.
+"""DINO's ViT-B/8 (Caron et al. 2021): the keys of its last block describe an image's structure.
 
-The file is that of facebookresearch/dino; submodules bear its names (`blocks.0.attn.qkv`).
+The weights are those of facebookresearch/dino; submodules have their names (`blocks.0.attn.qkv`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class DINO(nn.Module):
     """A vision transformer; the defaults are ViT-B/8 for 224².
 
     Attributes:
-      width: of a token.
-      depth: blocks.
-      heads: of attention.
+      width: channels of a token.
+      depth: number of blocks.
+      heads: number of attention heads.
       patch: side of a patch in pixels.
-      side: of the pictures that it looks at; others are resized.
+      side: side to which images are resized.
     """
 
     width: int = 768
@@ -41,11 +41,11 @@ class DINO(nn.Module):
           images: `[B, H, W, 3]` float in [0, 1]; stretched to `side`, bilinear with antialiasing.
 
         Returns:
-          "keys" `[B, 1 + patches, width]`, those of the last block with its heads side by side,
+          "keys" `[B, 1 + patches, width]`, the keys of the last block with concatenated heads,
           class token first; "class" `[B, width]`, the class token after the last norm.
 
         Raises:
-          ValueError: `images` has another shape or holds integers.
+          ValueError: `images` has another shape or an integer dtype.
         """
         images = check_images(images, "DINO")
         b, shape = len(images), (len(images), self.side, self.side, 3)
@@ -54,16 +54,16 @@ class DINO(nn.Module):
         size = (self.patch, self.patch)
         x = Conv(self.width, size, size, "VALID", name="patch_embed.proj")(x)
         x = x.reshape(b, -1, self.width)
-        small = nn.initializers.normal(0.02)
-        first = self.param("cls_token", small, (1, 1, self.width))
-        place = self.param("pos_embed", small, (1, 1 + x.shape[1], self.width))
-        x = jnp.concatenate([jnp.broadcast_to(first, (b, 1, self.width)), x], axis=1) + place
+        init = nn.initializers.normal(0.02)
+        token = self.param("cls_token", init, (1, 1, self.width))
+        position = self.param("pos_embed", init, (1, 1 + x.shape[1], self.width))
+        x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, self.width)), x], axis=1) + position
         for n in range(self.depth):
             x, keys = self._block(x, f"blocks.{n}")
         return {"keys": keys, "class": _norm("norm")(x)[:, 0]}
 
     def _block(self, x: jax.Array, name: str):
-        """Attention and a two-layer network, each after a norm and added; also the keys."""
+        """Residual attention and MLP, each after a norm; returns the output and the keys."""
         width = self.width
         h = Dense(3 * width, name=f"{name}.attn.qkv")(_norm(f"{name}.norm1")(x))
         q, k, v = jnp.split(h, 3, axis=-1)

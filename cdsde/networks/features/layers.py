@@ -1,7 +1,7 @@
-"""What the feature networks share: convolutions as published, and checks of their input.
+"""Layers that the feature networks share, and checks of their input.
 
 Contract: maps are `[B, H, W, C]` float32; products run at the highest precision, so that a metric
-does not depend on the device; nothing depends on other images of the batch.
+does not depend on the device; no output depends on other images of the batch.
 """
 
 import functools
@@ -12,11 +12,11 @@ from flax import linen as nn
 
 Conv = functools.partial(nn.Conv, precision=jax.lax.Precision.HIGHEST)
 Dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
-BATCH_NORM_EPS = 1e-3  # both the 2015 Inception and EfficientNet
+BATCH_NORM_EPS = 1e-3  # of both the 2015 Inception and EfficientNet
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation by running statistics, parameters under their published names."""
+    """Batch normalisation by running statistics; parameters have their published names."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -32,10 +32,10 @@ class BatchNorm(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """One filter a channel, "SAME" padding, no bias; the kernel is that of a grouped `nn.Conv`.
+    """One filter per channel, "SAME" padding, no bias; the kernel is that of a grouped `nn.Conv`.
 
-    A sum of shifted products, which XLA fuses: on a CPU its grouped convolution takes 3 to 20 times
-    as long.
+    It is a sum of shifted products, which XLA fuses; on CPUs, XLA's grouped convolution takes 3 to
+    20 times as long.
     """
 
     size: int
@@ -65,7 +65,7 @@ def spatial_mean(x: jax.Array) -> jax.Array:
 
 
 def check_images(images: jax.Array, what: str, least: int = 1) -> jax.Array:
-    """Returns float images `[B, H, W, 3]` as float32.
+    """Float images `[B, H, W, 3]` as float32, after checks; `what` names the network in errors.
 
     Raises:
       ValueError: another shape, integers (which are not scaled), or a side shorter than `least`.

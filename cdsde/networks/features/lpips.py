@@ -1,7 +1,7 @@
-"""LPIPS v0.1 (Zhang et al. 2018) over AlexNet and VGG16: a learned distance between two images.
+"""LPIPS v0.1 (Zhang et al. 2018) with AlexNet and VGG16: a learned distance of two images.
 
 The backbones are torchvision's; the linear heads are the published ones, shipped in
-`cdsde/assets/features/` (BSD-2-Clause). Submodules bear the names of the `lpips` package
+`cdsde/assets/features/` (BSD-2-Clause). Submodules have the names of the `lpips` package
 (`slice2_3/kernel` <-> `slice2.3.weight`, `lin0_model_1/kernel` <-> `lin0.model.1.weight`).
 """
 
@@ -20,7 +20,7 @@ EPS = 1e-10
 
 
 class Layer(NamedTuple):
-    """A convolution with ReLU; `index` is its place among torchvision's `features`."""
+    """A convolution with ReLU; `index` is its index in torchvision's `features`."""
 
     index: int
     features: int
@@ -30,13 +30,13 @@ class Layer(NamedTuple):
 
 
 class _LPIPS(nn.Module):
-    """The distance over a backbone, which subclasses describe.
+    """The distance with a backbone that subclasses define.
 
     Attributes:
       title: name of the backbone.
-      pools: side of the max pooling (by 2) before each slice, 0 for none.
+      pools: window of the max pooling (stride 2) before each slice, 0 for none.
       slices: the convolutions up to each of the five outputs.
-      least: the shortest side that all poolings leave something of.
+      least: the shortest side that leaves at least one position after all poolings.
     """
 
     title: ClassVar[str]
@@ -54,13 +54,13 @@ class _LPIPS(nn.Module):
           `[B]` float32, the sum of `layers`.
 
         Raises:
-          ValueError: shapes that differ or do not fit, integers, or too small images.
+          ValueError: shapes differ or do not fit, an integer dtype, or too small images.
         """
         return jnp.sum(self.layers(a, b), axis=1)
 
     @nn.compact
     def layers(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """Distance by layer `[B, 5]`; otherwise as `__call__`."""
+        """Distance of each pair by layer, `[B, 5]`; arguments and errors as in `__call__`."""
         if jnp.shape(a) != jnp.shape(b):
             raise ValueError(f"LPIPS compares images of one shape, not {a.shape} with {b.shape}.")
         both = [check_images(x, f"LPIPS over {self.title}", self.least) for x in (a, b)]
@@ -86,7 +86,7 @@ class _LPIPS(nn.Module):
 
 
 class LPIPSAlex(_LPIPS):
-    """LPIPS over AlexNet."""
+    """LPIPS with AlexNet."""
 
     title = "AlexNet"
     pools = (0, 3, 3, 0, 0)
@@ -101,7 +101,7 @@ class LPIPSAlex(_LPIPS):
 
 
 class LPIPSVGG(_LPIPS):
-    """LPIPS over VGG16."""
+    """LPIPS with VGG16."""
 
     title = "VGG16"
     pools = (0, 2, 2, 2, 2)

@@ -1,6 +1,6 @@
-"""Latent diffusion models of the SD-1.x family, and the editing of real images with them.
+"""Networks of the SD-1.x family of latent diffusion models, and BLIP's captioner.
 
-Networks are linen modules whose submodules carry the names of the published files, dots included
+They are linen modules whose submodules have the names of the published files, dots included
 (`down_blocks.0.attentions.1`), so that a parameter's path joined with dots is its published name.
 Images and latents are `[B, H, W, C]`.
 """

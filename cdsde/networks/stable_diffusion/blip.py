@@ -1,4 +1,4 @@
-"""BLIP's captioner (transformers' BlipForConditionalGeneration): a picture in, a sentence out."""
+"""BLIP's captioner (transformers' BlipForConditionalGeneration): image → sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cdsde.networks.stable_diffusion import layers
 
 
 class Vision(nn.Module):
-    """Image → a sequence of its patches, a class token before them."""
+    """Image encoder: images → hidden states of a class token and of their patches."""
 
     image_size: int = 384
     patch_size: int = 16
@@ -27,7 +27,11 @@ class Vision(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, S, S, 3]`, normalised by CLIP's mean and deviation → `[B, 1 + patches, width]`."""
+        """`[B, S, S, 3]`, normalised by CLIP's mean and deviation → `[B, 1 + patches, width]`.
+
+        Raises:
+          ValueError: S is not `image_size`.
+        """
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise ValueError(
                 f"the captioner takes {self.image_size}x{self.image_size} pixels, not "
@@ -51,21 +55,21 @@ class Vision(nn.Module):
 
 
 class _Embeddings(nn.Module):
-    """Class token and positions, kept with leading axes of one."""
+    """Adds class token and positions, whose published parameters have leading axes of 1."""
 
     length: int
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
         width, init = patches.shape[-1], nn.initializers.normal(0.02)
-        first = self.param("class_embedding", init, (1, 1, width), jnp.float32)
-        place = self.param("position_embedding", init, (1, self.length, width), jnp.float32)
-        first = jnp.broadcast_to(first, (patches.shape[0], 1, width))
-        return jnp.concatenate([first, patches], axis=1) + place
+        token = self.param("class_embedding", init, (1, 1, width), jnp.float32)
+        position = self.param("position_embedding", init, (1, self.length, width), jnp.float32)
+        token = jnp.broadcast_to(token, (patches.shape[0], 1, width))
+        return jnp.concatenate([token, patches], axis=1) + position
 
 
 class Decoder(nn.Module):
-    """A BERT that sees what came before and the picture, and tells what comes next."""
+    """Causal BERT with cross-attention to the image: predicts the next token."""
 
     vocabulary: int = 30524
     positions: int = 512
@@ -78,11 +82,11 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: jax.Array, image: jax.Array) -> jax.Array:
-        """`[B, L]` int and `[B, M, D]` → logits of the next token `[B, L, vocabulary]`."""
+        """Ids `[B, L]` and image states `[B, M, D]` → next-token logits `[B, L, vocabulary]`."""
         length = ids.shape[1]
         word = nn.Embed(self.vocabulary, self.width, name="bert.embeddings.word_embeddings")
-        place = nn.Embed(self.positions, self.width, name="bert.embeddings.position_embeddings")
-        x = word(ids) + place(jnp.arange(length))[None]
+        position = nn.Embed(self.positions, self.width, name="bert.embeddings.position_embeddings")
+        x = word(ids) + position(jnp.arange(length))[None]
         x = layers.layer_norm("bert.embeddings.LayerNorm", self.eps)(x)
         mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
         act = layers.ACTIVATIONS[self.activation]
@@ -98,7 +102,7 @@ class Decoder(nn.Module):
         return layers.dense(self.vocabulary, "cls.predictions.decoder")(h)
 
     def _attend(self, x, other, name, mask=None):
-        """Attention, then the norm of the sum."""
+        """Residual attention of `x` to `other`, followed by a norm."""
         q = layers.dense(self.width, f"{name}.self.query")(x)
         k, v = (layers.dense(self.width, f"{name}.self.{n}")(other) for n in ("key", "value"))
         q, k, v = (layers.split_heads(y, self.heads) for y in (q, k, v))
@@ -108,11 +112,11 @@ class Decoder(nn.Module):
 
 
 class BLIP(nn.Module):
-    """Both halves.
+    """The captioner: image encoder and text decoder.
 
     Attributes:
-      vision: of the picture.
-      text: of the sentence.
+      vision: the image encoder.
+      text: the text decoder.
       begin, end, pad: ids of the special tokens.
     """
 
@@ -123,20 +127,20 @@ class BLIP(nn.Module):
     pad: int = 0
 
     def setup(self):
-        """The halves, under their published names."""
+        """Creates both parts under their published names."""
         self.vision_model = self.vision.clone(name=None)
         self.text_decoder = self.text.clone(name=None)
 
     def __call__(self, images: jax.Array, ids: jax.Array) -> jax.Array:
-        """`[B, S, S, 3]` and `[B, L]` → logits `[B, L, vocabulary]`."""
+        """Images `[B, S, S, 3]` and ids `[B, L]` → next-token logits `[B, L, vocabulary]`."""
         return self.decode(ids, self.encode(images))
 
     def encode(self, images: jax.Array) -> jax.Array:
-        """`[B, S, S, 3]` → `[B, M, D]`."""
+        """Images `[B, S, S, 3]` → hidden states `[B, M, D]`."""
         return self.vision_model(images)
 
     def decode(self, ids: jax.Array, image: jax.Array) -> jax.Array:
-        """`[B, L]` and `[B, M, D]` → logits `[B, L, vocabulary]`."""
+        """Ids `[B, L]` and image states `[B, M, D]` → next-token logits `[B, L, vocabulary]`."""
         return self.text_decoder(ids, image)
 
 
@@ -148,31 +152,31 @@ def caption_ids(
     tokens: int = 30,
     beams: int = 1,
 ) -> np.ndarray:
-    """The most likely continuations, by greedy or beam search.
+    """Captions of images, by greedy or beam search.
 
-    The program is compiled once for all lengths: it works on the whole row, of which later
-    positions see nothing of what is not yet there.
+    One compiled program serves all lengths: rows are padded to their final length, and the causal
+    mask hides the padding.
 
     Args:
       module, params: the captioner.
-      images: `[B, S, S, 3]`, normalised.
-      prompt: ids after the beginning, the same for all images.
-      tokens: how many more at most.
-      beams: sentences looked at side by side; 1 is greedy.
+      images: `[B, S, S, 3]`, normalised by CLIP's mean and deviation.
+      prompt: ids after the begin token, the same for all images.
+      tokens: maximal number of tokens after the prompt.
+      beams: number of beams; 1 is greedy search.
 
     Returns:
-      int32 `[B, L]`: beginning, prompt, sentence, its end, and pads; L is that of the longest.
+      int32 `[B, L]`: begin token, prompt, caption, end token and padding to the longest row.
     """
     encode = jax.jit(lambda p, x: module.apply(p, x, method="encode"))
     next_logits = jax.jit(
-        lambda p, ids, image, at: jax.nn.log_softmax(
-            module.apply(p, ids, image, method="decode")[:, at]
+        lambda p, ids, image, position: jax.nn.log_softmax(
+            module.apply(p, ids, image, method="decode")[:, position]
         )
     )
-    seen = encode(params, images)
+    encoded = encode(params, images)
     start = [module.begin, *prompt]
     rows = []
-    for image in seen:
+    for image in encoded:
         image = jnp.repeat(image[None], beams, axis=0)
 
         def scores(ids, image=image):
@@ -186,13 +190,13 @@ def caption_ids(
 
 
 def _search(scores, start, tokens: int, beams: int, end: int) -> list[int]:
-    """Beam search as transformers does it: finished sentences are judged by their mean score.
+    """Beam search as in transformers; a finished sentence scores its mean log probability.
 
-    It goes on until no living sentence can be better than the worst of `beams` finished ones.
+    The search ends when no open sentence scores better than the worst of `beams` finished ones.
     """
     alive = np.repeat(np.array([start], np.int32), beams, axis=0)
     total = np.full(beams, -1e9)
-    total[0] = 0.0  # all beams are the same at first
+    total[0] = 0.0  # all beams start equal: extend only the first
     finished: list[tuple[float, list[int]]] = []
     for _ in range(tokens):
         candidates = total[:, None] + scores(alive)

@@ -12,7 +12,7 @@ from cdsde.networks.stable_diffusion import layers
 
 
 class Encoder(nn.Module):
-    """Transformer layers: attention and a two-layer network, each after a norm and added."""
+    """Transformer layers: residual attention and MLP, each after a norm."""
 
     depth: int
     heads: int
@@ -23,7 +23,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """`[B, L, C]` and a mask that broadcasts to `[B, heads, L, L]` → `[B, L, C]`."""
+        """`[B, L, C]` and a bool mask that broadcasts to `[B, heads, L, L]` → `[B, L, C]`."""
         width = x.shape[-1]
         for n in range(self.depth):
             name = f"layers.{n}"
@@ -45,11 +45,11 @@ class Encoder(nn.Module):
 
 
 class Encoded(NamedTuple):
-    """What an encoder gives.
+    """Output of an encoder.
 
     Attributes:
-      hidden: `[B, L, C]`: of text after the last norm, of images before it.
-      pooled: `[B, C]`: of text at the end token, of images at the class token; normalised.
+      hidden: `[B, L, C]`, hidden states: of text after the last norm, of images before it.
+      pooled: `[B, C]`, state at the end token (text) or class token (image), after the last norm.
     """
 
     hidden: jax.Array
@@ -57,7 +57,7 @@ class Encoded(NamedTuple):
 
 
 class TextTransformer(nn.Module):
-    """Token ids → hidden states; each position sees those before it and itself, no more."""
+    """Text encoder with causal attention: token ids → hidden states."""
 
     vocabulary: int = 49408
     positions: int = 77
@@ -72,25 +72,29 @@ class TextTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> Encoded:
-        """`[B, L]` int, L at most `positions` → `Encoded`."""
+        """Ids, int `[B, L]` → `Encoded`.
+
+        Raises:
+          ValueError: L exceeds `positions`.
+        """
         length = ids.shape[1]
         if length > self.positions:
             raise ValueError(f"{length} tokens are more than the {self.positions} of the encoder")
         token = nn.Embed(self.vocabulary, self.width, name="embeddings.token_embedding")
-        place = nn.Embed(self.positions, self.width, name="embeddings.position_embedding")
-        x = (token(ids) + place(jnp.arange(length))[None]).astype(self.dtype)
+        position = nn.Embed(self.positions, self.width, name="embeddings.position_embedding")
+        x = (token(ids) + position(jnp.arange(length))[None]).astype(self.dtype)
         mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
         encoder = Encoder(
             self.depth, self.heads, self.mlp, self.activation, self.eps, self.dtype, name="encoder"
         )
         x = layers.layer_norm("final_layer_norm", self.eps)(encoder(x, mask))
-        # Files say that the end token is 2 where it is the largest id; the first one counts.
-        at = jnp.argmax(ids if self.end == 2 else ids == self.end, axis=-1)
-        return Encoded(x, jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0])
+        # The first end token counts. Published configs name id 2 where it is the largest id.
+        end = jnp.argmax(ids if self.end == 2 else ids == self.end, axis=-1)
+        return Encoded(x, jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0])
 
 
 class VisionTransformer(nn.Module):
-    """Images → hidden states of their patches, a class token before them."""
+    """Image encoder: images → hidden states of a class token and of their patches."""
 
     image_size: int = 224
     patch_size: int = 14
@@ -104,7 +108,11 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Encoded:
-        """`[B, image_size, image_size, 3]`, normalised by CLIP's mean and deviation → `Encoded`."""
+        """`[B, S, S, 3]`, normalised by CLIP's mean and deviation → `Encoded`.
+
+        Raises:
+          ValueError: S is not `image_size`.
+        """
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise ValueError(
                 f"the image encoder takes {self.image_size}x{self.image_size} pixels, not "
@@ -115,11 +123,11 @@ class VisionTransformer(nn.Module):
             self.width, size, size, "VALID", use_bias=False, name="embeddings.patch_embedding",
             dtype=self.dtype,
         )(x).reshape(b, -1, self.width)  # fmt: skip
-        first = _Vector(self.width, name="embeddings")()
-        x = jnp.concatenate([jnp.broadcast_to(first, (b, 1, self.width)), patches], axis=1)
-        place = nn.Embed(x.shape[1], self.width, name="embeddings.position_embedding")
-        x = x + place(jnp.arange(x.shape[1]))[None]
-        x = layers.layer_norm("pre_layrnorm", self.eps, self.dtype)(x)  # spelt so in the files
+        token = _ClassToken(self.width, name="embeddings")()
+        x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, self.width)), patches], axis=1)
+        position = nn.Embed(x.shape[1], self.width, name="embeddings.position_embedding")
+        x = x + position(jnp.arange(x.shape[1]))[None]
+        x = layers.layer_norm("pre_layrnorm", self.eps, self.dtype)(x)  # the published spelling
         encoder = Encoder(
             self.depth, self.heads, self.mlp, self.activation, self.eps, self.dtype, name="encoder"
         )
@@ -127,8 +135,8 @@ class VisionTransformer(nn.Module):
         return Encoded(x, layers.layer_norm("post_layernorm", self.eps)(x[:, 0]))
 
 
-class _Vector(nn.Module):
-    """The class token."""
+class _ClassToken(nn.Module):
+    """The embedding of the class token, `[width]`."""
 
     width: int
 
@@ -139,28 +147,28 @@ class _Vector(nn.Module):
 
 
 class CLIPTextModel(nn.Module):
-    """The text encoder alone, as SD-1.x has it."""
+    """The text encoder without projection, as in SD-1.x."""
 
     text: TextTransformer
 
     def setup(self):
-        """Its one part, under its published name."""
+        """Creates the encoder under its published name."""
         self.text_model = self.text.clone(name=None)
 
     def __call__(self, ids: jax.Array) -> Encoded:
-        """`[B, L]` → `Encoded`."""
+        """Ids `[B, L]` → `Encoded`."""
         return self.text_model(ids)
 
 
 class CLIP(nn.Module):
-    """Both encoders and their projections into one space."""
+    """Text and image encoder with projections into a common space."""
 
     text: TextTransformer
     vision: VisionTransformer
     projection: int = 768
 
     def setup(self):
-        """The parts, under their published names."""
+        """Creates the parts under their published names."""
         self.text_model = self.text.clone(name=None)
         self.vision_model = self.vision.clone(name=None)
         self.text_projection = layers.dense(self.projection, None, bias=False)
@@ -168,15 +176,15 @@ class CLIP(nn.Module):
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), ())
 
     def __call__(self, ids: jax.Array, images: jax.Array) -> jax.Array:
-        """Cosines `[texts, images]`."""
+        """Cosine similarities `[texts, images]`."""
         text, image = self.embed_text(ids), self.embed_image(images)
         text, image = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (text, image))
         return text @ image.T
 
     def embed_text(self, ids: jax.Array) -> jax.Array:
-        """`[B, L]` → `[B, projection]`, not normalised."""
+        """Ids `[B, L]` → embeddings `[B, projection]`, not normalised."""
         return self.text_projection(self.text_model(ids).pooled)
 
     def embed_image(self, images: jax.Array) -> jax.Array:
-        """`[B, S, S, 3]` → `[B, projection]`, not normalised."""
+        """Images `[B, S, S, 3]` → embeddings `[B, projection]`, not normalised."""
         return self.visual_projection(self.vision_model(images).pooled)

@@ -1,4 +1,4 @@
-"""Pieces that the networks of a latent diffusion model share.
+"""Layers that the networks of a latent diffusion model share.
 
 Contract: feature maps `[B, H, W, C]`, sequences `[B, L, C]`; parameters float32; normalisation and
 softmax in float32 whatever the compute dtype of products and convolutions.
@@ -15,15 +15,15 @@ import jax.numpy as jnp
 
 from cdsde.networks import convolution
 
-CHUNK = 1024  # queries at a time: no matrix of all positions by all positions is ever held
+CHUNK = 1024  # queries per pass, to avoid a matrix of all positions by all positions
 
 
 def conv(
     features: int, size: int, name: str | None, stride: int = 1, padding=None, dtype=jnp.float32
 ):
-    """A convolution with PyTorch's symmetric padding (`size // 2`), or the given one."""
-    by = size // 2
-    padding = ((by, by), (by, by)) if padding is None else padding
+    """A square convolution; `padding` is symmetric, `size // 2`, as in PyTorch, if None."""
+    border = size // 2
+    padding = ((border, border), (border, border)) if padding is None else padding
     return nn.Conv(
         features,
         (size, size),
@@ -41,7 +41,7 @@ def dense(features: int, name: str | None, bias: bool = True, dtype=jnp.float32)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation over positions and channels of a group, in float32."""
+    """Group normalisation over positions and the channels of a group, computed in float32."""
 
     groups: int
     eps: float
@@ -49,27 +49,27 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, ..., C]` → the same."""
+        """`[B, ..., C]` → the same shape, in `dtype`."""
         norm = nn.GroupNorm(
             self.groups, epsilon=self.eps, use_fast_variance=False, dtype=jnp.float32
         )
-        nn.share_scope(self, norm)  # its scale and bias are this module's
+        nn.share_scope(self, norm)  # scale and bias belong to this module
         return norm(x.astype(jnp.float32)).astype(self.dtype)
 
 
 def layer_norm(name: str, eps: float = 1e-5, dtype: Any = jnp.float32) -> Callable:
-    """Layer normalisation, in float32."""
+    """Layer normalisation, computed in float32, with output in `dtype`."""
     norm = nn.LayerNorm(epsilon=eps, use_fast_variance=False, dtype=jnp.float32, name=name)
     return lambda x: norm(x.astype(jnp.float32)).astype(dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """PyTorch's default, with the error function."""
+    """GELU with the error function, PyTorch's default."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x · sigmoid(1.702 x)."""
+    """CLIP's approximation of GELU, x · sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -82,7 +82,13 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def probabilities(q: jax.Array, k: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Attention maps `[B, heads, L, M]`, float32, of `[B, L, heads, D]` and `[B, M, heads, D]`."""
+    """Attention maps softmax(q kᵀ / √D), float32 `[B, heads, L, M]`.
+
+    Args:
+      q: `[B, L, heads, D]`.
+      k: `[B, M, heads, D]`.
+      mask: bool, broadcasts to `[B, heads, L, M]`; False hides a key.
+    """
     scores = jnp.einsum("blhd,bmhd->bhlm", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
@@ -90,29 +96,29 @@ def probabilities(q: jax.Array, k: jax.Array, mask: jax.Array | None = None) -> 
 
 
 def weigh(p: jax.Array, v: jax.Array) -> jax.Array:
-    """Maps `[B, heads, L, M]` and values `[B, M, heads, D]` → `[B, L, heads · D]`."""
+    """Maps `[B, heads, L, M]` applied to values `[B, M, heads, D]` → `[B, L, heads · D]`."""
     out = jnp.einsum("bhlm,bmhd->blhd", p.astype(v.dtype), v)
     return out.reshape(*out.shape[:2], -1)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`[B, L, heads, D]` each → `[B, L, heads · D]`; `CHUNK` queries at a time if many.
+    """Self-attention, `[B, L, heads, D]` each → `[B, L, heads · D]`.
 
-    What a chunk holds is computed again in the backward pass.
+    If L is a larger multiple of `CHUNK`, queries run in chunks that the backward pass recomputes.
     """
     length = q.shape[1]
     if length <= CHUNK or length % CHUNK:
         return weigh(probabilities(q, k), v)
 
     @jax.checkpoint
-    def some(part):
-        return weigh(probabilities(part, k), v)
+    def attend_chunk(queries):
+        return weigh(probabilities(queries, k), v)
 
-    parts = jnp.moveaxis(q.reshape(q.shape[0], -1, CHUNK, *q.shape[2:]), 1, 0)
-    out = jnp.moveaxis(jax.lax.map(some, parts), 0, 1)
+    chunks = jnp.moveaxis(q.reshape(q.shape[0], -1, CHUNK, *q.shape[2:]), 1, 0)
+    out = jnp.moveaxis(jax.lax.map(attend_chunk, chunks), 0, 1)
     return out.reshape(q.shape[0], length, -1)
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """Twice the side, nearest."""
+    """Nearest-neighbour upsampling, `[B, H, W, C]` → `[B, 2H, 2W, C]`."""
     return x.repeat(2, axis=1).repeat(2, axis=2)

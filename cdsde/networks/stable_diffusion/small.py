@@ -1,7 +1,7 @@
-"""Latent diffusion models that are trained here: their networks, as `config` describes them.
+"""Networks of the latent diffusion models that this package trains, from the config.
 
-They are those of SD-1.x, small; `files.save` writes them in the same layout, so that edits (and
-other programs) read them like any other model.
+They are small versions of SD-1.x's. `weights.diffusers.save` writes them in the same layout, so
+that editing and other programs read them like any other model.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def unet(config: ConfigDict) -> UNet:
 
 
 def text_encoder(config: ConfigDict) -> CLIPTextModel:
-    """The text encoder of `config.latent`; the end of a text is its largest id."""
+    """The text encoder of `config.latent`; the end token is the largest id."""
     net = config.latent
     return CLIPTextModel(
         TextTransformer(
@@ -60,7 +60,7 @@ def text_encoder(config: ConfigDict) -> CLIPTextModel:
 
 
 def latent_side(config: ConfigDict) -> int:
-    """Side of an image's latents."""
+    """Side of an image's latents, in positions."""
     return config.data.image_size // 2 ** (len(config.autoencoder.widths) - 1)
 
 
@@ -71,9 +71,9 @@ def init_autoencoder(config: ConfigDict, key):
 
 
 def init_latent(config: ConfigDict, key, factor=1.0):
-    """`{"unet", "text_encoder", "factor"}`; the factor by which latents are scaled stays as it is.
+    """Initial `{"unet", "text_encoder", "factor"}`; `factor` scales latents and is not trained.
 
-    The U-Net's last convolution begins at 0.
+    The U-Net's last convolution starts at 0.
     """
     keys = jax.random.split(key)
     net, side = config.latent, latent_side(config)
@@ -91,5 +91,5 @@ def init_latent(config: ConfigDict, key, factor=1.0):
 
 
 def _parameters(module, key, *inputs):
-    """Without the features that a module keeps in passing."""
+    """Initial parameters, without the collections that the module sows."""
     return {"params": module.init(key, *inputs)["params"]}

@@ -1,8 +1,8 @@
 """The conditional U-Net of SD-1.x (diffusers' UNet2DConditionModel).
 
-Cross-attention maps and features can be had without a second network: `apply(..., mutable=["maps",
-"features"])` returns them as collections beside the noise, under the modules' own paths; without
-`mutable` nothing of them is kept. Plug-and-play's injection is an argument.
+`apply(..., mutable=["maps", "features"])` also returns cross-attention maps and features, as
+collections under the paths of their modules; without `mutable` they are discarded. Plug-and-play's
+injection is an argument.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from cdsde.networks.stable_diffusion import layers
 
 
 class Injection(NamedTuple):
-    """Plug-and-play: the first third of the batch is the source, whose activations the others take.
+    """Plug-and-play: the whole batch takes activations of its first third, the source.
 
     Attributes:
-      convolution: whether, a bool scalar: the second convolution of `up_blocks.1.resnets.1`.
-      attention: whether: queries and keys of the self-attention from `up_blocks.1.attentions.1` on.
+      convolution: bool scalar: inject the second convolution's output in `up_blocks.1.resnets.1`.
+      attention: bool scalar: inject queries and keys of each self-attention from
+        `up_blocks.1.attentions.1` on.
     """
 
     convolution: jax.Array
     attention: jax.Array
 
 
-def _of_source(x: jax.Array, on: jax.Array) -> jax.Array:
+def _inject_source(x: jax.Array, active: jax.Array) -> jax.Array:
     source = x[: x.shape[0] // 3]
-    return jnp.where(on, jnp.concatenate([source] * 3), x)
+    return jnp.where(active, jnp.concatenate([source] * 3), x)
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with the time between them, and a shortcut.
+    """Residual block: two convolutions, the time embedding added between them.
 
-    Its output is kept as a feature.
+    The output is sown as a feature.
     """
 
     features: int
@@ -48,7 +49,7 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array | None = None, inject=None) -> jax.Array:
-        """`[B, H, W, C]` and `[B, E]` (None: no time) → `[B, H, W, features]`."""
+        """`[B, H, W, C]` and time embedding `[B, E]` or None → `[B, H, W, features]`."""
         norm = layers.GroupNorm(self.groups, self.eps, self.dtype, name="norm1")
         h = layers.conv(self.features, 3, "conv1", dtype=self.dtype)(nn.silu(norm(x)))
         if time is not None:
@@ -57,7 +58,7 @@ class ResnetBlock(nn.Module):
         norm = layers.GroupNorm(self.groups, self.eps, self.dtype, name="norm2")
         h = layers.conv(self.features, 3, "conv2", dtype=self.dtype)(nn.silu(norm(h)))
         if inject is not None:
-            h = _of_source(h, inject)
+            h = _inject_source(h, inject)
         if x.shape[-1] != self.features:
             x = layers.conv(self.features, 1, "conv_shortcut", dtype=self.dtype)(x)
         out = x + h
@@ -66,7 +67,7 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of a sequence to itself or, kept as a map, to another one."""
+    """Self-attention, or cross-attention whose maps are sown."""
 
     heads: int
     cross: bool
@@ -83,7 +84,7 @@ class Attention(nn.Module):
             for n, y in (("q", x), ("k", other), ("v", other))
         )
         if inject is not None:
-            q, k = _of_source(q, inject), _of_source(k, inject)
+            q, k = _inject_source(q, inject), _inject_source(k, inject)
         if self.cross:
             p = layers.probabilities(q, k)
             self.sow("maps", "probabilities", p)
@@ -97,7 +98,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, gated feed-forward; each after a norm and added."""
+    """Residual self-attention, cross-attention and gated feed-forward, each after a norm."""
 
     heads: int
     dtype: Any = jnp.float32
@@ -116,7 +117,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block over the positions of a map, added to it."""
+    """A residual transformer block over the positions of a feature map."""
 
     heads: int
     groups: int = 32
@@ -142,18 +143,18 @@ class SpatialTransformer(nn.Module):
 
 
 class UNet(nn.Module):
-    """Noise of a latent, given its level and a text.
+    """Predicts the noise of a latent from its time index and a text.
 
     Attributes:
-      widths: channels of the levels.
-      attention: which levels, on the way down, have transformers.
-      blocks: residual blocks a level on the way down (one more on the way up).
-      heads: of attention, a level.
-      groups, eps: of the normalisation.
-      out_channels: of the noise.
-      linear: projections around the transformers are linear layers rather than convolutions.
-      dtype: of products and convolutions.
-      remat: transformers and residual blocks are computed again in the backward pass.
+      widths: channels of each level.
+      attention: whether each level has transformers, in encoder order.
+      blocks: residual blocks per level of the encoder (the decoder has one more).
+      heads: attention heads of each level.
+      groups, eps: groups and epsilon of the normalisation.
+      out_channels: channels of the output.
+      linear: whether linear layers rather than convolutions project around the transformers.
+      dtype: compute dtype of products and convolutions.
+      remat: whether the backward pass recomputes transformers and residual blocks.
     """
 
     widths: Sequence[int] = (320, 640, 1280, 1280)
@@ -180,14 +181,14 @@ class UNet(nn.Module):
         Args:
           x: `[B, H, W, 4]` latents, H and W multiples of 2^(levels - 1).
           t: index 0..999, scalar or `[B]`.
-          context: `[B, M, D]` text, all positions.
-          inject: plug-and-play.
+          context: `[B, M, D]`, hidden states of the text.
+          inject: plug-and-play, see `Injection`.
 
         Returns:
           `[B, H, W, 4]` float32.
 
         Raises:
-          ValueError: sides that cannot be halved that often.
+          ValueError: H or W is not a multiple of 2^(levels - 1).
         """
         halvings = 2 ** (len(self.widths) - 1)
         if x.shape[1] % halvings or x.shape[2] % halvings:
@@ -198,8 +199,15 @@ class UNet(nn.Module):
         time = self._time(jnp.broadcast_to(jnp.asarray(t), x.shape[:1]))
         context = context.astype(self.dtype)
         x = layers.conv(self.widths[0], 3, "conv_in", dtype=self.dtype)(x.astype(self.dtype))
+        x, skips = self._down(x, time, context)
+        x = self._middle(x, time, context)
+        x = self._up(x, skips, time, context, inject)
+        x = layers.GroupNorm(self.groups, self.eps, name="conv_norm_out")(x)
+        return layers.conv(self.out_channels, 3, "conv_out")(nn.silu(x))
+
+    def _down(self, x, time, context) -> tuple[jax.Array, list[jax.Array]]:
+        """Output of the encoder, and the activations that the decoder concatenates."""
         skips = [x]
-        last = len(self.widths) - 1
         for level, width in enumerate(self.widths):
             name = f"down_blocks.{level}"
             for n in range(self.blocks):
@@ -207,31 +215,35 @@ class UNet(nn.Module):
                 if self.attention[level]:
                     x = self._transformer(level, f"{name}.attentions.{n}")(x, context)
                 skips.append(x)
-            if level < last:
+            if level < len(self.widths) - 1:
                 down = f"{name}.downsamplers.0.conv"
                 x = layers.conv(width, 3, down, stride=2, dtype=self.dtype)(x)
                 skips.append(x)
+        return x, skips
+
+    def _middle(self, x, time, context) -> jax.Array:
         x = self._resnet(self.widths[-1], "mid_block.resnets.0")(x, time)
-        x = self._transformer(last, "mid_block.attentions.0")(x, context)
-        x = self._resnet(self.widths[-1], "mid_block.resnets.1")(x, time)
-        for up, level in enumerate(range(last, -1, -1)):
+        x = self._transformer(len(self.widths) - 1, "mid_block.attentions.0")(x, context)
+        return self._resnet(self.widths[-1], "mid_block.resnets.1")(x, time)
+
+    def _up(self, x, skips, time, context, inject: Injection | None) -> jax.Array:
+        for up, level in enumerate(reversed(range(len(self.widths)))):
             name = f"up_blocks.{up}"
             for n in range(self.blocks + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                here = inject is not None and (up, n) == (1, 1)
+                convolution = inject.convolution if inject and (up, n) == (1, 1) else None
                 resnet = self._resnet(self.widths[level], f"{name}.resnets.{n}")
-                x = resnet(x, time, inject.convolution if here else None)
+                x = resnet(x, time, convolution)
                 if self.attention[level]:
-                    here = inject is not None and (up, n) >= (1, 1)
+                    attention = inject.attention if inject and (up, n) >= (1, 1) else None
                     transformer = self._transformer(level, f"{name}.attentions.{n}")
-                    x = transformer(x, context, inject.attention if here else None)
+                    x = transformer(x, context, attention)
             if level > 0:
                 conv = layers.conv(
                     self.widths[level], 3, f"{name}.upsamplers.0.conv", dtype=self.dtype
                 )
                 x = conv(layers.upsample(x))
-        x = layers.GroupNorm(self.groups, self.eps, name="conv_norm_out")(x)
-        return layers.conv(self.out_channels, 3, "conv_out")(nn.silu(x))
+        return x
 
     def _time(self, t: jax.Array) -> jax.Array:
         width = 4 * self.widths[0]

@@ -16,19 +16,19 @@ EPS = 1e-6
 
 
 class Moments(NamedTuple):
-    """A normal distribution of latents, `[B, h, w, 4]` each; not yet scaled."""
+    """Mean and log variance of Gaussian latents, `[B, h, w, 4]` each, unscaled."""
 
     mean: jax.Array
     log_variance: jax.Array
 
     @property
     def std(self) -> jax.Array:
-        """Standard deviation."""
+        """Standard deviation, `[B, h, w, 4]`."""
         return jnp.exp(0.5 * self.log_variance)
 
 
 class _Attention(nn.Module):
-    """One head over all positions, added."""
+    """Residual single-head self-attention over all positions."""
 
     groups: int
     dtype: Any
@@ -50,7 +50,7 @@ def _resnet(net, width: int, name: str) -> ResnetBlock:
 
 
 def _middle(net, x: jax.Array) -> jax.Array:
-    """Two residual blocks and attention between them, under the names of `mid_block`."""
+    """Two residual blocks with attention between them, named as in `mid_block`."""
     width = net.widths[-1]
     x = _resnet(net, width, "mid_block.resnets.0")(x)
     x = _Attention(net.groups, net.dtype, name="mid_block.attentions.0")(x)
@@ -58,7 +58,7 @@ def _middle(net, x: jax.Array) -> jax.Array:
 
 
 class Encoder(nn.Module):
-    """Images → moments before the quantising convolution."""
+    """Images → moments, before the convolution `quant_conv`."""
 
     widths: Sequence[int]
     blocks: int
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
             for n in range(self.blocks):
                 x = _resnet(self, width, f"{name}.resnets.{n}")(x)
             if level < len(self.widths) - 1:
-                # Rows and columns are added below and on the right only.
+                # As published: padding below and on the right only.
                 down, pad = f"{name}.downsamplers.0.conv", ((0, 1), (0, 1))
                 x = layers.conv(width, 3, down, stride=2, padding=pad, dtype=self.dtype)(x)
         x = layers.GroupNorm(self.groups, EPS, name="conv_norm_out")(_middle(self, x))
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents → images."""
+    """Latents → images, after the convolution `post_quant_conv`."""
 
     widths: Sequence[int]
     blocks: int
@@ -108,14 +108,14 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Images to latents of an eighth of their side, and back.
+    """Encoder and decoder between images and latents of 1 / 2^(levels - 1) of their side.
 
     Attributes:
-      widths: channels of the levels.
-      blocks: residual blocks a level of the encoder (one more in the decoder).
-      groups: of the normalisation.
-      latent_channels, out_channels: of the latent and of the image.
-      dtype: of products and convolutions.
+      widths: channels of each level.
+      blocks: residual blocks per level of the encoder (the decoder has one more).
+      groups: groups of the normalisation.
+      latent_channels, out_channels: channels of the latent and of the image.
+      dtype: compute dtype of products and convolutions.
     """
 
     widths: Sequence[int] = (128, 256, 512, 512)
@@ -126,7 +126,7 @@ class AutoencoderKL(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        """The four parts, under their published names."""
+        """Creates the four parts under their published names."""
         fields = self.widths, self.blocks, self.groups
         self.encoder = Encoder(*fields, 2 * self.latent_channels, self.dtype)
         self.decoder = Decoder(*fields, self.out_channels, self.dtype)
@@ -134,14 +134,14 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = layers.conv(self.latent_channels, 1, None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """There and back by the mean, `[B, H, W, 3]` in [-1, 1]."""
+        """Reconstruction from the mean latents, `[B, H, W, 3]` in [-1, 1] → the same shape."""
         return self.decode(self.encode(x).mean)
 
     def encode(self, x: jax.Array) -> Moments:
-        """`[B, H, W, 3]` in [-1, 1], sides multiples of 2^(levels - 1) → the latents' moments.
+        """Images `[B, H, W, 3]` in [-1, 1] → moments of their latents.
 
         Raises:
-          ValueError: sides that cannot be halved that often.
+          ValueError: H or W is not a multiple of 2^(levels - 1).
         """
         factor = 2 ** (len(self.widths) - 1)
         if x.shape[1] % factor or x.shape[2] % factor:
@@ -153,5 +153,5 @@ class AutoencoderKL(nn.Module):
         return Moments(mean, jnp.clip(log_variance, -30.0, 20.0))
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """Latents `[B, h, w, 4]`, unscaled → images `[B, H, W, 3]`, about [-1, 1], float32."""
+        """Unscaled latents `[B, h, w, 4]` → images `[B, H, W, 3]`, about [-1, 1], float32."""
         return self.decoder(self.post_quant_conv(z))

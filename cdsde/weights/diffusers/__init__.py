@@ -1,4 +1,4 @@
-"""Models in the layout of diffusers: `unet/ vae/ text_encoder/ tokenizer/ scheduler/`."""
+"""Models in diffusers' layout: `unet/ vae/ text_encoder/ tokenizer/ scheduler/`."""
 
 from cdsde.weights.diffusers.networks import (
     SCALING_FACTOR,

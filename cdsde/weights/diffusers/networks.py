@@ -1,7 +1,7 @@
-"""Networks of a folder in the layout of diffusers or transformers.
+"""Loads networks from folders in the layout of diffusers or transformers.
 
-Read with safetensors alone, half precision included; nothing is downloaded, and what is missing is
-named. Each loader returns a module and its parameters `{"params": tree}`, float32.
+Files are safetensors, half precision included; nothing is downloaded, and errors name what is
+missing. Each loader returns a module and its parameters `{"params": tree}`, float32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cdsde.weights.torch import convert
 
 WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
 VARIANTS = ("", ".fp16", ".non_ema")
-# Fields of a transformer here, and what the files call them.
+# Our fields of a transformer -> their names in `config.json`.
 TRANSFORMER = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -40,14 +40,14 @@ TRANSFORMER = {
 }
 TEXT = {"vocabulary": "vocab_size", "positions": "max_position_embeddings", **TRANSFORMER}
 VISION = {"image_size": "image_size", "patch_size": "patch_size", **TRANSFORMER}
-SCALING_FACTOR = 0.18215  # of SD-1.x, whose files do not say it
+SCALING_FACTOR = 0.18215  # of SD-1.x, whose files omit it
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """`config.json` of a part.
+    """The contents of a part's `config.json`.
 
     Raises:
-      ValueError: it is not there.
+      ValueError: the file does not exist.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -56,7 +56,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
-    """All tensors of a part, float ones as float32; sharded files by their index.
+    """All tensors of a part, floating point ones as float32; sharded files are joined.
 
     Raises:
       ValueError: there is no safetensors file.
@@ -77,16 +77,22 @@ def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
 
 
 def published(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """Key and shape of a parameter in the files: modules here have their published names."""
+    """Published key and shape of a parameter; module names are the published ones."""
     name = convert.published_leaf(".".join(path[:-1]), path[-1])
     return name, convert.published_shape(path[-1], shape)
 
 
 def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where) -> dict:
-    """The parameters of a module, with every mismatch told.
+    """A module's parameters `{"params": tree}` from a state dict.
+
+    Args:
+      module: a linen module.
+      inputs: arguments of its `init`.
+      state_dict: published names to arrays.
+      where: path for the error message.
 
     Raises:
-      ValueError: keys or shapes that do not fit.
+      ValueError: keys or shapes do not fit; the message lists them.
     """
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     try:
@@ -98,23 +104,23 @@ def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where) -> dict:
 def _fields(config: Mapping[str, Any], names: Mapping[str, str], where) -> dict[str, Any]:
     missing = [key for key in names.values() if key not in config]
     if missing:
-        raise ValueError(f"{where}/config.json does not say {', '.join(missing)}")
+        raise ValueError(f"{where}/config.json does not contain {', '.join(missing)}")
     return {field: config[key] for field, key in names.items()}
 
 
 def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
-    """The U-Net that a config describes.
+    """The `UNet` of a `config.json`; `fields` are further fields, such as dtype and remat.
 
     Raises:
-      ValueError: something that this U-Net does not do.
+      ValueError: the config needs something that `UNet` does not support.
     """
     known = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
     downs = config["down_block_types"]
     ups = [name.replace("Up", "Down") for name in reversed(config["up_block_types"])]
     if ups != list(downs) or not set(downs) <= set(known):
         raise ValueError(
-            f"{where}/config.json asks for blocks {', '.join(downs)}; this U-Net has "
-            f"{' and '.join(known)}, the same ones up as down"
+            f"{where}/config.json has the blocks {', '.join(downs)}; supported are "
+            f"{' and '.join(known)}, with the same blocks in encoder and decoder"
         )
     for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim"):
         if config.get(key) is not None:
@@ -135,7 +141,7 @@ def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
 
 
 def load_unet(folder: str | Path, **fields) -> tuple[UNet, dict]:
-    """`UNet` and its parameters; `fields` such as dtype and remat."""
+    """`UNet` and its parameters; `fields` are further fields, such as dtype and remat."""
     config = read_config(folder)
     module = unet_of(config, str(folder), **fields)
     side = 2 ** (len(module.widths) - 1)
@@ -148,7 +154,7 @@ def load_unet(folder: str | Path, **fields) -> tuple[UNet, dict]:
 
 
 def load_vae(folder: str | Path, **fields) -> tuple[AutoencoderKL, dict, float]:
-    """`AutoencoderKL`, its parameters, and the factor by which latents are scaled."""
+    """`AutoencoderKL`, its parameters, and the factor that scales latents."""
     config = read_config(folder)
     names = {"blocks": "layers_per_block", "groups": "norm_num_groups"}
     names |= {"latent_channels": "latent_channels", "out_channels": "out_channels"}
@@ -162,7 +168,7 @@ def load_vae(folder: str | Path, **fields) -> tuple[AutoencoderKL, dict, float]:
 
 
 def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names of today for those of the first SD files (query, key, value, proj_attn)."""
+    """Renames the attention layers of early SD files (query, key, value, proj_attn)."""
     new = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
     def rename(key: str) -> str:
@@ -173,7 +179,7 @@ def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.nda
         )
 
     renamed = {rename(key): value for key, value in state_dict.items()}
-    # There linear layers were kept as 1x1 convolutions in some of them.
+    # Some early files store these linear layers as 1x1 convolutions.
     return {
         key: value[:, :, 0, 0] if ".to_" in key and value.ndim == 4 else value
         for key, value in renamed.items()
@@ -194,7 +200,7 @@ def load_text_encoder(folder: str | Path, **fields) -> tuple[CLIPTextModel, dict
     """`CLIPTextModel` and its parameters."""
     config = read_config(folder)
     weights = _without_positions(read_weights(folder))
-    # Some versions of transformers write the keys without the model's name.
+    # Some versions of transformers write the keys without the prefix.
     weights = {
         k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in weights.items()
     }
@@ -225,7 +231,7 @@ def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
     )
     side = module.vision.image_size
     weights = _without_positions(read_weights(folder))
-    # Kept beside the decoder's own bias, and not used.
+    # A duplicate of the decoder's bias, which transformers does not use.
     weights.pop("text_decoder.cls.predictions.bias", None)
     inputs = (jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1), int))
     return module, fit(module, inputs, weights, folder)

@@ -1,4 +1,4 @@
-"""The noise schedule of a model in the layout of diffusers."""
+"""Reads the noise schedule of a model in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from cdsde.diffusion import schedules
 from cdsde.editing.ladders import LatentSchedule
 
-# Fields of a scheduler that change the result, with the values that are the same as leaving them
-# out: any other value is refused.
+# Scheduler fields that change the result, with the values that equal omitting the field; other
+# values are refused.
 SAME_AS_ABSENT = {
     "rescale_betas_zero_snr": (False, None),
     "timestep_spacing": ("leading", None),
@@ -23,25 +23,25 @@ SAME_AS_ABSENT = {
 
 
 def read_schedule(folder: str | Path) -> LatentSchedule:
-    """The schedule of a diffusers folder's `scheduler/`; DDIM is run whatever sampler it names.
+    """The schedule in a `scheduler/` folder; sampling is DDIM whatever sampler the file names.
 
     Raises:
-      ValueError: no file, or something in it that is not done here.
+      ValueError: there is no file, or it has an unsupported value.
     """
     path = Path(folder) / "scheduler_config.json"
     if not path.is_file():
-        raise ValueError(f"there is no {path}; it says the noise levels of the model")
+        raise ValueError(f"there is no {path}; it contains the noise levels of the model")
     config = json.loads(path.read_text(encoding="utf-8"))
     for field, same in SAME_AS_ABSENT.items():
         if config.get(field) not in same:
             raise ValueError(
-                f"{path} sets {field} to {config[field]!r}, which is not done here; a model of "
-                f"SD-1.x has {same[0]!r}"
+                f"{path} sets {field} to {config[field]!r}, which is not supported; models of "
+                f"SD-1.x have {same[0]!r}"
             )
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise ValueError(
-            f"{path} says prediction_type '{prediction}'; epsilon and v_prediction are known"
+            f"{path} has prediction_type '{prediction}'; epsilon and v_prediction are supported"
         )
     return LatentSchedule(
         _alpha_bar(config, path),
@@ -52,7 +52,7 @@ def read_schedule(folder: str | Path) -> LatentSchedule:
 
 
 def _alpha_bar(config: Mapping[str, Any], path: Path) -> np.ndarray:
-    """ᾱ, float32 `[T]`, rounded as diffusers rounds it."""
+    """ᾱ, float32 `[T]`, with the rounding of diffusers."""
     if config.get("trained_betas") is not None:
         return np.cumprod(1 - np.asarray(config["trained_betas"], np.float32), dtype=np.float32)
     kind, count = config.get("beta_schedule"), config["num_train_timesteps"]
@@ -62,4 +62,4 @@ def _alpha_bar(config: Mapping[str, Any], path: Path) -> np.ndarray:
     if kind == "linear":
         beta = np.linspace(first, last, count, dtype=np.float32)
         return np.cumprod(1 - beta, dtype=np.float32)
-    raise ValueError(f"{path} names the schedule '{kind}'; scaled_linear and linear are known")
+    raise ValueError(f"{path} names the schedule '{kind}'; scaled_linear and linear are supported")

@@ -1,4 +1,4 @@
-"""A trained model, written in the layout of diffusers."""
+"""Writes a trained latent diffusion model in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MODEL_INDEX = {
 
 
 def state_dict(params: Mapping, dtype=np.float16) -> dict[str, np.ndarray]:
-    """Parameters of any of these networks under their published names and shapes."""
+    """Parameters `{"params": tree}` as arrays of `dtype` under published names and shapes."""
     named = {}
     for path, leaf in traverse_util.flatten_dict(params["params"]).items():
         value = np.asarray(leaf, np.float32)
@@ -52,13 +52,13 @@ def state_dict(params: Mapping, dtype=np.float16) -> dict[str, np.ndarray]:
 
 
 class Parts(NamedTuple):
-    """A model in the making: modules, parameters and the rest of what a folder holds.
+    """The parts of a model folder.
 
     Attributes:
       unet, vae, text: `(module, params)` each; the text encoder is a `CLIPTextModel`.
-      factor: by which latents are scaled.
-      tokenizer: of the texts.
-      betas: first and last β of SD-1.x's schedule.
+      factor: the factor that scales latents.
+      tokenizer: the tokenizer of the text encoder.
+      betas: first and last β of the schedule; default: SD-1.x.
     """
 
     unet: tuple[UNet, Mapping]
@@ -70,7 +70,7 @@ class Parts(NamedTuple):
 
 
 def save(folder: str | Path, parts: Parts) -> None:
-    """Write a model in the layout of diffusers, float16: what `networks.py` reads."""
+    """Writes a model in diffusers' layout, float16, which `networks.py` reads."""
     folder = Path(folder)
     unet = _unet_config(parts.unet[0], parts.text[0].text.width)
     _write(folder / "unet", unet, parts.unet[1])

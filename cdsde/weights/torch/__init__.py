@@ -1,1 +1,1 @@
-"""Weights of PyTorch code bases: files, names of parameters, architectures."""
+"""Weights of PyTorch code bases: file formats, parameter names, architectures."""

@@ -1,14 +1,14 @@
-"""Published PyTorch weights: read, map onto the networks, and back.
+"""Reads published PyTorch weights into the networks, and writes them back.
 
 Contract: a state dict is `{published name: array}` without the `module.` of DataParallel; `params`
-is what `init` of the network returns, `{"params": tree}`, float32. Each parameter has exactly one
+has the structure of the network's `init`, `{"params": tree}`, float32. Each parameter has one
 published name, derived from its path by a rule (`input_blocks_3_0/in_layers_2/kernel` <->
-`input_blocks.3.0.in_layers.2.weight`), so import and export are one map read in two directions.
-Convolution kernels are (H, W, in, out) here and (out, in, H, W) there; linear ones (in, out) and
-(out, in), with trailing ones where the published layer is a 1x1 convolution.
+`input_blocks.3.0.in_layers.2.weight`), so import and export are one map in two directions.
+Convolution kernels are (H, W, in, out) in JAX and (out, in, H, W) in PyTorch; linear kernels are
+(in, out) and (out, in), with trailing ones where the published layer is a 1x1 convolution.
 
-The feature networks of the evaluation are kinds too. PyTorch is imported only when a `.pt` file of
-a network of translation is read, or any `.pt` written.
+PyTorch is imported only to read a `.pt` file of "adm", "adm_encoder" or "ddpm", and to write any
+`.pt` file.
 """
 
 import functools
@@ -29,46 +29,47 @@ from cdsde.weights.torch import kinds, layouts, pickle_reader
 
 Arrays = dict[str, np.ndarray]
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-# Where trainers put the weights inside a larger file; averaged weights first, as samplers use them.
+# Keys under which trainers store the weights; averaged weights first, as samplers use them.
 WRAPPERS = ("ema", "ema_state_dict", "model_ema", "params_ema", "shadow")
 WRAPPERS += ("state_dict", "model_state_dict", "model", "net", "params")
-LISTED_KEYS = 12  # of each sort of mismatch in an error message
+LISTED_KEYS = 12  # maximum for each sort of mismatch in an error message
 
 
 def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict]:
     """Loads published weights into the network of `kind`.
 
     Args:
-      path: `.pt`/`.pth` (only tensors are accepted) or `.safetensors`. A `.pt` of the first three
-        kinds needs PyTorch; the others are read without.
-      kind: "adm", "ddpm", "adm_encoder"; "cut_generator", "cut_discriminator", "cut_patch_sampler",
-        the `latest_net_{G,D,F}.pth` of CUT; "inception", the file of pytorch-fid; "lpips_alex" and
-        "lpips_vgg", torchvision's file of the backbone or one of `lpips` itself, to which the
-        published linear heads are added where it has none; "efficientnet_lite0"; "dino_vitb8",
-        DINO's `dino_vitbase8_pretrain.pth`.
-      **arch: constructor fields of the network. What the shapes determine is inferred; shapes do
-        not tell `num_heads`, `num_head_channels` and `new_attention_order` (default: the published
-        cat2dog values), nor `dropout`, `dtype` and `remat`.
+      path: `.pt`/`.pth` (only tensors are accepted) or `.safetensors`. A `.pt` of "adm", "ddpm" or
+        "adm_encoder" needs PyTorch; other kinds do not.
+      kind: "adm", "ddpm", "adm_encoder"; "cut_generator", "cut_discriminator", "cut_patch_sampler"
+        (CUT's `latest_net_{G,D,F}.pth`); "inception" (the file of pytorch-fid); "lpips_alex",
+        "lpips_vgg" (torchvision's backbone or a file of `lpips`; the published linear heads are
+        added if missing); "efficientnet_lite0"; "dino_vitb8" (`dino_vitbase8_pretrain.pth`).
+      **arch: constructor fields of the network. Fields that the shapes determine are inferred;
+        shapes do not determine `num_heads`, `num_head_channels` and `new_attention_order` (default:
+        the published cat2dog values), nor `dropout`, `dtype` and `remat`.
 
     Returns:
       `(apply, params)`, where `params` is `{"params": tree}` of float32 arrays, and `apply` is pure
       and jittable:
         adm, ddpm, adm_encoder: `apply(params, x, t)` with x `[B, H, W, C]` and t the raw index
-          0..999, scalar or `[B]`, returns what the network returns ("adm_encoder": `(logits,
+          0..999, scalar or `[B]`, returns the network's output ("adm_encoder": `(logits,
           features)`).
         cut_generator, cut_discriminator, cut_patch_sampler: `apply(params, ...)`, see
           `networks.CUTGenerator`, `PatchDiscriminator` and `PatchSampler`.
         inception, efficientnet_lite0: `apply(params, images)` with float images `[B, H, W, 3]` in
           [0, 1] of any size returns a dict of features, see `InceptionV3` ("64", "64_mean", ...,
           "2048", "logits") and `EfficientNetLite0` ("block0", "block0_mean", ..., "pooled",
-          "logits"); the pre-processing is part of it.
+          "logits"); preprocessing is included.
+        dino_vitb8: `apply(params, images)` with the same images returns "keys" and "class", see
+          `DINO`.
         lpips_alex, lpips_vgg: `apply(params, a, b)` with float images `[B, H, W, 3]` in [-1, 1]
           returns the distance of each pair `[B]`; `apply(params, a, b, method="layers")` returns
-          what each layer adds to it, `[B, 5]`.
+          the contribution of each layer, `[B, 5]`.
 
     Raises:
-      ValueError: unknown kind or field, a file that would execute code or is damaged, keys or
-        shapes that do not fit the network (all of them are named).
+      ValueError: unknown kind or field; the file would execute code or is damaged; keys or shapes
+        do not fit the network (the message lists them).
       ImportError: the file is a `.pt` that needs PyTorch, which is not installed.
     """
     state_dict = read_state_dict(path, plain=kinds.of_name(kind).plain)
@@ -81,18 +82,18 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
 def from_state_dict(
     state_dict: Mapping[str, np.ndarray], kind: str, **arch: Any
 ) -> tuple[Callable, dict]:
-    """Builds the network of `kind` around a state dict; see `load_torch`.
+    """Builds the network of `kind` with the weights of a state dict; see `load_torch`.
 
     Args:
       state_dict: published names (without `module.`) to arrays.
-      kind: one of `torch_kinds.KINDS`.
-      **arch: constructor fields; what is absent is inferred or takes its default.
+      kind: one of `kinds.KINDS`.
+      **arch: constructor fields; absent ones are inferred or take their default.
 
     Returns:
       `(apply, params)`.
 
     Raises:
-      ValueError: unknown kind or field, keys or shapes that do not fit the network.
+      ValueError: unknown kind or field; keys or shapes do not fit the network.
     """
     spec = kinds.of_name(kind)
     inferred = infer_architecture(state_dict, kind, **arch)
@@ -109,10 +110,10 @@ def from_state_dict(
 
 
 def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callable) -> dict:
-    """A network's parameters out of a state dict.
+    """A network's parameters from a state dict.
 
     Args:
-      shapes: what `jax.eval_shape` of the network's `init` gives, its "params" are looked at.
+      shapes: result of `jax.eval_shape` of the network's `init`; only its "params" are used.
       state_dict: published names to arrays.
       published: `(path, shape) -> (published name, published shape)` of a parameter.
 
@@ -120,7 +121,7 @@ def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callab
       `{"params": tree}`, float32.
 
     Raises:
-      ValueError: all keys that are missing, too many or of another shape.
+      ValueError: keys are missing, unexpected or of another shape; the message lists them.
     """
     leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(shapes["params"])
     names = {path: published(path, leaf.shape) for path, leaf in leaves.items()}
@@ -144,7 +145,7 @@ def published_leaf(module: str, leaf: str) -> str:
 
 
 def published_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Its published shape: convolutions (out, in, H, W), linear layers (out, in)."""
+    """Published shape of a parameter: convolutions (out, in, H, W), linear layers (out, in)."""
     if leaf != "kernel":
         return tuple(shape)
     return (shape[-1], shape[-2], *shape[:-2])
@@ -155,16 +156,16 @@ def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -
 
     Args:
       state_dict: published names (without `module.`) to arrays or anything with a `shape`.
-      kind: one of `torch_kinds.KINDS`.
-      **known: fields already known. Several divisions of an encoder's blocks into levels may fit;
-        `num_res_blocks`, `channel_mult` or `image_size` then decide. A DDPM network's
-        `attention_resolutions` are given for `image_size` (default 256).
+      kind: one of `kinds.KINDS`.
+      **known: known fields. If several divisions of an encoder's blocks into levels fit,
+        `num_res_blocks`, `channel_mult` or `image_size` decide. The `attention_resolutions` of a
+        DDPM network refer to `image_size` (default 256).
 
     Returns:
       Keyword arguments for the class of `kind`.
 
     Raises:
-      ValueError: unknown kind, keys of another kind, or an undecided or impossible layout.
+      ValueError: unknown kind, keys of another kind, or keys that fit several layouts or none.
     """
     spec = kinds.of_name(kind)
     renamed = spec.rename(state_dict)
@@ -173,19 +174,19 @@ def infer_architecture(state_dict: Mapping[str, Any], kind: str, **known: Any) -
             fitting = [
                 name for name, other in kinds.KINDS.items() if kinds.contains(state_dict, other)
             ]
-            look = f"they look like kind '{fitting[0]}'" if fitting else "check the file"
+            hint = f"they look like kind '{fitting[0]}'" if fitting else "check the file"
             keys = _listed(sorted(state_dict))
-            raise ValueError(f"no key of kind '{kind}' begins with '{prefix}' in {keys}; {look}.")
+            raise ValueError(f"no key of kind '{kind}' begins with '{prefix}' in {keys}; {hint}.")
     return spec.infer(renamed, known)
 
 
 def to_state_dict(params: Mapping, kind: str, prefix: str = "") -> Arrays:
-    """Published names and shapes for the parameters of a network: the way back.
+    """The published state dict of a network's parameters; the inverse of `from_state_dict`.
 
     Args:
       params: `{"params": tree}` or the tree alone, of the network class of `kind`.
-      kind: one of `torch_kinds.KINDS`.
-      prefix: put before each name; the published DDPM file has "module.".
+      kind: one of `kinds.KINDS`.
+      prefix: prefix of each name; the published DDPM file has "module.".
 
     Returns:
       `{name: contiguous float32 array}`.
@@ -212,13 +213,13 @@ def save_state_dict(path: str | Path, params: Mapping, kind: str, prefix: str = 
 
     Raises:
       ValueError: unknown kind or file name extension.
-      ImportError: a `.pt` is asked for and PyTorch is not installed.
+      ImportError: the file is a `.pt` and PyTorch is not installed.
     """
     path = Path(path)
     state_dict = to_state_dict(params, kind, prefix)
     if _is_torch(path):
         torch = _import_torch(path)
-        # A copy, because arrays that JAX lends are read-only.
+        # Copies, because arrays from JAX are read-only.
         torch.save({k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}, path)
     else:
         from safetensors.numpy import save_file
@@ -229,15 +230,15 @@ def save_state_dict(path: str | Path, params: Mapping, kind: str, prefix: str = 
 def read_state_dict(path: str | Path, plain: bool = False) -> Arrays:
     """Reads the tensors of a file, floating point ones as float32, without `module.` in the names.
 
-    Takes plain state dicts, and dicts or lists that contain one (averaged weights before others).
+    The file contains a state dict, or a dict or list with one inside (averaged weights first).
 
     Args:
       path: the file.
-      plain: read a `.pt` without PyTorch, which needs it to be made of dense tensors.
+      plain: read a `.pt` without PyTorch, which requires dense tensors.
 
     Raises:
-      ValueError: unknown extension, a file that would execute code, is damaged or has no tensors.
-      ImportError: the file is a `.pt`, not to be read plainly, and PyTorch is not installed.
+      ValueError: unknown extension; the file would execute code, is damaged or has no tensors.
+      ImportError: the file is a `.pt`, `plain` is False and PyTorch is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -252,7 +253,7 @@ def read_state_dict(path: str | Path, plain: bool = False) -> Arrays:
 
 def _read_safetensors(path: Path) -> Arrays:
     from safetensors import SafetensorError
-    from safetensors.flax import load_file  # the NumPy reader does not know bfloat16
+    from safetensors.flax import load_file  # the NumPy reader does not support bfloat16
 
     try:
         with jax.default_device(jax.devices("cpu")[0]):
@@ -297,7 +298,7 @@ def _read_torch(path: Path) -> Arrays:
 
 
 def _find_tensors(content: Any, path: Path, is_tensor: Callable[[Any], bool]) -> dict[str, Any]:
-    """The state dict inside what a trainer saved."""
+    """The tensors of the state dict inside a saved object."""
 
     def tensors_of(value):
         named = isinstance(value, Mapping)
@@ -309,7 +310,7 @@ def _find_tensors(content: Any, path: Path, is_tensor: Callable[[Any], bool]) ->
                 logging.info("%s: reading the weights under '%s'", path, key)
                 return _find_tensors(content[key], path, is_tensor)
     elif isinstance(content, list | tuple):
-        # [model, optimizer, epoch, step, averaged model] of the DDPM trainer: the last one.
+        # The DDPM trainer saves [model, optimizer, epoch, step, averaged model]: take the last.
         content = next(filter(tensors_of, reversed(content)), {})
     tensors = tensors_of(content)
     if not tensors:
@@ -354,14 +355,14 @@ def _build(spec: kinds.Kind, fields: Mapping[str, Any], kind: str) -> Any:
     return spec.network(**fields)
 
 
-def _mismatches(state_dict: Mapping[str, Any], wanted: Mapping[str, tuple]) -> str:
-    """All keys that the file and the network do not share or shape alike; empty if none."""
+def _mismatches(state_dict: Mapping[str, Any], expected: Mapping[str, tuple]) -> str:
+    """Lists the keys that file and network do not share or that differ in shape; empty if none."""
     sorts = {
-        "missing": [k for k in wanted if k not in state_dict],
-        "unexpected": [k for k in state_dict if k not in wanted],
+        "missing": [k for k in expected if k not in state_dict],
+        "unexpected": [k for k in state_dict if k not in expected],
         "ill-shaped": [
             f"{k}: file {tuple(state_dict[k].shape)}, network {shape}"
-            for k, shape in wanted.items()
+            for k, shape in expected.items()
             if k in state_dict and tuple(state_dict[k].shape) != shape
         ],
     }
@@ -369,6 +370,8 @@ def _mismatches(state_dict: Mapping[str, Any], wanted: Mapping[str, tuple]) -> s
 
 
 def _hint(arch: Mapping[str, Any], inferred: Mapping[str, Any], kind: str) -> str:
+    """The probable reason why weights do not fit, for the error message."""
+
     def comparable(field, value):
         value = tuple(value) if isinstance(value, list) else value
         return sorted(value) if field.startswith("attention_") else value
@@ -389,10 +392,10 @@ def _listed(keys: list[str]) -> str:
 
 
 def _supplemented(state_dict: Mapping[str, Any], spec: kinds.Kind) -> Mapping[str, Any]:
-    """The state dict, with what comes with the package where it has nothing of that."""
+    """The state dict with the entries of the kind's supplement, unless it has any of them."""
     if spec.supplement is None:
         return state_dict
     asset = resources.files("cdsde") / "assets" / "features" / spec.supplement
     with resources.as_file(asset) as path:
-        given = _read_safetensors(path)
-    return state_dict if given.keys() & state_dict.keys() else {**state_dict, **given}
+        entries = _read_safetensors(path)
+    return state_dict if entries.keys() & state_dict.keys() else {**state_dict, **entries}

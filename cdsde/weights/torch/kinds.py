@@ -1,4 +1,4 @@
-"""The published architectures whose weights are read: what is particular to each one."""
+"""The published architectures with readable weights, and the properties of each."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -25,19 +25,19 @@ StateDict = Mapping[str, Any]  # published names to arrays, or to anything with 
 
 
 class Kind(NamedTuple):
-    """What is particular to one published architecture.
+    """Properties of one published architecture.
 
     Attributes:
       network: the linen class.
       infer: `(state dict, known fields) -> constructor fields`.
       module_name: path of a module, joined with dots -> its published name.
       pointwise: published module name -> number of trailing ones in its weight's shape.
-      inputs: `(network, state dict) -> (arguments, keyword arguments)` to initialise it with.
-      prefixes: what a state dict of this kind must contain.
-      rename: state dict -> what the network needs of it, under the names that it knows.
-      supplement: file of `cdsde/assets/features` with what a state dict may lack as a whole.
-      constants: state dict of the parameters -> what a published file has besides.
-      plain: published as dense tensors, which need no PyTorch to be read.
+      inputs: `(network, state dict) -> (arguments, keyword arguments)` of the network's `init`.
+      prefixes: key prefixes that a state dict of this kind must contain.
+      rename: published state dict -> the entries that the network needs, under its names.
+      supplement: file of `cdsde/assets/features` with entries that a state dict may lack.
+      constants: state dict of the parameters -> constants that a published file also contains.
+      plain: whether the published file is made of dense tensors, readable without PyTorch.
     """
 
     network: type
@@ -53,16 +53,16 @@ class Kind(NamedTuple):
 
 
 def contains(state_dict: Mapping[str, Any], spec: Kind) -> bool:
-    """Whether a state dict looks like one of this kind."""
+    """Whether a state dict has all key prefixes of a kind."""
     state_dict = spec.rename(state_dict)
     return all(layouts.has_prefix(state_dict, prefix) for prefix in spec.prefixes)
 
 
 def of_name(kind: str) -> Kind:
-    """The kind of this name.
+    """The kind with a name of `KINDS`.
 
     Raises:
-      ValueError: there is none.
+      ValueError: unknown name.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of weights '{kind}': choose from {', '.join(KINDS)}.")
@@ -70,7 +70,7 @@ def of_name(kind: str) -> Kind:
 
 
 def _noisy_inputs(stem: str, network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
-    """An image as deep as `stem`, the first convolution, takes it, its time and its label."""
+    """Image with the input channels of `stem`, the first convolution; time index; class label."""
     channels = state_dict[stem].shape[1] if stem in state_dict else 3
     side = getattr(network, "image_size", 2 ** (len(network.channel_mult) - 1))
     x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
@@ -79,12 +79,12 @@ def _noisy_inputs(stem: str, network: Any, state_dict: StateDict) -> tuple[tuple
 
 
 def _image_inputs(count: int, network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
-    """As many images as the network compares."""
+    """`count` images."""
     return count * (jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),), {}
 
 
 def _map_inputs(network: Any, state_dict: StateDict) -> tuple[tuple, dict]:
-    """A map for each MLP, of as many channels as it takes, and a position on it."""
+    """For each MLP a feature map with its input channels, and a position."""
     count = len({key.split(".")[0] for key in state_dict})
     widths = [state_dict[f"mlp_{n}.0.weight"].shape[1] for n in range(count)]
     maps = [jax.ShapeDtypeStruct((1, 1, 1, width), jnp.float32) for width in widths]

@@ -1,9 +1,9 @@
-"""How published networks are laid out: what keys and shapes of a state dict tell, and names.
+"""Layouts of published networks: constructor fields inferred from state dicts, and module names.
 
 Contract: a state dict is `{published name: anything with a shape}` without `module.`. The functions
-`infer_*` return constructor fields of the network class; `known` are fields that the caller has
-already. They believe what most keys say, so that one broken key ends in a report of this key and
-not in a wrong network. They raise ValueError where the keys leave the layout open or fit none.
+`infer_*` return constructor fields of the network class; `known` are the fields that the caller
+knows. They follow the majority of the keys, so that a single broken key is reported as such and
+does not lead to a wrong network. They raise ValueError if the keys fit several layouts or none.
 """
 
 import re
@@ -20,16 +20,16 @@ def has_prefix(state_dict: Mapping[str, Any], prefix: str) -> bool:
 
 
 def _most_common(values: Iterable[Any], what: str) -> Any:
-    """The value that most keys agree on, so that one broken key is reported, not believed."""
+    """The most frequent value, so that a single broken key does not decide."""
     counts = Counter(values)
     if not counts:
-        raise ValueError(f"no key tells {what}: the file is incomplete.")
+        raise ValueError(f"no key determines {what}: the file is incomplete.")
     return counts.most_common(1)[0][0]
 
 
 def _width(state_dict: Mapping[str, Any], block: str, leaves: tuple[str, ...]) -> int:
-    found = [f"{block}.{leaf}" for leaf in leaves if f"{block}.{leaf}" in state_dict]
-    return _most_common((state_dict[k].shape[0] for k in found), f"the width of {block}")
+    keys = [f"{block}.{leaf}" for leaf in leaves if f"{block}.{leaf}" in state_dict]
+    return _most_common((state_dict[k].shape[0] for k in keys), f"the width of {block}")
 
 
 def _mult(width: int, channels: int) -> int | float:
@@ -41,7 +41,7 @@ ADM_LEAVES += ("out_layers.3.bias", "in_layers.2.weight", "in_layers.2.bias")
 
 
 class _Layout(NamedTuple):
-    """One way to read an ADM way down; `resampling` is "block", "conv", "mean" or None."""
+    """A candidate layout of an ADM encoder; `resampling` is "block", "conv", "mean" or None."""
 
     num_res_blocks: int
     widths: tuple[int, ...]
@@ -50,7 +50,7 @@ class _Layout(NamedTuple):
 
 
 def _adm_layout(state_dict: Mapping[str, Any], count: int, levels: int) -> _Layout | None:
-    """Reads `count` input blocks as `levels` equal levels; None if they cannot be."""
+    """The layout of `count` input blocks as `levels` equal levels; None if they do not fit."""
     per_level = count // levels
     widths, attention, resampling = [], [], set()
     for level in range(levels):
@@ -82,7 +82,7 @@ def _adm_layout(state_dict: Mapping[str, Any], count: int, levels: int) -> _Layo
 
 
 def infer_adm(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the U-Net and, as far as the way down goes, of the encoder."""
+    """Fields of the ADM U-Net, or of the encoder apart from its head."""
     embed = [f"time_embed.{i}.{leaf}" for i in (0, 2) for leaf in ("weight", "bias")]
     sizes = (state_dict[k].shape[0] // 4 for k in embed if k in state_dict)
     channels = _most_common(sizes, "the number of channels")
@@ -133,11 +133,12 @@ def infer_adm(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[s
 
 
 def _agrees(layout: _Layout, state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether a layout agrees with the known fields."""
     levels = len(layout.widths)
-    wanted = {len(known["channel_mult"])} if "channel_mult" in known else {levels}
+    known_levels = {len(known["channel_mult"])} if "channel_mult" in known else {levels}
     if "image_size" in known and (side := _pool_side(state_dict)):
-        wanted.add((known["image_size"] // side).bit_length())
-    return wanted == {levels} and known.get("num_res_blocks") in (None, layout.num_res_blocks)
+        known_levels.add((known["image_size"] // side).bit_length())
+    return known_levels == {levels} and known.get("num_res_blocks") in (None, layout.num_res_blocks)
 
 
 def _pool_side(state_dict: Mapping[str, Any]) -> int | None:
@@ -158,7 +159,7 @@ def infer_adm_encoder(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -
 
 
 def infer_ddpm(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the DDPM U-Net; without `image_size` resolutions are told for 256."""
+    """Fields of the DDPM U-Net; `attention_resolutions` refer to `image_size`, default 256."""
     levels = len({k.split(".")[1] for k in state_dict if k.startswith("down.")})
     block = re.compile(r"down\.0\.block\.(\d+)\.")
     channels = _width(state_dict, "conv_in", ("weight", "bias"))
@@ -179,7 +180,7 @@ def infer_ddpm(state_dict: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
 
 
 def dotted_name(module: str) -> str:
-    """Puts numbers between dots: `in_blocks_3_0.layers_2` -> `in_blocks.3.0.layers.2`."""
+    """Separates numbers by dots: `in_blocks_3_0.layers_2` -> `in_blocks.3.0.layers.2`."""
     return re.sub(r"_(?=\d)|(?<=\d)_", ".", module)
 
 
@@ -191,14 +192,14 @@ def ddpm_name(module: str) -> str:
 
 
 def adm_pointwise(module: str) -> int:
-    """Trailing ones of an ADM weight: 1-d convolutions in attention, a 2-d one as adaptive head."""
+    """Trailing ones of an ADM weight: 1-d convolutions in attention, 2-d in the adaptive head."""
     if module == "I2Iout.3":
         return 2
     return int(module.endswith((".qkv", ".proj_out", ".qkv_proj", ".c_proj")))
 
 
 def ddpm_pointwise(module: str) -> int:
-    """Trailing ones of a DDPM weight: attention is made of 2-d convolutions."""
+    """Trailing ones of a DDPM weight: attention has 2-d convolutions."""
     return 2 if module.endswith((".q", ".k", ".v", ".proj_out")) else 0
 
 
@@ -208,19 +209,20 @@ def efficientnet_name(module: str) -> str:
 
 
 def without_counters(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the batch counts of batch normalisation, which matter to training only."""
+    """The state dict without the counters of batch normalisation, which only training needs."""
     return {k: v for k, v in state_dict.items() if not k.endswith(".num_batches_tracked")}
 
 
 def rename_lpips(slices: Iterable[Iterable[Any]], state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """What LPIPS needs of a backbone's file, or of its own, under the names that `lpips` uses.
+    """The entries that LPIPS needs from torchvision's or `lpips`' file, with the names of `lpips`.
 
-    torchvision's `features.3.weight` becomes `slice2.3.weight`, and its classifier is left out; of
-    `lpips` itself `net.` in front and the constants of its scaling go, and `lins.0` is `lin0`.
+    torchvision's `features.3.weight` becomes `slice2.3.weight`, and its classifier is left out. In
+    files of `lpips`, the prefix `net.` and the constants of the scaling are removed, and `lins.0`
+    becomes `lin0`.
 
     Args:
-      slices: for each slice its convolutions, with their `index` among torchvision's features.
-      state_dict: names to anything.
+      slices: the convolutions of each slice, with their `index` in torchvision's `features`.
+      state_dict: published names to any values.
     """
     slice_of = {layer.index: n for n, layers in enumerate(slices, 1) for layer in layers}
 
@@ -238,7 +240,7 @@ def rename_lpips(slices: Iterable[Iterable[Any]], state_dict: Mapping[str, Any])
 
 
 def without_blurs(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Without CUT's fixed blur kernels, which are no parameters."""
+    """The state dict without CUT's fixed blur kernels, which are not parameters."""
     return {k: v for k, v in state_dict.items() if not k.endswith(".filt")}
 
 
@@ -248,7 +250,7 @@ def _blur(taps: tuple[int, ...], gain: int, channels: int) -> np.ndarray:
 
 
 def cut_generator_blurs(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The blur kernels that the published generator's file has beside its parameters."""
+    """The blur kernels that the published generator's file also contains."""
     blocks = infer_cut_generator(state_dict, {})["num_blocks"]
     first, second = (len(state_dict[f"model.{n}.bias"]) for n in (4, 8))
     return {
@@ -260,7 +262,7 @@ def cut_generator_blurs(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def cut_discriminator_blurs(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The same of the discriminator's."""
+    """The blur kernels that the published discriminator's file also contains."""
     layers = infer_cut_discriminator(state_dict, {})["num_layers"]
     before = [0, *range(3, 4 * layers - 1, 4)]  # convolutions that a blur follows
     return {

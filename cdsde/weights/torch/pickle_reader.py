@@ -1,9 +1,9 @@
-"""Tensors of a PyTorch file as NumPy arrays, without PyTorch.
+"""Reads the tensors of a PyTorch file as NumPy arrays, without PyTorch.
 
-A `.pt` is a pickle whose tensors point into raw storages, in one stream (before PyTorch 1.6) or in
-a zip archive. The pickle is read by an interpreter that knows the names in `_GLOBALS` and no
-others, each of which builds plain data: nothing in a file can call anything else. It reads what
-state dicts are made of, dense tensors in dicts and lists; `torch.load` reads more.
+A `.pt` is a pickle whose tensors refer to raw storages, in one stream (before PyTorch 1.6) or in a
+zip archive. The unpickler accepts only the names in `_GLOBALS`, each of which builds plain data, so
+a file cannot call anything else. It supports dense tensors in dicts and lists, the contents of
+state dicts; `torch.load` supports more.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ DTYPES = {
 
 
 def load(path: str | Path) -> Any:
-    """What `torch.save` wrote, with tensors as NumPy arrays.
+    """The contents of a `torch.save` file, with tensors as NumPy arrays.
 
     Args:
-      path: the file, of a little-endian machine; where a tensor was (CPU, GPU) does not matter.
+      path: a file of a little-endian machine; tensors may come from any device.
 
     Returns:
       The saved dict or list; arrays have the dtype and shape of their tensors and own their memory.
 
     Raises:
-      ValueError: the file names something else than tensors and plain data, or is damaged.
+      ValueError: the file contains more than tensors and plain data, or is damaged.
     """
     try:
         with open(path, "rb") as f:
@@ -71,9 +71,9 @@ class _RefusedError(Exception):
     pass
 
 
-# Of what a pickle is given it can set attributes, so these are tuples, checked when they are made.
+# A pickle can set attributes of the objects it receives, so these are tuples, checked at creation.
 class _Storage(NamedTuple):
-    """A named run of numbers, whose bytes come later in the file; `start` counts elements."""
+    """A named array of numbers, whose bytes follow later in the file; `start` counts elements."""
 
     key: str
     dtype: np.dtype
@@ -82,7 +82,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A tensor before the storages are read."""
+    """A view of a storage, before the storages are read."""
 
     storage: _Storage
     offset: int
@@ -91,7 +91,7 @@ class _Tensor(NamedTuple):
 
 
 class _StorageType:
-    """The class of a storage, by the name of its dtype."""
+    """The class of a storage, such as "FloatStorage"; a key of `DTYPES`."""
 
     def __init__(self, name: str):
         self.name = name
@@ -99,7 +99,7 @@ class _StorageType:
 
 def _check_counts(numbers, what: str) -> None:
     if not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError(f"{what} is ill-described")
+        raise ValueError(f"{what} has invalid sizes")
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
@@ -126,7 +126,7 @@ _GLOBALS = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads pickles that name nothing but tensors; `dtypes` are those of the storages seen."""
+    """Unpickler for tensors and plain data; `dtypes` are those of the storages so far."""
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file)
@@ -135,7 +135,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in _GLOBALS:
             raise _RefusedError(f"{module}.{name}")
-        return _GLOBALS[module, name]()  # made anew, so that no file changes it for the next one
+        return _GLOBALS[module, name]()  # a new object, so that a file cannot affect the next one
 
     def persistent_load(self, pid):
         tag, kind, key, _, size, *view = pid
@@ -145,7 +145,7 @@ class _Unpickler(pickle.Unpickler):
         _check_counts((start, size), "a storage")
         dtype = self.dtypes.setdefault(str(key), DTYPES[kind.name])
         if dtype != DTYPES[kind.name]:
-            raise ValueError(f"storage {key} is of two dtypes")
+            raise ValueError(f"storage {key} has two dtypes")
         return _Storage(str(key), dtype, start, size)
 
 
@@ -153,7 +153,7 @@ def _load_zip(f: BinaryIO) -> Any:
     with zipfile.ZipFile(f) as archive:
         names = {name.partition("/")[2]: name for name in archive.namelist()}
         if names.get("byteorder") and archive.read(names["byteorder"]) != b"little":
-            raise ValueError("it is of a big-endian machine")
+            raise ValueError("it comes from a big-endian machine")
         with archive.open(names["data.pkl"]) as data:
             content = _Unpickler(data).load()
 
@@ -162,14 +162,14 @@ def _load_zip(f: BinaryIO) -> Any:
 
 def _load_legacy(f: BinaryIO) -> Any:
     if _Unpickler(f).load() != LEGACY_MAGIC:
-        raise ValueError("it does not begin as one")
+        raise ValueError("it has another header")
     if _Unpickler(f).load() != LEGACY_PROTOCOL:
-        raise ValueError("it is of an unknown version")
+        raise ValueError("its version is unknown")
     if not _Unpickler(f).load()["little_endian"]:
-        raise ValueError("it is of a big-endian machine")
+        raise ValueError("it comes from a big-endian machine")
     unpickler = _Unpickler(f)
     content = unpickler.load()
-    # The storages follow, each as a count of elements and then these.
+    # The storages follow, each as its number of elements and their bytes.
     blobs = {}
     for key in map(str, _Unpickler(f).load()):
         (count,) = struct.unpack("<q", f.read(8))
@@ -178,7 +178,7 @@ def _load_legacy(f: BinaryIO) -> Any:
 
 
 def _resolve(content: Any, read: Callable[[str], bytes]) -> Any:
-    """The content with arrays for tensors; `read` gives the bytes of a storage."""
+    """Replaces the tensors in `content` by arrays; `read` returns the bytes of a storage."""
     storages: dict[str, np.ndarray] = {}
 
     def resolve(value):
@@ -188,7 +188,7 @@ def _resolve(content: Any, read: Callable[[str], bytes]) -> Any:
                 storages[storage.key] = np.frombuffer(read(storage.key), storage.dtype)
             part = storages[storage.key][storage.start : storage.start + storage.size]
             if part.size < storage.size:
-                raise ValueError(f"storage {storage.key} is cut off")
+                raise ValueError(f"storage {storage.key} is truncated")
             strides = [storage.dtype.itemsize * s for s in value.strides]
             view = np.lib.stride_tricks.as_strided(part[value.offset :], value.shape, strides)
             return view.copy()

@@ -1,0 +1,45 @@
+"""What the pages quote is what the code says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cdsde import load_config
+from cdsde.config.keys import KEYS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINES = {
+    line.strip()
+    for folder in ("cdsde", "configs", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    for line in path.read_text(encoding="utf-8").splitlines()
+}
+
+
+def test_extending_quotes_the_code():
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) > 3
+    for line in (line.strip() for block in blocks for line in block.splitlines()):
+        assert not line or line == "..." or line in LINES, line
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_overrides_in_commands_name_keys(path):
+    for key in re.findall(r"--config\.([\w.]+)=", path.read_text(encoding="utf-8")):
+        assert key in KEYS or key in ("KEY", "weights.STAGE"), key
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_configs_in_commands_are_there(path):
+    for name in re.findall(r"--config=([\w/.]+)", path.read_text(encoding="utf-8")):
+        load_config(name)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_files_that_are_named_are_there(path):
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:cdsde|tests|launch|colabs|configs)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / name).exists() or "NAME" in name, name
