@@ -179,8 +179,8 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "target": Setting("", "Object that it becomes, such as `a dog`."),
         "caption": Setting(
             str,
-            "Caption of every image. None: the text in `NAME.txt` beside `NAME.png`, or the "
-            "captioner's.",
+            "Caption of every image. None: the caption of `model.captioner`, or else the text in "
+            "`NAME.txt` beside `NAME.png`.",
         ),
         "templates": Setting(
             (),

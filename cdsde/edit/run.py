@@ -214,7 +214,7 @@ def _record(config: ConfigDict, model: pipeline.Model) -> dict:
     record = {"edit": settings, "dtype": config.dtype, "weights": model.digests}
     record["captioner"] = config.model.captioner
     if config.method in pipeline.GUIDED:
-        # The sentences, not the names of their files.
+        # Hashes the sentences, not the names of their files.
         sentences = json.dumps(pipeline.banks(config.edit))
         record["banks_sha256"] = hashlib.sha256(sentences.encode()).hexdigest()
     return record

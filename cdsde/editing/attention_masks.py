@@ -10,7 +10,7 @@ import numpy as np
 
 from cdsde.editing import editors, ladders
 
-SIDE = 16  # side of the averaged attention maps; small latents use half their side
+SIDE = 16  # the averaged attention maps are the largest within this side
 THRESHOLD = 0.3  # a map in [0, 1] exceeds it on the object
 
 
@@ -29,7 +29,7 @@ def of_words(
       words: bool `[B, 77]`, True at the tokens of the words.
     """
     height, width = z.shape[1:3]
-    side = (min(SIDE, height // 2), min(SIDE, width // 2))
+    side = (_side(height), _side(width))
     weight = words / words.sum(-1, keepdims=True)
 
     def body(carry, row):
@@ -45,6 +45,14 @@ def of_words(
     (_, total), _ = jax.lax.scan(body, initial, ladders.Ladder(*map(jnp.asarray, ladder)))
     low, high = total.min((1, 2), keepdims=True), total.max((1, 2), keepdims=True)
     return (total - low) / jnp.maximum(high - low, 1e-12)
+
+
+def _side(latent: int) -> int:
+    """The side of the attention maps; each level of the U-Net halves the latents' side."""
+    side = latent // 2
+    while side > SIDE:
+        side = side // 2
+    return side
 
 
 def enlarged(maps: np.ndarray, size: int) -> np.ndarray:

@@ -142,7 +142,7 @@ def translation(config: ConfigDict, devices, batch: int) -> Program:
     return Program(f"sample {config.method}", function, arguments, batch, len(levels.grid.index))
 
 
-TOKENS, TEXT_WIDTH = 77, 768  # of the text encoder of SD-1.x
+TOKENS, TEXT_WIDTH = 77, 768  # the text encoder of SD-1.x
 
 
 def _latent_diffusion(config: ConfigDict, devices, batch: int):

@@ -60,7 +60,7 @@ class Page:
                 f"{config.task} has no trained networks: train them with --mode=train, or name "
                 "weights with --config.weights.score=... and so on"
             )
-        self.task = next(iter(self.translators))  # the command line's, if it has networks
+        self.task = next(iter(self.translators))  # the command line's task, if it has networks
 
     def examples(self, task: str) -> list[np.ndarray]:
         """Up to `EXAMPLES` source pictures of the task, uint8 `[H, W, 3]`; [] without data."""

@@ -119,15 +119,21 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
             f"that the {stage} was trained in, or with --config.export.format=published"
         )
     with log.open(newline="") as f:
-        last = list(csv.DictReader(f))[-1]
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+    # A row's rate holds for the steps since the row before it.
+    steps = [0.0, *(row["step"] for row in rows)]
+    seconds = sum(
+        (step - before) / row["steps_per_second"]
+        for before, step, row in zip(steps[:-1], steps[1:], rows, strict=True)
+    )
     return {
         "stage": stage,
         "step": checkpoint.latest_step(workdir, stage),
         "seed": trained["train"]["seed"],
         "data": trained["data"],
         "training": trained["train"]["cut" if stage == "fastcut" else stage],
-        "last_log_row": {k: float(v) for k, v in last.items()},
-        "hours": float(last["step"]) / float(last["steps_per_second"]) / 3600,
+        "last_log_row": rows[-1],
+        "hours": seconds / 3600,
         **records.provenance(),
     }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run a command, and again for as long as it ends with 75: "stopped by SIGTERM, work saved, the same
-# command goes on" (cdsde/preemption.py). SIGTERM to this script is passed on, and then ends it too.
+# command goes on" (cdsde/runtime/preemption.py). SIGTERM to this script is passed on, and then ends it too.
 #   bash launch/cluster/again.sh .venv/bin/python -m cdsde.main --config=configs/cat2dog.py --mode=train
 set -u
 asked=no

@@ -11,6 +11,8 @@ from absl import flags
 from cdsde import config as config_lib
 from cdsde import load_config
 from cdsde.config import checks, command_line
+from cdsde.config.keys import KEYS
+from cdsde.diffusion.solvers import SOLVERS
 from cdsde.networks import build
 from cdsde.weights import resolve
 
@@ -45,6 +47,10 @@ def one_sentence(text: str) -> bool:
 
 
 # --- the configs of the repository ---
+
+
+def test_every_solver_can_be_chosen():
+    assert KEYS["sample.solver"].choices == tuple(SOLVERS)
 
 
 def test_the_promised_tasks_are_there():

@@ -15,7 +15,7 @@ from cdsde import load_config, metrics
 from cdsde.data import captions, open_domain, tokenizer
 from cdsde.edit import pipeline
 from cdsde.edit import run as edit_run
-from cdsde.editing import attention_masks
+from cdsde.editing import attention_masks, editors, ladders
 from cdsde.evaluate import edits, translations
 from cdsde.networks import features
 from cdsde.train.loop import train
@@ -179,6 +179,22 @@ def test_maps_become_masks():
     mask = attention_masks.enlarged(maps, 4)
     assert mask.shape == (1, 4, 4) and mask[0, :2, 2:].all() and not mask[0, :2, :2].any()
     assert mask[0, 2:, 2:].all() and not mask[0, 2:, :2].any()
+
+
+@pytest.mark.parametrize(("latent", "side"), [(8, 4), (32, 16), (48, 12), (64, 16)])
+def test_masks_take_the_largest_maps_within_sixteen(latent, side):
+    ladder = ladders.Ladder(*np.array([[1], [1], [2]]))
+
+    def unet(x, t, context, **kwargs):
+        raise NotImplementedError
+
+    maps = {n: jnp.full((1, 2, n * n, 3), 1.0) for n in (latent // 2, latent // 4, latent // 8)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(editors, "observe", lambda unet, x, t, text: (x, maps, {}))
+        found = attention_masks.of_words(
+            unet, jnp.zeros((1, latent, latent, 4)), ladder, None, jnp.ones((1, 3), bool)
+        )
+    assert found.shape == (1, side, side)
 
 
 @pytest.fixture(scope="module")

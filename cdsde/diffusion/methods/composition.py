@@ -1,6 +1,6 @@
 r"""Runs a method: combines its start, energies and projection with a solver.
 
-Every method runs the same loop of K rounds (algorithm 1 of EGSDE; SDEdit repeats likewise):
+Every method runs the same loop of K rounds (EGSDE, algorithm 1; SDEdit has the same repetition):
 
     x ← x0;  K times:  y ← √ᾱ_{M-1} x + √(1-ᾱ_{M-1}) e,  x ← reverse SDE from y,  with a new e  (1)
 

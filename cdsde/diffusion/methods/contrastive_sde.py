@@ -43,7 +43,11 @@ def terms(settings) -> tuple[Term, ...]:
 
 
 def check(settings, networks) -> None:
-    """The comparison of positions needs positions, the contrast of domains needs images."""
+    """Checks that "nce" has positions to compare and that the contrast of domains has images.
+
+    Raises:
+      ValueError: a setting does not fit the others or the encoder.
+    """
     pooled = networks["encoder"].pool != "none" and settings.space != "features"
     if settings.similarity == "nce" and pooled:
         raise ValueError(

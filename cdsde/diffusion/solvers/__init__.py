@@ -1,6 +1,7 @@
 """Solvers of the guided reverse SDE, one per file; `reverse` runs them.
 
-To add a solver, write a file that starts with its formula, and add one line to `SOLVERS`.
+To add a solver, write a file that starts with its formula, and add its name to `SOLVERS` and
+to the choices of `sample.solver` in `config/keys.py`.
 """
 
 from __future__ import annotations
