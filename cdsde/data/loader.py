@@ -161,18 +161,15 @@ def train_iterator(
       batch_size: images per batch of all processes together.
       seed: 0 or more; determines the order, the crops and the flips.
       flip: mirror images left to right, with probability ½.
-      workers: number of decoding processes; 0 decodes in threads and keeps small data sets in
-        memory. A program with workers needs an `if __name__ == "__main__"` guard and parsed absl
-        flags.
+      workers: number of decoding processes, which need a `__main__` guard and parsed absl flags;
+        0 decodes in threads and keeps small data sets in memory.
       labels: one array `[N, ...]` per source, with a row for each image.
       start: number of batches to skip, in constant time. A run therefore resumes exactly from its
         number of steps, also with other numbers of processes and workers.
       load_size: size to which images are resized before a random crop of S pixels; None: no crop.
-      crop_until: number of batches at the start of the stream with random crops; images of later
-        batches are resized to S.
-      process_index: index of this process, below `process_count`.
-      process_count: number of processes that share each batch; process p gets the p-th contiguous
-        part.
+      crop_until: number of first batches with random crops; later images are resized to S.
+      process_index, process_count: this process gets the part `process_index` of the
+        `process_count` contiguous parts of each batch.
 
     Returns:
       A Grain iterator (with `get_state()` and `set_state(state)`) over dicts of `image` uint8
@@ -180,8 +177,7 @@ def train_iterator(
       and, with `labels`, `label`; b = batch_size / process_count.
 
     Raises:
-      ValueError: `process_count` does not divide the batch, a number is out of range, or a source
-        is empty.
+      ValueError: `process_count` does not divide the batch, or a number or a source is wrong.
     """
     _check_positive(image_size=reading.size, batch_size=batch_size, process_count=process_count)
     _check_sources(sources)
@@ -193,16 +189,16 @@ def train_iterator(
     streams = [stream.dataset(reading)]
     if load_size is not None and load_size > reading.size:
         streams.append(stream.dataset(reading._replace(size=load_size), reading.size))
-    share = _ProcessShare(
-        min(len(s) for s in streams),
-        start,
-        batch_size,
-        process_index,
-        process_count,
-        cut_until=crop_until if len(streams) > 1 else 0,
-    )
+    cut_until = crop_until if len(streams) > 1 else 0
+    length = min(len(s) for s in streams)
+    share = _ProcessShare(length, start, batch_size, process_index, process_count, cut_until)
     dataset = grain.MapDataset.select_from_datasets(streams, share)
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    return _batches(dataset, batch_size // process_count, workers)
+
+
+def _batches(dataset: grain.MapDataset, size: int, workers: int) -> grain.DatasetIterator:
+    """Batches of `size` images, decoded in `workers` processes, or in threads if it is 0."""
+    dataset = dataset.batch(size, drop_remainder=True)
     # An element is a batch here: Grain's default of 500 prefetched elements would fill the memory.
     iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
     if workers:

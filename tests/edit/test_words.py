@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import helpers
 import jax
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from cdsde import load_config, metrics
-from cdsde.data import captions, open_domain, tokenizer
+from cdsde.data import captions, inputs, open_domain, tokenizer
 from cdsde.edit import pipeline
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks, editors, ladders
@@ -219,7 +220,7 @@ def test_it_trains_and_is_written_like_any_other_model(trained):
     loaded = pipeline.load(config.model.path)
     assert loaded.unet.widths == (16, 32) and loaded.encoder.tokenize.length == 16
     assert 0.05 < loaded.factor < 50
-    index = json.loads((pipeline.place(config.model.path) / "model_index.json").read_text())
+    index = json.loads((Path(config.model.path) / "model_index.json").read_text())
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
     state = diffusers.state_dict(loaded.params["unet"])
     assert state["conv_in.weight"].shape == (16, 4, 3, 3)
@@ -232,8 +233,8 @@ def test_edits_of_a_data_set_and_their_evaluation(trained, tmp_path, golden, on_
     workdir, config = trained
     config = config.copy_and_resolve_references()
     folder = edit_run.edit(config, workdir)
-    source = edit_run.open_input(config)
-    chosen = edit_run.wanted(config, source)
+    source = inputs.open_input(config)
+    chosen = edit_run.chosen_images(config, source)
     assert len(chosen) == 3 and all("face" in captions(source)[j] for j in chosen)
     assert len(list(folder.glob("1*.png"))) == 3
 
@@ -303,9 +304,9 @@ def test_the_shipped_model_holds_a_picture_and_changes_what_is_asked(tmp_path):
     given = {"method": "ddim", "edit.source": "dark", "edit.target": "light", "sample.limit": 4}
     config = load_config("configs/emoji_words.py", {**given, "edit.steps": 20})
     folder = edit_run.edit(config, tmp_path)
-    source = edit_run.open_input(config)
+    source = inputs.open_input(config)
     read = translations.resized(config, source)
-    for j in edit_run.wanted(config, source):
+    for j in edit_run.chosen_images(config, source):
         name = f"{source.ids[j]}.png"
         back = np.asarray(Image.open(folder / edit_run.RECONSTRUCTION / name), np.float64)
         made = np.asarray(Image.open(folder / name), np.float64)

@@ -9,4 +9,4 @@ from cdsde.diffusion.methods.ilvr import ILVR
 from cdsde.diffusion.methods.method import Method
 from cdsde.diffusion.methods.sdedit import SDEDIT
 
-METHODS: dict[str, Method] = {m.name: m for m in (CONTRASTIVE_SDE, EGSDE, ILVR, SDEDIT)}
+METHODS: dict[str, Method] = {m.name: m for m in (SDEDIT, ILVR, EGSDE, CONTRASTIVE_SDE)}

@@ -7,8 +7,7 @@ published name, derived from its path by a rule (`input_blocks_3_0/in_layers_2/k
 Convolution kernels are (H, W, in, out) in JAX and (out, in, H, W) in PyTorch; linear kernels are
 (in, out) and (out, in), with trailing ones where the published layer is a 1x1 convolution.
 
-PyTorch is imported only to read a `.pt` file of "adm", "adm_encoder" or "ddpm", and to write any
-`.pt` file.
+PyTorch is imported only to read a `.pt` of "adm", "adm_encoder" or "ddpm", and to write any `.pt`.
 """
 
 import functools
