@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from cdsde.data import to_float, tokenizer
 from cdsde.edit import text_directions
-from cdsde.editing import attention_masks, editors, guidance, ladders, regularise
+from cdsde.editing import attention_masks, ddim, editors, guidance, regularise
 from cdsde.runtime import trees
 from cdsde.weights import diffusers
 from cdsde.weights.resolve import SHIPPED, shipped_folder
@@ -39,7 +39,7 @@ class Model(NamedTuple):
     vae: Any
     params: dict
     factor: float
-    schedule: ladders.LatentSchedule
+    schedule: ddim.LatentSchedule
     encoder: text_directions.Encoder
     digests: dict[str, str]
 
@@ -101,7 +101,7 @@ def word_maps(model: Model, e: ConfigDict):
     images are uint8 `[B, S, S, 3]`, text float32 `[B, 77, D]` encodes their captions, words is bool
     `[B, 77]`; see `attention_masks.of_words`.
     """
-    up = ladders.inversion(model.schedule, e.steps, e.inversion)
+    up = ddim.inversion(model.schedule, e.steps, e.inversion)
 
     def run(params, images, text, words):
         z = _encode(model, params, images)
@@ -116,8 +116,8 @@ def noise_of(model: Model, params):
     def unet(x, t, context, *args, **kwargs):
         out = model.unet.apply(params["unet"], x, t, context, *args, **kwargs)
         if "mutable" in kwargs:
-            return ladders.to_eps(model.schedule, x, out[0], t), out[1]
-        return ladders.to_eps(model.schedule, x, out, t)
+            return ddim.to_eps(model.schedule, x, out[0], t), out[1]
+        return ddim.to_eps(model.schedule, x, out, t)
 
     return unet
 
@@ -134,9 +134,9 @@ def _scale(config: ConfigDict):
 def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
     """DDIM inversion, then guided sampling: `(edited, reconstructed)` latents `[B, h, w, 4]`."""
     e, method = config.edit, config.method
-    down = ladders.sampling(schedule, e.steps)
+    down = ddim.sampling(schedule, e.steps)
     inversion_steps = e.inversion_steps or e.steps
-    up = ladders.inversion(schedule, inversion_steps, e.inversion)
+    up = ddim.inversion(schedule, inversion_steps, e.inversion)
     noise_key, patch_key = jax.random.split(key, 3)[:2]
 
     def eps_fn(x, t):
@@ -146,13 +146,13 @@ def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids)
     if e.regularise and method in GUIDED:
         adjust = regularise.towards_noise
         shifts = regularise.draw_shifts(noise_key, (len(up.t), 5, 5), z.shape[-1], z.shape[1])
-    top, states = ladders.run(z, up, eps_fn, adjust=adjust, per_step=shifts)
+    top, states = ddim.run(z, up, eps_fn, adjust=adjust, per_step=shifts)
     if inversion_steps != e.steps:
-        states = states[ladders.shared(up, down)]
+        states = states[ddim.shared(up, down)]
         top = states[-1]
     if method in GUIDED:
         return guided(unet, down, config, texts, top, patch_key)
-    reconstructed, _ = ladders.run(top, down, eps_fn)
+    reconstructed, _ = ddim.run(top, down, eps_fn)
     if method == "pnp":
         shares = e.convolution, e.attention
         edited, _ = editors.plug_and_play(unet, states, down, texts, _scale(config), *shares)
@@ -161,7 +161,7 @@ def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids)
     return edited, reconstructed
 
 
-def guided(unet, down: ladders.Ladder, config: ConfigDict, texts: editors.Texts, top, key):
+def guided(unet, down: ddim.Ladder, config: ConfigDict, texts: editors.Texts, top, key):
     """The denoising of pix2pix-zero and pix2pix-zeroCon: `(edited, reconstructed)` latents.
 
     Args:

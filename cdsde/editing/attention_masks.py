@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdsde.editing import editors, ladders
+from cdsde.editing import ddim, editors
 
 SIDE = 16  # the averaged attention maps are the largest within this side
 THRESHOLD = 0.3  # a map in [0, 1] exceeds it on the object
 
 
 def of_words(
-    unet: Callable, z: jax.Array, ladder: ladders.Ladder, text: jax.Array, words: jax.Array
+    unet: Callable, z: jax.Array, ladder: ddim.Ladder, text: jax.Array, words: jax.Array
 ) -> jax.Array:
     """Attention of each position to the words, `[B, s, s]` in [0, 1]; s is at most `SIDE`.
 
@@ -39,10 +39,10 @@ def of_words(
         chosen = [m for m in maps.values() if m.shape[2] == side[0] * side[1]]
         attention = [jnp.einsum("bhlm,bm->bl", m, weight) / m.shape[1] for m in chosen]
         total = total + sum(attention).reshape(-1, *side) / len(attention)
-        return (ladders.move(x, eps, start, end), total), None
+        return (ddim.move(x, eps, start, end), total), None
 
     initial = (z, jnp.zeros((len(z), *side)))
-    (_, total), _ = jax.lax.scan(body, initial, ladders.Ladder(*map(jnp.asarray, ladder)))
+    (_, total), _ = jax.lax.scan(body, initial, ddim.Ladder(*map(jnp.asarray, ladder)))
     low, high = total.min((1, 2), keepdims=True), total.max((1, 2), keepdims=True)
     return (total - low) / jnp.maximum(high - low, 1e-12)
 

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from cdsde.diffusion import schedules
-from cdsde.editing import guidance, ladders
+from cdsde.editing import ddim, guidance
 from cdsde.networks.stable_diffusion.unet import Injection
 
 KEPT = ["maps", "features"]
@@ -90,15 +90,15 @@ def observe(unet: Callable, x, t, context):
     return eps, maps, guidance.captured(kept["features"], "out")
 
 
-def word_swap(unet: Callable, x: jax.Array, ladder: ladders.Ladder, texts: Texts, scale=5.0):
+def word_swap(unet: Callable, x: jax.Array, ladder: ddim.Ladder, texts: Texts, scale=5.0):
     """Sampling with the edited text: `(latent, states [N + 1, B, h, w, 4])`."""
-    return ladders.run(x, ladder, lambda x, t: guided_eps(unet, x, t, texts, scale))
+    return ddim.run(x, ladder, lambda x, t: guided_eps(unet, x, t, texts, scale))
 
 
 def zerocon(
     unet: Callable,
     x: jax.Array,
-    ladder: ladders.Ladder,
+    ladder: ddim.Ladder,
     texts: Texts,
     settings: Zerocon,
     ids: Mapping,
@@ -130,14 +130,14 @@ def zerocon(
         moved = copies - settings.step * slope
         first, last = (moved[:batch], moved[-batch:])
         noise = guided_eps(unet, last, t, texts, settings.scale, first)
-        edit = ladders.move(first, noise, start, end)
+        edit = ddim.move(first, noise, start, end)
         length = _lengths(slope)
         if settings.pair:
             length = length.reshape(2, batch)
-        source = ladders.move(source, eps, start, end)
+        source = ddim.move(source, eps, start, end)
         return (source, edit), (edit, {"map": parts[0], "feature": parts[1], "gradient": length})
 
-    rows = (ladders.Ladder(*map(jnp.asarray, ladder)), ids)
+    rows = (ddim.Ladder(*map(jnp.asarray, ladder)), ids)
     (source, edit), (states, measured) = jax.lax.scan(body, (x, x), rows)
     return edit, jnp.concatenate([x[None], states]), {**measured, "source": source}
 
@@ -177,7 +177,7 @@ def _lengths(gradient: jax.Array) -> jax.Array:
 def plug_and_play(
     unet: Callable,
     inverted: jax.Array,
-    ladder: ladders.Ladder,
+    ladder: ddim.Ladder,
     texts: Texts,
     scale=7.5,
     convolution: float = 0.8,
@@ -204,12 +204,12 @@ def plug_and_play(
         (t, start, end), source, conv, attend = row
         eps = unet(jnp.concatenate([source, x, x]), t, context, Injection(conv, attend))
         _, negative, target = jnp.split(eps, 3)
-        x = ladders.move(x, negative + scale * (target - negative), start, end)
+        x = ddim.move(x, negative + scale * (target - negative), start, end)
         return x, x
 
     position = jnp.arange(steps)
     rows = (
-        ladders.Ladder(*map(jnp.asarray, ladder)),
+        ddim.Ladder(*map(jnp.asarray, ladder)),
         inverted[:0:-1],  # from the highest rung down, without the clean latent
         position < round(convolution * steps),
         position < round(attention * steps),
@@ -221,7 +221,7 @@ def plug_and_play(
 def delta_denoising(
     unet: Callable,
     z: jax.Array,
-    schedule: ladders.LatentSchedule,
+    schedule: ddim.LatentSchedule,
     texts: Texts,
     t: jax.Array,
     noise: jax.Array,

@@ -1,4 +1,4 @@
-r"""Distances between two sets of feature vectors, computed in float64 on the host.
+r"""Distances between two sets of feature vectors (FID, KID, ...), in float64 on the host.
 
     Fréchet   |μ_a - μ_b|² + tr(C_a + C_b - 2 (C_a C_b)^½)        Heusel et al. 2017, equation (6)
     kernel    unbiased MMD², k(x, y) = (x·y/D + 1)³                Bińkowski et al. 2018, section 4

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde.diffusion import energies, histograms, methods, schedules
 from cdsde.edit import pipeline
-from cdsde.editing import editors, ladders
+from cdsde.editing import ddim, editors
 from cdsde.evaluate import extractors
 from cdsde.networks import build, features
 from cdsde.networks.stable_diffusion.unet import UNet
@@ -160,7 +160,7 @@ def _latent_diffusion(config: ConfigDict, devices, batch: int):
     }
     # Parameters only, without the collections of a forward pass (attention maps, features).
     shapes = {name: {"params": variables["params"]} for name, variables in shapes.items()}
-    schedule = ladders.LatentSchedule(schedules.scaled_linear().alpha_bar)
+    schedule = ddim.LatentSchedule(schedules.scaled_linear().alpha_bar)
     sd = pipeline.Model(unet, vae, shapes, diffusers.SCALING_FACTOR, schedule, None, {})
     latents = _rows((batch, side, side, 4), jnp.float32, devices)
     text = _rows((batch, TOKENS, TEXT_WIDTH), jnp.float32, devices)
@@ -171,7 +171,7 @@ def edit_steps(config: ConfigDict, devices, batch: int) -> Program:
     """The guided denoising steps of an edit by words, with SD-1.x's U-Net."""
     e = config.edit
     sd, latents, texts, key = _latent_diffusion(config, devices, batch)
-    down = ladders.sampling(sd.schedule, e.steps)
+    down = ddim.sampling(sd.schedule, e.steps)
 
     def steps(params, top, texts, key):
         unet = pipeline.noise_of(sd, {"unet": params})

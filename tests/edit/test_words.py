@@ -16,7 +16,7 @@ from cdsde import load_config, metrics
 from cdsde.data import captions, inputs, open_domain, tokenizer
 from cdsde.edit import pipeline
 from cdsde.edit import run as edit_run
-from cdsde.editing import attention_masks, editors, ladders
+from cdsde.editing import attention_masks, ddim, editors
 from cdsde.evaluate import edits, translations
 from cdsde.networks import features
 from cdsde.train.loop import train
@@ -184,7 +184,7 @@ def test_maps_become_masks():
 
 @pytest.mark.parametrize(("latent", "side"), [(8, 4), (32, 16), (48, 12), (64, 16)])
 def test_masks_take_the_largest_maps_within_sixteen(latent, side):
-    ladder = ladders.Ladder(*np.array([[1], [1], [2]]))
+    ladder = ddim.Ladder(*np.array([[1], [1], [2]]))
 
     def unet(x, t, context, **kwargs):
         raise NotImplementedError

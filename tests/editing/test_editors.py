@@ -13,7 +13,7 @@ from latent_vectors import nchw, nhwc
 from cdsde.data import tokenizer
 from cdsde.diffusion import schedules
 from cdsde.edit import text_directions
-from cdsde.editing import editors, guidance, ladders, regularise
+from cdsde.editing import ddim, editors, guidance, regularise
 from cdsde.weights import diffusers
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -36,22 +36,22 @@ def test_ladders(folder, close, model):
     v = load(folder, "ddim")
     close(schedule.alpha_bar, "ddim", "alphas_cumprod")
     for steps in (10, 20, 50, 100):
-        np.testing.assert_array_equal(ladders.sampling(schedule, steps).t, v[f"timesteps_{steps}"])
+        np.testing.assert_array_equal(ddim.sampling(schedule, steps).t, v[f"timesteps_{steps}"])
     eps = np.moveaxis(v["eps"], -3, -1)
     x0 = nhwc(v["x0"])
 
     def follow(x, ladder, noises):
         states = []
         for _, start, end, e in zip(*ladder, noises, strict=True):
-            x = ladders.move(x, e, start, end)
+            x = ddim.move(x, e, start, end)
             states.append(nchw(x))
         return x, np.stack(states)
 
-    top, states = follow(x0, ladders.inversion(schedule, 50), eps)
+    top, states = follow(x0, ddim.inversion(schedule, 50), eps)
     close(states, "ddim", "inversion_states")
-    _, states = follow(top, ladders.sampling(schedule, 50), eps[::-1])
+    _, states = follow(top, ddim.sampling(schedule, 50), eps[::-1])
     close(states, "ddim", "reverse_states")
-    official = ladders.inversion(schedule, 50, "p2p0")
+    official = ddim.inversion(schedule, 50, "p2p0")
     assert len(official.t) == 48
     close(follow(x0, official, eps[:48])[1], "ddim", "p2pzero_official_inversion_states")
 
@@ -67,22 +67,22 @@ def test_inversions(folder, close, model):
         def eps_fn(x, t):
             return unet(x, t, jnp.asarray(text)[None])
 
-        return nchw(jax.jit(lambda x: ladders.run(x, ladder, eps_fn, **kwargs)[1])(x))[:, 0]
+        return nchw(jax.jit(lambda x: ddim.run(x, ladder, eps_fn, **kwargs)[1])(x))[:, 0]
 
-    states = run(x0, ladders.inversion(schedule, 10), v["c"])
+    states = run(x0, ddim.inversion(schedule, 10), v["c"])
     close(states, "inversion", "states")
-    again = run(nhwc(v["states"][-1])[None], ladders.sampling(schedule, 10), v["c"])
+    again = run(nhwc(v["states"][-1])[None], ddim.sampling(schedule, 10), v["c"])
     close(again, "inversion", "recon_states")
-    current = run(x0, ladders.inversion(schedule, 10, "current"), v["c"])
+    current = run(x0, ddim.inversion(schedule, 10, "current"), v["c"])
     close(current, "inversion", "states_eps_at_current_t")
-    states = run(x0, ladders.inversion(schedule, 10), empty)
+    states = run(x0, ddim.inversion(schedule, 10), empty)
     close(states, "inversion", "states_empty_prompt")
     rolls = jnp.asarray(v["p2pzero_official_rolls"])
-    official = ladders.inversion(schedule, 10, "p2p0")
+    official = ddim.inversion(schedule, 10, "p2p0")
     adjusted = dict(adjust=regularise.towards_noise, per_step=rolls)
     close(run(x0, official, v["c"], **adjusted), "inversion", "p2pzero_official_states")
     adjusted["per_step"] = rolls[jnp.arange(10) % 8]
-    states = run(x0, ladders.inversion(schedule, 10), v["c"], **adjusted)
+    states = run(x0, ddim.inversion(schedule, 10), v["c"], **adjusted)
     close(states, "inversion", "states_regularised")
 
 
@@ -170,7 +170,7 @@ def edit(model, v, settings, ids, name="x_T"):
     x = nhwc(v[name])[None]
     run = jax.jit(
         lambda x, ids: editors.zerocon(
-            unet, x, ladders.sampling(schedule, 10), texts_of(v), settings, ids
+            unet, x, ddim.sampling(schedule, 10), texts_of(v), settings, ids
         )
     )
     _, states, told = run(x, ids)
@@ -229,7 +229,7 @@ def test_word_swap(folder, close, model):
     v = load(folder, "traj_wordswap")
     empty = jnp.asarray(v["c_empty"])
     texts = editors.Texts(empty, jnp.asarray(v["c_target"]), empty)
-    ladder = ladders.sampling(schedule, 10)
+    ladder = ddim.sampling(schedule, 10)
     _, states = jax.jit(lambda x: editors.word_swap(unet, x, ladder, texts))(nhwc(v["x_T"])[None])
     close(nchw(states)[:, 0], "traj_wordswap", "states")
 
@@ -239,7 +239,7 @@ def test_plug_and_play(folder, close, model):
     unet, schedule = model
     v = load(folder, "traj_pnp")
     texts = editors.Texts(*(jnp.asarray(v[n]) for n in ("c_empty", "c_target", "c_negative")))
-    ladder = ladders.sampling(schedule, 10)
+    ladder = ddim.sampling(schedule, 10)
     inverted = nhwc(v["source_states"])[:, None]
     _, states = jax.jit(lambda s: editors.plug_and_play(unet, s, ladder, texts))(inverted)
     close(nchw(states)[:, 0], "traj_pnp", "states")
@@ -284,16 +284,16 @@ def test_edit_direction(folder, close):
 
 
 def test_a_finer_inversion_passes_the_levels_of_sampling():
-    schedule = ladders.LatentSchedule(schedules.scaled_linear().alpha_bar)
-    down = ladders.sampling(schedule, 50)
-    up = ladders.inversion(schedule, 999)
-    at = ladders.shared(up, down)
+    schedule = ddim.LatentSchedule(schedules.scaled_linear().alpha_bar)
+    down = ddim.sampling(schedule, 50)
+    up = ddim.inversion(schedule, 999)
+    at = ddim.shared(up, down)
     assert at[0] == 0 and len(at) == 51
     np.testing.assert_array_equal(np.asarray(up.t)[at[1:] - 1], down.t[::-1])
     # Predicting no noise, both ways come to the same states.
     x = jnp.ones((1, 2, 2, 4))
-    _, states = ladders.run(x, up, lambda x, t: jnp.zeros_like(x))
-    _, coarse = ladders.run(x, ladders.inversion(schedule, 50), lambda x, t: jnp.zeros_like(x))
+    _, states = ddim.run(x, up, lambda x, t: jnp.zeros_like(x))
+    _, coarse = ddim.run(x, ddim.inversion(schedule, 50), lambda x, t: jnp.zeros_like(x))
     np.testing.assert_allclose(states[at], coarse, rtol=1e-4)
     with pytest.raises(ValueError, match="does not pass the levels of 50 sampling steps"):
-        ladders.shared(ladders.inversion(schedule, 30), down)
+        ddim.shared(ddim.inversion(schedule, 30), down)

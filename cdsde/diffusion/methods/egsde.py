@@ -3,6 +3,9 @@ r"""EGSDE (Zhao et al. 2022, arXiv 2207.06635): drops the source domain's look, 
 E(y, x_t, t) = λ_s E_s(y, x_t, t) + λ_i E_i(y, x_t, t)    (equation 8)
 E_s = mean over positions of cos(F(y, t), F(x_t, t)),   F the features of a domain classifier
 E_i = ‖φ(y) - φ(x_t)‖²,                                 φ the low-pass of factor N
+
+The same λ_s and λ_i hold at every level (`composition.make_levels`); the ancestral step multiplies
+the gradient by β/√(1-β) of its level (`solvers/ancestral.py`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cdsde.diffusion import schedules
-from cdsde.editing.ladders import LatentSchedule
+from cdsde.editing.ddim import LatentSchedule
 
 # Scheduler fields that change the result, with the values that equal omitting the field; other
 # values are refused.
