@@ -13,7 +13,7 @@ _MODULE_OF = {
     "to_float": "images",
     "to_uint8": "images",
     "write_png": "images",
-    "contact_sheet": "sheets",
+    "contact_sheet": "contact_sheets",
     "list_images": "images",
     "EmojiSource": "sources",
     "FilesSource": "sources",

@@ -13,7 +13,6 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
 
-from cdsde.data.contact_sheets import contact_sheet as contact_sheet
 from cdsde.runtime.files import replacing
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp")

@@ -9,7 +9,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from cdsde.data import images
+from cdsde.data import contact_sheet, images
 
 
 def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -301,7 +301,7 @@ def test_write_png_checks_the_shape(tmp_path):
 
 def test_contact_sheet_enlarges_and_labels():
     red = np.full((16, 16, 3), (255, 0, 0), np.uint8)
-    sheet = images.contact_sheet([[red, None], [red, red]], ["source", "result"])
+    sheet = contact_sheet([[red, None], [red, red]], ["source", "result"])
     assert sheet.dtype == np.uint8 and sheet.shape[-1] == 3
     is_red = (sheet == (255, 0, 0)).all(axis=-1)
     assert is_red.sum() == 3 * 128 * 128
@@ -312,17 +312,17 @@ def test_contact_sheet_enlarges_and_labels():
 
 def test_contact_sheet_scale_and_size():
     image = noise(200, 150, 3)
-    alone = images.contact_sheet([[image]], ["a title that is wider than its image" * 2])
+    alone = contact_sheet([[image]], ["a title that is wider than its image" * 2])
     assert alone.shape[0] > 200 and alone.shape[1] > 400
-    assert images.contact_sheet([[image]], ["x"], scale=2).shape[0] > 400
+    assert contact_sheet([[image]], ["x"], scale=2).shape[0] > 400
 
 
 def test_contact_sheet_errors():
     image = noise(4, 4, 3)
     with pytest.raises(ValueError, match="Row 1 of the sheet has 1 images for 2 column titles"):
-        images.contact_sheet([[image, image], [image]], ["a", "b"])
+        contact_sheet([[image, image], [image]], ["a", "b"])
     with pytest.raises(ValueError, match="no image"):
-        images.contact_sheet([[None]], ["a"])
+        contact_sheet([[None]], ["a"])
 
 
 # --- list ---
