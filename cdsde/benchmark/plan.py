@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from cdsde.config import GANS
 from cdsde.diffusion import methods as diffusion_methods
 
-METHODS = (*diffusion_methods.METHODS, *GANS)
+METHODS = (*reversed(diffusion_methods.METHODS), *GANS)  # tables begin with the plain ones
 # The network that guides a method, in addition to the score network.
 GUIDES = {
     name: method.networks[1]

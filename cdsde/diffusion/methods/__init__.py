@@ -9,4 +9,5 @@ from cdsde.diffusion.methods.ilvr import ILVR
 from cdsde.diffusion.methods.method import Method
 from cdsde.diffusion.methods.sdedit import SDEDIT
 
-METHODS: dict[str, Method] = {m.name: m for m in (SDEDIT, ILVR, EGSDE, CONTRASTIVE_SDE)}
+# In the order of the page, which opens with the first one.
+METHODS: dict[str, Method] = {m.name: m for m in (CONTRASTIVE_SDE, EGSDE, ILVR, SDEDIT)}
