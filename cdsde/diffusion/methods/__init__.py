@@ -1,6 +1,7 @@
 """The methods of translation by a guided reverse SDE, one paper per file; `composition` runs them.
 
 To add a method, write a file that defines a `Method`, and add one line to `METHODS`.
+The page lists them in this order and opens with the first one.
 """
 
 from cdsde.diffusion.methods.contrastive_sde import CONTRASTIVE_SDE
@@ -9,5 +10,4 @@ from cdsde.diffusion.methods.ilvr import ILVR
 from cdsde.diffusion.methods.method import Method
 from cdsde.diffusion.methods.sdedit import SDEDIT
 
-# In the order of the page, which opens with the first one.
 METHODS: dict[str, Method] = {m.name: m for m in (CONTRASTIVE_SDE, EGSDE, ILVR, SDEDIT)}
