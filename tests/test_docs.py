@@ -35,7 +35,7 @@ def test_overrides_in_commands_name_keys(path):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_configs_in_commands_are_there(path):
     for name in re.findall(r"--config=([\w/.]+)", path.read_text(encoding="utf-8")):
-        load_config(name)
+        assert load_config(name).method, name
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -72,7 +72,7 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
         return results
     print(translations.render(results, title=TITLE), flush=True)
     if len(methods) > 1 and config.sample.sheet:
-        path = Path(workdir) / "eval" / "sheet.png"
+        path = Path(workdir) / "eval" / records.SHEET
         write_png(path, translations.comparison(chosen[: config.sample.sheet], columns))
         logging.info("edits side by side in %s", path)
     return results

@@ -77,7 +77,7 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
 
 def _write_sheet(config: ConfigDict, workdir, folders: dict[str, Path], source, pairs) -> None:
     """WORKDIR/eval/sheet.png: the methods' results side by side."""
-    path = Path(workdir) / "eval" / "sheet.png"
+    path = Path(workdir) / "eval" / records.SHEET
     shown = range(len(source))[: config.sample.limit][: config.sample.sheet]
     columns = {"source": resized(config, source)}
     columns |= {method: written(config, source, folder) for method, folder in folders.items()}

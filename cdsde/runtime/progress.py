@@ -67,20 +67,20 @@ class Writer:
 
 
 class Rate:
-    """Measures steps per second since it was created, and estimates the remaining time."""
+    """Measures steps per second since the last call, and estimates the remaining time."""
 
     def __init__(self, first: int, last: int):
-        self._first, self._last, self._begin = first, last, time.monotonic()
+        self._before, self._last, self._begin = first, last, time.monotonic()
 
     def restart(self, step: int) -> None:
         """Measures from this step on: the compilation before it would lower the rate."""
-        self._first, self._begin = step, time.monotonic()
+        self._before, self._begin = step, time.monotonic()
 
     def __call__(self, step: int) -> tuple[float, str]:
         """Returns steps per second, and the remaining time as h:mm:ss."""
-        rate = (step - self._first) / max(time.monotonic() - self._begin, 1e-9)
-        left = (self._last - step) / rate if rate > 0 else math.inf
-        return rate, duration(left)
+        rate = (step - self._before) / max(time.monotonic() - self._begin, 1e-9)
+        self.restart(step)
+        return rate, duration((self._last - step) / rate if rate > 0 else math.inf)
 
 
 def duration(seconds: float) -> str:

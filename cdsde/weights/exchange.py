@@ -120,12 +120,6 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
         )
     with log.open(newline="") as f:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
-    # A row's rate holds for the steps since the row before it.
-    steps = [0.0, *(row["step"] for row in rows)]
-    seconds = sum(
-        (step - before) / row["steps_per_second"]
-        for before, step, row in zip(steps[:-1], steps[1:], rows, strict=True)
-    )
     return {
         "stage": stage,
         "step": checkpoint.latest_step(workdir, stage),
@@ -133,9 +127,23 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
         "data": trained["data"],
         "training": trained["train"]["cut" if stage == "fastcut" else stage],
         "last_log_row": rows[-1],
-        "hours": seconds / 3600,
+        "hours": _hours(rows),
         **records.provenance(),
     }
+
+
+def _hours(rows: list[dict]) -> float:
+    """Training time in hours, without compilation.
+
+    A row's rate holds for the steps since the row before it. It is 0 where that is only the first
+    step of a run, which compiles.
+    """
+    seconds, before = 0.0, 0.0
+    for row in rows:
+        if row["steps_per_second"] > 0:
+            seconds += (row["step"] - before) / row["steps_per_second"]
+        before = row["step"]
+    return seconds / 3600
 
 
 def _fields(config: ConfigDict, stage: str) -> dict:

@@ -186,14 +186,11 @@ def test_maps_become_masks():
 def test_masks_take_the_largest_maps_within_sixteen(latent, side):
     ladder = ddim.Ladder(*np.array([[1], [1], [2]]))
 
-    def unet(x, t, context, **kwargs):
-        raise NotImplementedError
-
     maps = {n: jnp.full((1, 2, n * n, 3), 1.0) for n in (latent // 2, latent // 4, latent // 8)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(editors, "observe", lambda unet, x, t, text: (x, maps, {}))
         found = attention_masks.of_words(
-            unet, jnp.zeros((1, latent, latent, 4)), ladder, None, jnp.ones((1, 3), bool)
+            None, jnp.zeros((1, latent, latent, 4)), ladder, None, jnp.ones((1, 3), bool)
         )
     assert found.shape == (1, side, side)
 

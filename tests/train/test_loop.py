@@ -100,6 +100,15 @@ def test_the_event_file_holds_what_the_table_holds(toy, tiny, tmp_path):
         assert ("steps_per_second", int(row["step"])) in seen
 
 
+def test_the_table_of_parameters_counts_them(toy, tiny, tmp_path):
+    config = tiny(train__steps=1)
+    loop.train_stage(config, tmp_path, "score")
+    table = (tmp_path / "logs" / "score" / "parameters.txt").read_text()
+    assert "colour" in table
+    assert table.rstrip().endswith(f"Total: {config.score.channels * 3:,} -- "
+                                   f"{config.score.channels * 12:,} bytes")  # fmt: skip
+
+
 def test_a_loss_that_is_not_finite_stops_and_leaves_what_was_good(toy, tiny, tmp_path):
     good = loop.train_stage(tiny(train__steps=2), tmp_path, "score")
     wild = tiny(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cdsde.config import command_line
-from cdsde.diffusion import energies, methods, solvers
+from cdsde.diffusion import energies, levels, methods, solvers
+from cdsde.diffusion.methods import composition
 from cdsde.networks import build
 from cdsde.runtime import mesh
 from cdsde.scaling import programs
@@ -81,9 +82,10 @@ def test_guided_step_of_cat2dog_at_full_size():
     apply = {stage: build.MODELS[stage](config).apply for stage in params}
     y, x_t, z = noise(1), noise(2), noise(3)
     index = int(RECIPE["inputs"]["t"])
-    grid = solvers.make_grid(build.schedule_of(config), index + 1)
-    at = solvers.Grid(*(jnp.asarray(column[0]) for column in grid))
-    weights = methods.weights("egsde", config.egsde, grid.index)[0]
+    grid = levels.make_grid(build.schedule_of(config), index + 1)
+    solver = solvers.ancestral()
+    run = composition.make_levels(methods.METHODS["egsde"], config.egsde, grid, solver)
+    at, std, weights = jax.tree.map(lambda column: jnp.asarray(column[0]), run)
     assert list(weights) == [RECIPE["step"]["ls"], RECIPE["step"]["li"]]
 
     @jax.jit
@@ -93,14 +95,14 @@ def test_guided_step_of_cat2dog_at_full_size():
         def classify(x, i, **kw):
             return apply["classifier"](params["classifier"], x, i, **kw)
 
-        method = methods.egsde(config.egsde, {"classifier": classify})
-        terms = [term.energy for term in method.terms]
+        parts = methods.METHODS["egsde"].terms(config.egsde)
+        terms = [term.energy({"classifier": classify}) for term in parts]
         total = energies.total(terms)
         # One backward pass a term, to compare each; the sampler takes one for their sum.
         separate = [jax.grad(lambda y, t=t: t(y, x_t, i).sum())(y) for t in terms]
-        guidance = jax.grad(total)(y, [x_t, x_t], i, jnp.asarray(weights))
+        guidance = jax.grad(total)(y, [x_t, x_t], i, weights)
         eps = apply["score"](params["score"], y, i)
-        return solvers.ancestral.step(y, eps, guidance, at, z, ())[0], eps, separate
+        return solver.step(y, eps, guidance, at, std, z, ())[0], eps, separate
 
     with jax.default_matmul_precision("float32"):
         sample, eps, (domain, content) = step(params, y, x_t, z)
@@ -117,7 +119,7 @@ def test_guided_step_of_cat2dog_at_full_size():
 @pytest.mark.slow
 def test_guided_step_of_an_edit_with_stable_diffusion_fits():
     config = load("edit_cat2dog")
-    assert config.edit.image_size == 512
+    assert config.data.image_size == 512
     config.edit.steps = 1
     program = programs.edit_steps(config, mesh.make_mesh(jax.devices()[:1]), 1)
     unet = program.arguments[0]
