@@ -29,7 +29,7 @@ from cdsde.data import (
 )
 from cdsde.edit import pipeline
 from cdsde.networks.stable_diffusion import blip
-from cdsde.runtime import mesh, records
+from cdsde.runtime import compiler, mesh, records
 from cdsde.weights import diffusers
 
 RECONSTRUCTION = "reconstructions"  # folder within the results
@@ -85,7 +85,7 @@ def _edit(config, model, source, folder: Path, names, texts, todo: list[int]) ->
     text_rows = {source.ids[j]: n for n, j in enumerate(todo)}
     devices = mesh.make_mesh(jax.local_devices())
     params = mesh.put_replicated(model.params, devices)
-    run = jax.jit(pipeline.program(model, config))
+    run = compiler.jit(pipeline.program(model, config))
     key = mesh.put_replicated(jax.random.key(config.sample.seed), devices)
     batches = eval_batches(
         source,

@@ -24,7 +24,7 @@ from cdsde.edit import pipeline
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks
 from cdsde.evaluate import extractors, translations
-from cdsde.runtime import mesh, records, trees
+from cdsde.runtime import compiler, mesh, records, trees
 from cdsde.runtime.padding import pad
 from cdsde.weights import diffusers
 
@@ -116,7 +116,7 @@ def _judges(config, workdir, source, chosen, originals, networks) -> tuple[dict,
 
 
 def _structure(dino: extractors.Extractor, real: Callable) -> Callable:
-    distance = jax.jit(metrics.structure_distance)
+    distance = compiler.jit(metrics.structure_distance)
     return lambda edited, numbers: distance(dino(edited)["keys"], dino(real(numbers))["keys"])
 
 
@@ -172,7 +172,7 @@ def _clip(folder: str, text: str) -> tuple[Callable, str]:
     mean, std = (np.array(x, np.float32) for x in (edit_run.CLIP_MEAN, edit_run.CLIP_STD))
     size = module.vision.image_size
 
-    @jax.jit
+    @compiler.jit
     def cosine(params, pixels):
         images = module.apply(params, pixels, method="embed_image")
         return metrics.clip_score(images, jnp.broadcast_to(words, images.shape))
@@ -220,7 +220,7 @@ def _attention_masks(config, workdir, source, chosen, names) -> Path:
     name = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:8]
     folder = Path(workdir) / "eval" / f"masks-{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    run = jax.jit(pipeline.word_maps(model, e))
+    run = compiler.jit(pipeline.word_maps(model, e))
     params = mesh.put_replicated(model.params, devices)
     words = pipeline.bare(e.source)
     mine = [chosen[n] for n in mesh.share(len(chosen))]

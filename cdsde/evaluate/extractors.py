@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from cdsde.networks.features import efficientnet
-from cdsde.runtime import trees
+from cdsde.runtime import compiler, trees
 from cdsde.weights.torch import convert
 
 # The published weights file of each network, named in error sentences.
@@ -74,7 +74,7 @@ def load(name: str, path: str | Path | None = None) -> Extractor:
     function = _distances if name.startswith("lpips") else vectors
     if name == "dino_vitb8":
         function = _everything
-    return Extractor(name, jax.jit(function(network)), params, trees.digest(params))
+    return Extractor(name, compiler.jit(function(network)), params, trees.digest(params))
 
 
 def vectors(network: Callable) -> Callable:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cdsde.networks import convolution
+from cdsde.networks import convolution, normalisation
 
 GROUPS = 32  # normalisation groups of all three published networks
 ADM_EPS = 1e-5
@@ -198,41 +198,12 @@ class GroupNorm(nn.Module):
             )
         gain = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None, :]
         offset = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None, :]
-        x, inverse = group_deviations(x.reshape(shape[0], -1, channels), groups, self.eps)
-        gain = gain * inverse
         if modulation is not None:
             scale, shift = (m.astype(jnp.float32) for m in modulation)
             gain, offset = gain * (1 + scale), offset * (1 + scale) + shift
-        x = x * gain[:, None, :] + offset[:, None, :]
-        x = nn.silu(x) if self.silu else x
+        x = x.reshape(shape[0], -1, channels)
+        x = normalisation.normalise(x, gain, offset, groups, self.eps, self.silu)
         return x.reshape(shape).astype(self.dtype)
-
-
-def group_deviations(x: jax.Array, groups: int, eps: float) -> tuple[jax.Array, jax.Array]:
-    """The factors of group normalisation: `x - mean` and `1 / sqrt(variance + eps)`.
-
-    Statistics are in float32 and take two passes: E[x^2] - E[x]^2 would lose the digits that parity
-    with published code needs. Means run over positions first, channel by channel; on CPU this keeps
-    the contiguous axis whole and is several times faster than reducing a view of the groups.
-
-    Args:
-      x: `[B, P, C]`, P positions.
-      groups: number of groups of neighbouring channels, a divisor of C.
-      eps: added to the variance.
-
-    Returns:
-      `[B, P, C]` and `[B, C]`, float32.
-    """
-    x = x.astype(jnp.float32)
-    x = x - _group_mean(x.mean(axis=1), groups)[:, None, :]
-    return x, jax.lax.rsqrt(_group_mean(jnp.square(x).mean(axis=1), groups) + eps)
-
-
-def _group_mean(x: jax.Array, groups: int) -> jax.Array:
-    """`[B, C]` -> `[B, C]`: replaces each channel by the mean of its group."""
-    b, c = x.shape
-    grouped = x.reshape(b, groups, c // groups).mean(axis=-1, keepdims=True)
-    return jnp.broadcast_to(grouped, (b, groups, c // groups)).reshape(b, c)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

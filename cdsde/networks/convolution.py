@@ -5,10 +5,13 @@ With y = x ∗ K (stride 1, borders of p zeros), the gradients of a loss with co
     ∂x = g ∗ K' with borders of 2 - p; K' is K rotated by 180° with its channels swapped         (1)
     ∂K[i, j] = Σ over images and positions of x shifted by (i, j), times g                       (2)
 
-XLA derives the same formulas. Inside a loop, such as the guided sampler's, its CPU compiler hoists
-the swap of (1) and then cannot use its fast routine (4 to 8 times slower); here the swapped kernel
-is computed inside the loop. Where x exceeds the cache, XLA computes (2) at a seventh of the rate of
-the forward pass; nine matrix products are faster. Rates: docs/scaling.md.
+XLA derives the same formulas, and two of its choices are slow on CPUs:
+
+- Inside a loop, such as the guided sampler's, it hoists the swap of (1) and then cannot use its
+  fast routine (4 to 8 times slower). Here the swapped kernel is computed inside the loop.
+- It computes (2) as a convolution whose input channels are the images, so one or two large images
+  give it one or two channels. Here such images are cut into blocks, with a border of one pixel
+  from their neighbours, and (2) sums over blocks instead of images. Rates: docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ import jax.numpy as jnp
 from jax import lax
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
-LARGE = 2**22  # number of values of x from which (2) is nine matrix products
+BLOCK = 16  # side of the blocks
+FEW = 2  # largest batch that is cut into blocks
+NARROW = 32  # with fewer channels XLA's form is as fast
 
 
 def general(x, kernel, window_strides, padding, **rest):
@@ -72,22 +77,37 @@ def _explicit_gradients(border, x, kernel, g):
     # The barrier keeps XLA from fusing the rotation and the swap into the convolution again.
     rotated = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
     to_x = _convolve(g, rotated, 2 - border)
-    if x.size < LARGE:
-        _, pull = jax.vjp(lambda kernel: _convolve(x, kernel, border), kernel)
-        return to_x, pull(g)[0]
-    padded = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
-    height, width = g.shape[1:3]
-    rows = g.reshape(-1, g.shape[-1])
-    products = [
-        lax.dot_general(
-            padded[:, i : i + height, j : j + width].reshape(-1, x.shape[-1]),
-            rows,
-            (((0,), (0,)), ((), ())),
-        )
-        for i in range(3)
-        for j in range(3)
-    ]
-    return to_x, jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+    if side := _block_side(x, g):
+        return to_x, _kernel_gradient_of_blocks(border, x, g, side).astype(kernel.dtype)
+    _, pull = jax.vjp(lambda kernel: _convolve(x, kernel, border), kernel)
+    return to_x, pull(g)[0]
+
+
+def _block_side(x, g) -> int:
+    """The side of the blocks, or 0 if (2) is XLA's own form."""
+    batch, height, width, channels = g.shape
+    side = BLOCK if min(height, width) > BLOCK else min(height, width) // 2
+    if batch > FEW or min(x.shape[-1], channels) < NARROW or side < 4:
+        return 0
+    return 0 if height % side or width % side else side
+
+
+def _kernel_gradient_of_blocks(border, x, g, side: int):
+    """Equation (2) over blocks of `side`² positions: `[3, 3, C, D]`."""
+    batch, height, width, channels = g.shape
+    rows, columns = height // side, width // side
+    x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+    x = jnp.stack([x[:, i * side : (i + 1) * side + 2] for i in range(rows)], 1)
+    x = jnp.stack([x[:, :, :, j * side : (j + 1) * side + 2] for j in range(columns)], 2)
+    g = g.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
+    return lax.conv_general_dilated(
+        x.reshape(-1, side + 2, side + 2, x.shape[-1]),
+        g.reshape(-1, side, side, channels),
+        (1, 1),
+        "VALID",
+        # The blocks are summed over, as input channels are; the channels of x are independent.
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+    )
 
 
 conv3x3.defvjp(_forward, _backward)

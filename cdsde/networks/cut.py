@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cdsde.networks import blocks, convolution
+from cdsde.networks import convolution, normalisation
 
 EPS = 1e-5
 # Published initialisation of all weights; all biases start at 0.
@@ -32,8 +32,9 @@ def normalise(x: jax.Array, group: int = 1) -> jax.Array:
     """
     channels = x.shape[-1]
     positions = x.reshape(x.shape[0], -1, channels)
-    y, inverse = blocks.group_deviations(positions, channels // group, EPS)
-    return (y * inverse[:, None, :]).reshape(x.shape).astype(x.dtype)
+    one, zero = jnp.ones((1, channels)), jnp.zeros((1, channels))
+    y = normalisation.normalise(positions, one, zero, channels // group, EPS, False)
+    return y.reshape(x.shape).astype(x.dtype)
 
 
 def pad(x: jax.Array, by: int, mode: str) -> jax.Array:

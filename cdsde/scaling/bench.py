@@ -2,8 +2,11 @@
 
 Prints, for each program, the time of a call, images per second, FLOP/s (by the compiler's count)
 and their share of the FLOP/s of a large matrix product on the same device; then the input pipeline
-and, given a checkout, the published PyTorch step. Weights are random: the time of a program does
-not depend on them.
+and, given a checkout, the published PyTorch code beside it. Weights are random: the time of a
+program does not depend on them.
+
+Times mean something on an idle machine only: PyTorch's threads wait for each other, and another
+program slows them down many times over.
 """
 
 from __future__ import annotations
@@ -31,6 +34,17 @@ from cdsde.scaling import programs, timing
 
 OF_EDITS = ("edit",)  # parts of configs with an editor
 PARTS = ("forward", "energies", "step", "train", "input", "evaluate")  # parts of other configs
+# Training steps of the embedded tasks' score network, at 32² and 64², with the published optimiser;
+# --config does not matter to them.
+SMALL = {
+    "train_small": {},
+    "train_64": {
+        "data.image_size": 64,
+        "score.channel_mult": (1, 2, 3, 4),
+        "score.attention_resolutions": (8,),
+    },
+}
+SMALL_IMAGES = 16
 STEPS = 4  # steps of the timed sampler; the time of one step is a fourth of its time
 HEADER = (
     "program",
@@ -43,11 +57,16 @@ HEADER = (
     "compiled in s",
     "GiB",
 )
+PAIRED = ("step", "train", *SMALL)  # parts that launch/published_step.py has, too
 PUBLISHED = Path(__file__).parents[2] / "launch" / "published_step.py"
 
 
 def made(config, part: str, devices, images: int) -> list[programs.Program]:
     """The programs of a part."""
+    if part in SMALL:
+        changes = {"train.score.optimizer": "adam", **SMALL[part]}
+        config = api.load_config("twemoji2fluent", changes)
+        return [programs.train_step(config, "score", devices, SMALL_IMAGES)]
     if part == "forward":
         return [programs.score_forward(config, devices, images)]
     if part == "energies":
@@ -124,18 +143,28 @@ class _Uncached:
         return self._source[index % len(self._source)]
 
 
-def published(checkout: str, interpreter: str, images: int) -> dict:
-    """Seconds of the published step and its parts, timed by another interpreter.
+def published(checkout: str, interpreter: str, part: str, images: int) -> dict:
+    """Times the published code of a part with another interpreter.
+
+    Returns:
+      `seconds`, by the program's name, `torch` and `device`.
 
     Raises:
-      ValueError: the step failed; the message has the last line of its output.
+      ValueError: it failed; the message has the last line of its output.
     """
-    command = [interpreter, str(PUBLISHED), checkout, f"--images={images}"]
+    command = [interpreter, str(PUBLISHED), checkout, f"--part={part}", f"--images={images}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         message = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise ValueError(f"the published step did not run in {interpreter}: {message}")
+        raise ValueError(f"the published code did not run in {interpreter}: {message}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def pairs(part: str, ours: dict[str, float], theirs: dict) -> list[tuple[str, float, float]]:
+    """`(name, seconds here, seconds there)` of the programs that both sides have."""
+    ours = {"step" if part == "step" else name.split()[-1]: t for name, t in ours.items()}
+    there = theirs["seconds"]
+    return [(name, seconds, there[name]) for name, seconds in ours.items() if name in there]
 
 
 def bench(argv=None) -> None:
@@ -143,7 +172,7 @@ def bench(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="cdsde.scaling.bench", description=__doc__)
     parser.add_argument("--config", default="cat2dog", help="a config, as for cdsde.main")
     parser.add_argument("--images", default="1", help="images per call: 1,8")
-    parser.add_argument("--parts", help=f"some of {','.join(PARTS)}; edits by words: edit")
+    parser.add_argument("--parts", help=f"some of {','.join((*PARTS, *SMALL))}; edits: edit")
     parser.add_argument("--repeat", type=int, default=3, help="runs; 0: compile only")
     parser.add_argument("--output", help="FILE.json of the results")
     parser.add_argument("--published", help="a checkout of EGSDE, timed for comparison")
@@ -163,10 +192,11 @@ def bench(argv=None) -> None:
 
 def _run(args, overrides: dict) -> None:
     config = api.load_config(args.config, overrides)
-    known = OF_EDITS if config.method in config_lib.EDITORS else PARTS
+    default = OF_EDITS if config.method in config_lib.EDITORS else PARTS
+    known = (*default, *SMALL)
     if config.method not in config_lib.EDITORS and "method" not in overrides:
         config.method = "egsde"
-    parts = args.parts.split(",") if args.parts else known
+    parts = args.parts.split(",") if args.parts else default
     for part in parts:
         if part not in known:
             raise ValueError(
@@ -178,33 +208,34 @@ def _run(args, overrides: dict) -> None:
     print(f"{args.config}, {config.dtype}, {devices.size} × {kind}; matrix product {peak / 1e9:.0f}"
           " GFLOP/s\n")  # fmt: skip
     print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
-    rows, step = [], {}
+    rows, compared = [], []
     for images in map(int, args.images.split(",")):
         for part in (p for p in parts if p != "input"):
+            seconds = {}
             for program in made(config, part, devices, images):
                 timed = timing.measure(program, args.repeat)
-                if part == "step":
-                    step[images] = timed.seconds / program.trips
+                seconds[program.name] = timed.seconds / program.trips
                 rows.append(row(program, timed, peak))
                 print("| " + " | ".join(rows[-1]) + " |", flush=True)
+            if args.published and part in PAIRED:
+                batch = SMALL_IMAGES if part in SMALL else images
+                theirs = published(args.published, args.python, part, batch)
+                for name, here, there in pairs(part, seconds, theirs):
+                    compared.append((part, name, batch, here, there, there / here))
+                    versions = f"PyTorch {theirs['torch']}, {theirs['device']}"
     if "input" in parts:
         for workers in (0, 2):
             rate = input_rate(config.data.image_size, workers)
             rows.append((f"input, {workers} workers", "16", "", "", f"{rate:.1f}", "", "", "", ""))
             print("| " + " | ".join(rows[-1]) + " |", flush=True)
-    times = None
-    if args.published:
-        images = int(args.images.split(",")[0])
-        times = published(args.published, args.python, images)
-        print(
-            f"\npublished step, PyTorch {times['torch']}, {times['device']}, {images} image(s): "
-            f"{times['step']:.2f} s (score {times['score']:.2f} s)"
-        )
-        if images in step:
-            print(f"cdsde is {times['step'] / step[images]:.2f} times as fast")
+    if compared:
+        print(f"\nbeside the published code, {versions}:")
+        for part, name, batch, here, there, ratio in compared:
+            print(f"{part} {name}, {batch} image(s): {here:.3f} s, published {there:.3f} s, "
+                  f"{ratio:.2f} times as fast")  # fmt: skip
     if args.output:
         record = {"made": records.provenance(), "device": kind, "peak_flops": peak}
-        record |= {"config": args.config, "overrides": overrides, "published": times}
+        record |= {"config": args.config, "overrides": overrides, "published": compared}
         files.write_json(Path(args.output), {**record, "columns": HEADER, "rows": rows})
 
 

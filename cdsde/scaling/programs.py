@@ -20,7 +20,7 @@ from cdsde.evaluate import extractors
 from cdsde.networks import build, features
 from cdsde.networks.stable_diffusion.unet import UNet
 from cdsde.networks.stable_diffusion.vae import AutoencoderKL
-from cdsde.runtime import mesh
+from cdsde.runtime import compiler, mesh
 from cdsde.train import loop, stages
 from cdsde.translation import compiled, domain_statistics
 from cdsde.weights import diffusers
@@ -90,7 +90,7 @@ def _params(config: ConfigDict, stage: str, devices):
 def score_forward(config: ConfigDict, devices, batch: int) -> Program:
     """One evaluation of the score network."""
     size = config.data.image_size
-    function = jax.jit(build.score_model(config).apply)
+    function = compiler.jit(build.score_model(config).apply)
     y = _rows((batch, size, size, 3), jnp.float32, devices)
     t = _everywhere(jax.ShapeDtypeStruct((), jnp.float32), devices)
     return Program("score forward", function, (_params(config, "score", devices), y, t), batch)
@@ -114,7 +114,7 @@ def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
     t, weights = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (len(terms),)))
     rest = _everywhere((t, weights), devices)
     arguments = (_params(config, guide, devices), y, y, *rest)
-    return Program(f"energies {config.method}", jax.jit(gradient), arguments, batch)
+    return Program(f"energies {config.method}", compiler.jit(gradient), arguments, batch)
 
 
 def translation(config: ConfigDict, devices, batch: int) -> Program:
@@ -138,7 +138,7 @@ def translation(config: ConfigDict, devices, batch: int) -> Program:
         _rows((batch,), jnp.uint32, devices),
         *rest,
     )
-    function = jax.jit(compiled.program(config))
+    function = compiler.jit(compiled.program(config))
     return Program(f"sample {config.method}", function, arguments, batch, len(levels.grid.index))
 
 
@@ -178,7 +178,7 @@ def edit_steps(config: ConfigDict, devices, batch: int) -> Program:
         return pipeline.guided(unet, down, config, texts, top, key)
 
     arguments = (_everywhere(sd.params["unet"], devices), latents, texts, key)
-    return Program(f"edit {config.method}", jax.jit(steps), arguments, batch, e.steps)
+    return Program(f"edit {config.method}", compiler.jit(steps), arguments, batch, e.steps)
 
 
 def edit(config: ConfigDict, devices, batch: int) -> Program:
@@ -195,7 +195,7 @@ def edit(config: ConfigDict, devices, batch: int) -> Program:
         key,
         _rows((batch,), jnp.uint32, devices),
     )
-    function = jax.jit(pipeline.program(sd, config))
+    function = compiler.jit(pipeline.program(sd, config))
     return Program(f"edit {config.method}, one trip of each loop", function, arguments, batch)
 
 
@@ -207,6 +207,6 @@ def evaluation(name: str, devices, batch: int, size: int) -> Program:
     key = jax.eval_shape(lambda: jax.random.key(0))
     picture = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     params = jax.eval_shape(module.init, key, picture)
-    function = jax.jit(extractors.vectors(module.apply))
+    function = compiler.jit(extractors.vectors(module.apply))
     pictures = _rows((batch, size, size, 3), jnp.uint8, devices)
     return Program(f"evaluate {name}", function, (_everywhere(params, devices), pictures), batch)

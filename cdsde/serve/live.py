@@ -21,6 +21,7 @@ from cdsde import metrics
 from cdsde.config import checks
 from cdsde.data import decode, image_id, inputs, to_uint8
 from cdsde.diffusion import methods, solvers
+from cdsde.runtime import compiler
 from cdsde.translation import compiled
 from cdsde.weights import resolve
 
@@ -171,7 +172,7 @@ class Translator:
                 config = self.settings(method)
                 params, _ = compiled.load_params(config, self._workdir)
                 if method in config_lib.GANS:
-                    program = jax.jit(compiled.program(config))
+                    program = compiler.jit(compiled.program(config))
                 else:
                     program = compiled.step_by_step(config)
                 self._programs[method] = jax.tree.map(jnp.asarray, params), program

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.data import inputs, train_iterator, write_png
-from cdsde.runtime import mesh, preemption, progress
+from cdsde.runtime import compiler, mesh, preemption, progress
 from cdsde.runtime.files import replacing
 from cdsde.train import previews, stages, state
 from cdsde.weights import checkpoint, resolve
@@ -195,13 +195,13 @@ def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
         step = state.make_step(stage.loss, tx, c, gather)
     else:
         step = stage.make_step(tx, gather)
-    step = jax.jit(
+    step = compiler.jit(
         step,
         in_shardings=(shardings, by_rows),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
-    return step, jax.jit(begin, out_shardings=shardings)
+    return step, compiler.jit(begin, out_shardings=shardings)
 
 
 def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) -> state.TrainState:

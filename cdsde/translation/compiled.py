@@ -14,7 +14,7 @@ from cdsde.diffusion import histograms, methods, noise, solvers
 from cdsde.diffusion.levels import make_grid
 from cdsde.diffusion.methods import composition
 from cdsde.networks import build
-from cdsde.runtime import mesh
+from cdsde.runtime import compiler, mesh
 from cdsde.translation import domain_statistics
 from cdsde.weights import resolve
 
@@ -42,7 +42,7 @@ class Sampler:
     def __init__(self, config: ConfigDict, params: dict, devices=None):
         self.devices = devices or mesh.make_mesh(jax.local_devices())
         self.params = mesh.put_replicated(params, self.devices)
-        self._program = jax.jit(program(config), static_argnames=("rounds", "keep"))
+        self._program = compiler.jit(program(config), static_argnames=("rounds", "keep"))
         self._compiled_for = _fixed(config)
         self.update(config)
 
@@ -206,13 +206,13 @@ def step_by_step(config: ConfigDict):
         )
         return parts, draws
 
-    @jax.jit
+    @compiler.jit
     def begin(params, images, ids, key, x, r, alpha_bar):
         parts, draws = prepare(params, images, ids, key)
         e = draws.start(r)
         return parts.begin(x, e, alpha_bar), e
 
-    @jax.jit
+    @compiler.jit
     def step(params, images, ids, key, carry, row, r, e):
         return prepare(params, images, ids, key)[0].step(carry, row, r, e)
 

@@ -21,6 +21,7 @@ from cdsde.diffusion import energies, histograms, methods, schedules
 from cdsde.diffusion.energies import DomainDirection
 from cdsde.diffusion.levels import indices
 from cdsde.networks import build
+from cdsde.runtime import compiler
 from cdsde.runtime.padding import pad
 
 LEVELS = 24  # evenly spaced in log-SNR; the energy uses the nearest one
@@ -83,7 +84,7 @@ def _means(config: ConfigDict, params, images: np.ndarray, index: np.ndarray) ->
     apply = build.encoder_model(config).apply
     table = jnp.asarray(build.schedule_of(config).alpha_bar)
 
-    @jax.jit
+    @compiler.jit
     def total(params, x0, mask, number, i):
         key = jax.random.fold_in(jax.random.key(number), i)
         x = schedules.perturb(x0, jax.random.normal(key, x0.shape), table[i])

@@ -113,7 +113,7 @@ def test_bench_from_the_command_line(tmp_path, capsys, pictures):
     for more, message in (
         (["--parts=walk"], "--parts names 'walk'; of folder choose from forward"),
         (["--config.nothing=1"], "config has no key 'nothing'"),
-        (["--published=/nowhere"], "the published step did not run in"),
+        (["--published=/nowhere"], "the published code did not run in"),
     ):
         with pytest.raises(SystemExit, match=message):
             bench.bench([*args, *more] if "published" in more[0] else [*args[:2], *more])

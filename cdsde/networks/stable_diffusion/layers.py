@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cdsde.networks import convolution
+from cdsde.networks import convolution, normalisation
 
 CHUNK = 1024  # queries per pass, to avoid a matrix of all positions by all positions
 
@@ -50,11 +50,13 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, ..., C]` → the same shape, in `dtype`."""
-        norm = nn.GroupNorm(
-            self.groups, epsilon=self.eps, use_fast_variance=False, dtype=jnp.float32
-        )
-        nn.share_scope(self, norm)  # scale and bias belong to this module
-        return norm(x.astype(jnp.float32)).astype(self.dtype)
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        positions = x.reshape(x.shape[0], -1, channels)
+        args = (scale[None, :], bias[None, :], self.groups, self.eps, False)
+        y = normalisation.normalise(positions, *args)
+        return y.reshape(x.shape).astype(self.dtype)
 
 
 def layer_norm(name: str, eps: float = 1e-5, dtype: Any = jnp.float32) -> Callable:

@@ -1,0 +1,34 @@
+"""Group normalisation: the gradient written by hand is the one that JAX derives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdsde.networks import normalisation
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "rows", "positions", "channels", "groups"),
+    [(3, 3, 20, 16, 4), (2, 1, 64, 8, 8), (1, 1, 1024, 64, 32), (4, 4, 9, 6, 1)],
+)
+def test_gradients(batch, rows, positions, channels, groups, silu):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = 3 + 2 * jax.random.normal(keys[0], (batch, positions, channels))
+    gain, offset = (jax.random.normal(k, (rows, channels)) for k in keys[1:3])
+    fixed = (groups, 1e-5, silu)
+    y, pull = jax.vjp(lambda *a: normalisation.normalise(*a, *fixed), x, gain, offset)
+    expected, pull_expected = jax.vjp(lambda *a: normalisation._plain(*a, *fixed), x, gain, offset)
+    np.testing.assert_array_equal(y, expected)
+    g = jax.random.normal(keys[3], x.shape)
+    for ours, theirs in zip(pull(g), pull_expected(g), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6 * np.abs(theirs).max())
+
+
+def test_low_precision_keeps_its_type():
+    x = jnp.arange(32, dtype=jnp.bfloat16).reshape(1, 4, 8)
+    one, zero = jnp.ones((1, 8)), jnp.zeros((1, 8))
+    y, pull = jax.vjp(lambda x: normalisation.normalise(x, one, zero, 2, 1e-5, True), x)
+    assert y.dtype == jnp.float32
+    assert pull(y)[0].dtype == jnp.bfloat16
