@@ -68,8 +68,9 @@ def run(argv) -> None:
             from cdsde.runtime import mesh
 
             mesh.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        from cdsde.runtime import preemption
+        from cdsde.runtime import compiler, preemption
 
+        compiler.keep_programs(config.compilation_cache)
         try:
             _program(MODE.value, config)(config, workdir)
         except preemption.Preempted as reason:

@@ -49,6 +49,11 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "remat": Setting(
             False, "Recompute blocks in the backward pass, which takes less memory and more time."
         ),
+        "compilation_cache": Setting(
+            "auto",
+            "Folder of compiled programs, from which later runs start faster. `auto`: the one that "
+            "`JAX_COMPILATION_CACHE_DIR` names, else `~/.cache/cdsde/jax`. `off`: none.",
+        ),
     },
     "mesh": {
         "fsdp": Setting(

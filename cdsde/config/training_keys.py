@@ -85,6 +85,12 @@ TRAINING: dict[str, Group] = {
         "sample_every": Setting(
             10_000, "Steps between sample sheets of the score stage; 0: no sheets.", minimum=0
         ),
+        "profile": Setting(
+            0,
+            "Number of steps to record in `logs/STAGE/profile`, a trace that TensorBoard and "
+            "Perfetto open; 0: none.",
+            minimum=0,
+        ),
     },
     "train.score": _training(
         500_000,

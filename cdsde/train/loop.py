@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.data import inputs, train_iterator, write_png
-from cdsde.runtime import compiler, mesh, preemption, progress
+from cdsde.runtime import compiler, mesh, preemption, profile, progress
 from cdsde.runtime.files import replacing
 from cdsde.train import previews, stages, state
 from cdsde.weights import checkpoint, resolve
@@ -207,27 +207,32 @@ def compiled(config: ConfigDict, name: str, stage: stages.Stage, devices):
 def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) -> state.TrainState:
     """Train from `current.step` to the last step; returns the final state."""
     first, t = int(current.step), run.config.train
-    chief = jax.process_index() == 0
-    writer = progress.Writer(run.workdir / "logs" / run.name, first) if chief else None
+    folder = run.workdir / "logs" / run.name
+    writer = progress.Writer(folder, first) if jax.process_index() == 0 else None
     rate = progress.Rate(first, run.training.steps)
     preview = previews.Preview(run.config) if run.name == "score" and t.sample_every else None
+    trace = profile.Trace(folder / "profile", first, t.profile)
+    unreported = None
     try:
         for n in range(first + 1, run.training.steps + 1):
             batch = {key: rows for key, rows in next(data).items() if key != "id"}
             current, metrics = run.step(current, mesh.put_batch(batch, run.devices))
+            # One step late: the device works on this step while the host waits for the one before.
+            if unreported:
+                _report(run, writer, rate, *unreported)
+                unreported = None
             if n == first + 1:
                 jax.block_until_ready(metrics)
                 rate.restart(n)
+            trace.after(n, metrics)
             last = n == run.training.steps
             stop = not last and watch.reached(n)
             keep = last or stop or n % t.checkpoint_every == 0
-            if keep or n % t.log_every == 0:
-                values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                _check_finite(run, values, n)
-                if writer is not None:
-                    _log(run, writer, rate, values, n)
-            if keep:
+            if keep:  # only a state that was checked is saved
+                _report(run, writer, rate, n, metrics)
                 _save(run, n, current)
+            elif n % t.log_every == 0:
+                unreported = n, metrics
             if stop:
                 run.saved.wait_until_finished()
                 raise preemption.Preempted(
@@ -239,13 +244,21 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
                 sheet = preview(mesh.to_host(current.ema, run.devices))
                 if writer is not None:
                     writer.image(n, "samples", sheet)
-                    path = run.workdir / "logs" / run.name / f"sheet_{n:07d}.png"
-                    write_png(path, sheet)
+                    write_png(folder / f"sheet_{n:07d}.png", sheet)
         run.saved.wait_until_finished()
     finally:
+        trace.close()
         if writer is not None:
             writer.close()
     return current
+
+
+def _report(run: Run, writer, rate: progress.Rate, n: int, metrics: dict) -> None:
+    """Fetches the metrics of step n, checks that they are finite, and logs them."""
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    _check_finite(run, values, n)
+    if writer is not None:
+        _log(run, writer, rate, values, n)
 
 
 def _log(run: Run, writer: progress.Writer, rate: progress.Rate, values: dict, n: int) -> None:

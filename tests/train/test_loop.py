@@ -70,7 +70,8 @@ def test_a_run_that_is_resumed_logs_every_step_once(toy, tiny, tmp_path, monkeyp
     revive = killed_after(monkeypatch, 7)
     with pytest.raises(Killed):
         loop.train_stage(config, tmp_path / "cut", "score")
-    assert [row["step"] for row in rows(tmp_path / "cut", "score")] == [1, 2, 3, 4, 5, 6, 7]
+    # The report of the seventh step would have been written during the eighth.
+    assert [row["step"] for row in rows(tmp_path / "cut", "score")] == [1, 2, 3, 4, 5, 6]
     assert checkpoint.latest_step(tmp_path / "cut", "score") == 4
     revive()
     again = loop.train_stage(config, tmp_path / "cut", "score")
@@ -107,6 +108,54 @@ def test_the_table_of_parameters_counts_them(toy, tiny, tmp_path):
     assert "colour" in table
     assert table.rstrip().endswith(f"Total: {config.score.channels * 3:,} -- "
                                    f"{config.score.channels * 12:,} bytes")  # fmt: skip
+
+
+def test_reports_wait_for_no_step_but_those_that_are_saved(toy, tiny, tmp_path, monkeypatch):
+    events, report = [], loop._report
+    monkeypatch.setattr(
+        loop, "_report", lambda *args: (events.append(("report", args[3])), report(*args))
+    )
+    put = mesh.put_batch
+    monkeypatch.setattr(mesh, "put_batch", lambda *args: (events.append("step"), put(*args))[1])
+    loop.train_stage(
+        tiny(train__steps=6, train__log_every=2, train__checkpoint_every=4), tmp_path, "score"
+    )
+    one, two = ["step"], ["step", "step"]
+    assert events == two + one + [("report", 2)] + one + [("report", 4)] + two + [("report", 6)]
+    assert [row["step"] for row in rows(tmp_path, "score")] == [2, 4, 6]
+
+
+def test_the_loop_moves_nothing_silently(toy, tiny, tmp_path, monkeypatch):
+    """What moves between host and device does so by explicit calls."""
+    step = loop.compiled
+
+    def guarded(*args):
+        compiled, init = step(*args)
+
+        def run(*arguments):
+            with jax.transfer_guard("disallow"):
+                return compiled(*arguments)
+
+        return run, init
+
+    monkeypatch.setattr(loop, "compiled", guarded)
+    report = loop._report
+
+    def explicit(*args):
+        with jax.transfer_guard("disallow"):
+            report(*args)
+
+    monkeypatch.setattr(loop, "_report", explicit)
+    loop.train_stage(tiny(train__steps=4), tmp_path, "score")
+    assert len(rows(tmp_path, "score")) == 4
+
+
+def test_a_trace_on_request(toy, tiny, tmp_path):
+    loop.train_stage(tiny(train__steps=5, train__profile=2), tmp_path / "traced", "score")
+    assert list((tmp_path / "traced" / "logs" / "score" / "profile").rglob("*.xplane.pb"))
+    assert list((tmp_path / "traced" / "logs" / "score" / "profile").rglob("perfetto_trace.json*"))
+    loop.train_stage(tiny(train__steps=5), tmp_path / "plain", "score")
+    assert not (tmp_path / "plain" / "logs" / "score" / "profile").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_what_was_good(toy, tiny, tmp_path):
