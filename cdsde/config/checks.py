@@ -59,6 +59,12 @@ def _methods(config: ConfigDict) -> None:
             f"config.sample.match_colours is {config.sample.match_colours}, and config.method "
             f"'{config.method}', which does not start from a perturbed source; set it to 0"
         )
+    method = GUIDED_SDES.get(config.method)
+    if config.sample.guide_every > 1 and not (method and method.terms(config[method.name])):
+        raise ValueError(
+            f"config.sample.guide_every is {config.sample.guide_every}, and config.method "
+            f"'{config.method}', which has no guidance to leave out; set it to 1"
+        )
 
 
 def _domains(config: ConfigDict) -> None:

@@ -161,6 +161,12 @@ GROUPS: dict[str, dict[str, Setting]] = {
             False,
             "Integrate the content energy's gradient exactly within a step, not by one Euler step.",
         ),
+        "guide_every": Setting(
+            1,
+            "Guide every n-th step only, with n times the weights; the steps between skip the "
+            "energies and take less time.",
+            minimum=1,
+        ),
         "seed": Setting(0, "Seed of the noise."),
         "batch_size": Setting(16, "Images per batch over all devices of a process.", minimum=1),
         "limit": Setting(

@@ -81,7 +81,8 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     record[config.method] = json.loads(config_lib.method_settings(config).to_json())
     record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}
     # Newer keys are left out where they have no effect, so that records of older results match.
-    for part, key, neutral in (("sample", "match_colours", 0), ("data", "fit", "crop")):
+    neutral_values = (("sample", "match_colours", 0), ("sample", "guide_every", 1))
+    for part, key, neutral in (*neutral_values, ("data", "fit", "crop")):
         if record[part].get(key) == neutral:
             del record[part][key]
     if config.method in config_lib.GANS:

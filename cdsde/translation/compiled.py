@@ -20,10 +20,22 @@ from cdsde.weights import resolve
 
 # Keys of `config.sample` that may change without compiling again: they become arguments (levels,
 # weights, seed), or select the images and the output folder.
-CHANGEABLE = ("start", "steps", "spacing", "variance", "eta", "follow", "rounds", "seed")
-CHANGEABLE += ("input", "output", "split", "batch_size", "limit", "sheet", "trajectory")
+NUMBERS = (
+    "start",
+    "steps",
+    "spacing",
+    "variance",
+    "eta",
+    "follow",
+    "guide_every",
+    "rounds",
+    "seed",
+)
+SELECTION = ("input", "output", "split", "batch_size", "limit", "sheet", "trajectory")
+CHANGEABLE = (*NUMBERS, *SELECTION)
 # Groups of the config that do not affect a translation.
-UNUSED = ("task", "mesh", "weights", "train", "edit", "model", "eval", "export", "serve")
+UNUSED = ("task", "compilation_cache", "mesh", "weights", "train", "edit", "model", "eval")
+UNUSED += ("export", "serve")
 
 
 class Sampler:
@@ -123,7 +135,9 @@ def levels(config: ConfigDict) -> composition.Levels:
     s, start = config.sample, config_lib.start_index(config)
     grid = make_grid(build.schedule_of(config), start, s.steps, s.spacing)
     method = methods.METHODS[config.method]
-    return composition.make_levels(method, config[config.method], grid, solver(config), s.follow)
+    return composition.make_levels(
+        method, config[config.method], grid, solver(config), s.follow, s.guide_every
+    )
 
 
 def source(config: ConfigDict, params: dict, images) -> jax.Array:

@@ -106,6 +106,28 @@ def test_followed_weights_do_not_overshoot():
     assert result(6, True) == pytest.approx(many, abs=0.1)
 
 
+def test_steps_between_are_not_guided():
+    """Every third step is guided, three times as strongly, and the others skip the energies."""
+    guided = [0, 3, 6, 9]
+
+    def energy(y, x_t, i):  # not a number at the levels of the other steps
+        fine = jnp.isin(i, grid.index[guided].astype(np.float32))
+        return jnp.where(fine, 1.0, jnp.nan) * jnp.sum(y, axis=(1, 2, 3))
+
+    grid = make_grid(300, 10)
+    term = Term(lambda networks: energy, lambda index: 1e-3 * index)
+    method = Method("test", "Test", {}, terms=lambda settings: (term,))
+    levels = composition.make_levels(method, None, grid, ANCESTRAL, every=3)
+    np.testing.assert_allclose(levels.weights[guided, 0], 3e-3 * grid.index[guided], rtol=1e-6)
+    assert not np.delete(levels.weights, guided, axis=0).any()
+    x0 = jnp.full((1, 4, 4, 3), 0.7)
+    silent = noise.Noise(*[lambda *path: jnp.zeros_like(x0)] * 3)
+    y, _ = composition.translate(
+        x0, method, None, {"score": lambda y, i: y}, levels, noise=silent, solver=ANCESTRAL
+    )
+    assert np.isfinite(y).all()
+
+
 # --- every method ---
 
 

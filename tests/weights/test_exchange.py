@@ -1,8 +1,8 @@
 """What an exported network says of its training."""
 
 import pytest
+from helpers import read_json
 
-from cdsde.runtime.files import read_json
 from cdsde.train import loop
 from cdsde.weights import checkpoint, exchange
 
@@ -25,7 +25,7 @@ def test_the_card_counts_every_run_by_its_own_rate(tiny, tmp_path, on_devices):
 
 def test_an_exported_network_carries_its_card(tiny, tmp_path, on_devices):
     on_devices(1)
-    config = tiny(train__steps=2, export__stage="encoder")
+    config = tiny(train__steps=2, export__stage="encoder", export__format="cdsde")
     loop.train_stage(config, tmp_path, "encoder")
     path = exchange.export_weights(config, tmp_path)
     card = read_json(path.with_suffix(".json"))

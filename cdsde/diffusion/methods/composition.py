@@ -15,6 +15,10 @@ the state by κ for a gradient of 1 (`solvers.gain`) oscillates where 2 λ κ > 
 
 which makes the step equal to the gradient flow over a time κ; λ' → λ with many steps.
 
+Where all weights of a level are 0, the energies are not computed. `every` = n guides only every
+n-th step, the first one among them, with n times the weights: the same guidance in all, for a part
+of the time (multiple time stepping, as in molecular dynamics).
+
 `Levels` contains the numbers that may change without a new compilation: the noise levels, the
 solver's coefficients and the weights, all computed on the host. The rest is part of the program.
 """
@@ -49,7 +53,12 @@ class Levels(NamedTuple):
 
 
 def make_levels(
-    method: Method, settings, grid: Grid, solver: solvers.Solver, follow: bool = False
+    method: Method,
+    settings,
+    grid: Grid,
+    solver: solvers.Solver,
+    follow: bool = False,
+    every: int = 1,
 ) -> Levels:
     """Computes the numbers of a run on the host.
 
@@ -59,18 +68,20 @@ def make_levels(
       grid: the result of `levels.make_grid`.
       solver: the solver, with its options.
       follow: give quadratic energies the weight of equation (2).
+      every: n; guide every n-th step.
     """
     coefficients = solver.coefficients(grid)
     gain = solvers.gain(solver, grid) if follow else None
-    columns = [_weight(term, grid.index, gain) for term in method.terms(settings)]
+    guided = np.arange(len(grid.index)) % every == 0
+    columns = [_weight(t, grid.index, gain, every) * guided for t in method.terms(settings)]
     empty = np.zeros((len(grid.index), 0), np.float32)
     weights = np.stack(columns, axis=1) if columns else empty
     return Levels(grid, coefficients, weights)
 
 
-def _weight(term: Term, index: np.ndarray, gain: np.ndarray | None) -> np.ndarray:
-    """λ of a term at each level, float32 `[S]`."""
-    weight = term.weight(index) if callable(term.weight) else term.weight
+def _weight(term: Term, index: np.ndarray, gain: np.ndarray | None, factor: int) -> np.ndarray:
+    """`factor` λ of a term at each level, float32 `[S]`."""
+    weight = factor * (term.weight(index) if callable(term.weight) else term.weight)
     if term.quadratic and gain is not None:
         weight = -np.expm1(-2 * weight * gain) / (2 * gain)
     return (weight * np.ones(len(index), np.float32)).astype(np.float32)
@@ -125,8 +136,11 @@ def make_round(
 
     def step(carry, row, r, e):
         def guidance(y, i, level, lambdas):
-            references = [schedules.perturb(view, e, level.alpha_bar) for view in views]
-            return gradient(y, references, i, lambdas)
+            def computed():
+                references = [schedules.perturb(view, e, level.alpha_bar) for view in views]
+                return gradient(y, references, i, lambdas)
+
+            return jax.lax.cond(jnp.any(lambdas != 0), computed, lambda: jnp.zeros_like(y))
 
         def project(y, position, level):
             z = noise.reference(r, position, level.index)
