@@ -20,17 +20,8 @@ from cdsde.weights import resolve
 
 # Keys of `config.sample` that may change without compiling again: they become arguments (levels,
 # weights, seed), or select the images and the output folder.
-NUMBERS = (
-    "start",
-    "steps",
-    "spacing",
-    "variance",
-    "eta",
-    "follow",
-    "guide_every",
-    "rounds",
-    "seed",
-)
+NUMBERS = ("start", "steps", "spacing", "variance", "eta", "follow", "guide_every")
+NUMBERS += ("rounds", "seed")
 SELECTION = ("input", "output", "split", "batch_size", "limit", "sheet", "trajectory")
 CHANGEABLE = (*NUMBERS, *SELECTION)
 # Groups of the config that do not affect a translation.

@@ -367,3 +367,12 @@ def test_parse_prints_one_line_and_exits_with_2(capsys):
     assert stop.value.code == 2
     shown = capsys.readouterr()
     assert shown.out == "" and re.fullmatch(r"error: config has no key .*\n", shown.err)
+
+
+@pytest.mark.parametrize("method", ["sdedit", "ilvr", "cut"])
+def test_guidance_is_left_out_only_where_there_is_some(method):
+    changes = {"sample.guide_every": 2}
+    config = CONFIGS[0].parent / "twemoji2fluent.py"
+    assert load_config(config, {"method": "egsde", **changes}).sample.guide_every == 2
+    with pytest.raises(ValueError, match=f"guide_every is 2, and config.method '{method}'"):
+        load_config(config, {"method": method, **changes})

@@ -63,6 +63,7 @@ def test_weights_start_seed_and_eta_change_without_compiling_again(task):
         ("sample.eta", 0.7),
         ("sample.seed", 3),
         ("sample.start", 300),
+        ("sample.guide_every", 3),
     ]
     for key, value in changes:
         config.update_from_flattened_dict({key: value})
