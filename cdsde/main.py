@@ -68,9 +68,9 @@ def run(argv) -> None:
             from cdsde.runtime import mesh
 
             mesh.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        from cdsde.runtime import compiler, preemption
+        from cdsde.runtime import cache, preemption
 
-        compiler.keep_programs(config.compilation_cache)
+        cache.keep_programs(config.cache)
         try:
             _program(MODE.value, config)(config, workdir)
         except preemption.Preempted as reason:

@@ -56,9 +56,9 @@ def benchmark(argv=None) -> None:
     # Imported late, so that --help and a mistyped flag exit at once.
     from cdsde.benchmark import run, summary
     from cdsde.benchmark.task import Task
-    from cdsde.runtime import compiler, preemption
+    from cdsde.runtime import cache, preemption
 
-    compiler.keep_programs(overrides.get("compilation_cache", "auto"))
+    cache.keep_programs(overrides.get("cache", "auto"))
     path = Path(args.output) / "results.json"
     try:
         results = _read(path)

@@ -49,10 +49,10 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "remat": Setting(
             False, "Recompute blocks in the backward pass, which takes less memory and more time."
         ),
-        "compilation_cache": Setting(
+        "cache": Setting(
             "auto",
-            "Folder of compiled programs, from which later runs start faster. `auto`: the one that "
-            "`JAX_COMPILATION_CACHE_DIR` names, else `~/.cache/cdsde/jax`. `off`: none.",
+            "Folder of compiled programs and of statistics of data sets, with which later runs "
+            "start faster. `auto`: `~/.cache/cdsde`. `off`: none.",
         ),
     },
     "mesh": {

@@ -25,7 +25,7 @@ NUMBERS += ("rounds", "seed")
 SELECTION = ("input", "output", "split", "batch_size", "limit", "sheet", "trajectory")
 CHANGEABLE = (*NUMBERS, *SELECTION)
 # Groups of the config that do not affect a translation.
-UNUSED = ("task", "compilation_cache", "mesh", "weights", "train", "edit", "model", "eval")
+UNUSED = ("task", "cache", "mesh", "weights", "train", "edit", "model", "eval")
 UNUSED += ("export", "serve")
 
 

@@ -21,11 +21,12 @@ from cdsde.diffusion import energies, histograms, methods, schedules
 from cdsde.diffusion.energies import DomainDirection
 from cdsde.diffusion.levels import indices
 from cdsde.networks import build
-from cdsde.runtime import compiler
+from cdsde.runtime import cache, compiler, trees
 from cdsde.runtime.padding import pad
 
 LEVELS = 24  # evenly spaced in log-SNR; the energy uses the nearest one
 BATCH = 32
+VERSION = 1  # of the computation; a higher one makes stored directions void
 
 
 def needs_direction(config: ConfigDict) -> bool:
@@ -51,7 +52,18 @@ def domain_direction(config: ConfigDict, params) -> tuple[DomainDirection, str]:
     target, sources, about = inputs.training_examples(config, key)
     schedule = build.schedule_of(config)
     index = indices(schedule.num_steps, LEVELS, schedule.log_snr)
-    normal = scaled_gap(*(_means(config, params, part, index) for part in (sources, target)))
+
+    def compute():
+        return scaled_gap(*(_means(config, params, part, index) for part in (sources, target)))
+
+    made_of = {
+        "version": VERSION,
+        "images": about,
+        "encoder": [trees.digest(params), config.encoder.to_json_best_effort()],
+        "levels": [index.tolist(), config.sde.to_json_best_effort()],
+        "rest": [config.data.image_size, config.data.filter, config.data.fit, config.dtype],
+    }
+    normal = cache.array(config.cache, "domain_direction", made_of, compute)
     return DomainDirection(index.astype(np.float32), normal.astype(np.float32)), about
 
 

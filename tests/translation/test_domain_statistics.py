@@ -22,9 +22,32 @@ def shipped():
     return config, params, *domain_statistics.domain_direction(config, params)
 
 
+def uncached(config):
+    config = config.copy_and_resolve_references()
+    config.cache = "off"
+    return config
+
+
+def test_it_is_computed_once(shipped, monkeypatch, tmp_path):
+    config, params, made, _ = shipped
+    monkeypatch.delattr(domain_statistics, "_means")
+    again, _ = domain_statistics.domain_direction(config, params)
+    for a, b in zip(made, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = jax.tree.map(lambda p: p + 1e-3, params)
+    config = config.copy_and_resolve_references()
+    for change in ({"contrastive_sde.domain_images": 41}, {"dtype": "bfloat16"}, {"cache": "off"}):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(change)
+        with pytest.raises(NameError, match="_means"):
+            domain_statistics.domain_direction(changed, params)
+    with pytest.raises(NameError, match="_means"):
+        domain_statistics.domain_direction(config, other)
+
+
 def test_it_is_the_same_every_time_and_says_what_it_is_made_of(shipped):
     config, params, made, where = shipped
-    again, _ = domain_statistics.domain_direction(config, params)
+    again, _ = domain_statistics.domain_direction(uncached(config), params)
     for a, b in zip(made, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert where.startswith("train, 40 of fluent, 40 of twemoji (sha256 ")

@@ -1,0 +1,67 @@
+"""What later runs need not do again: compiled programs, and statistics of a data set.
+
+Functions take the config's key `cache`: "auto" (`~/.cache/cdsde`), "off", or a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from cdsde.runtime import files
+
+
+def folder(setting: str) -> Path | None:
+    """The folder that a setting means; None for "off"."""
+    if setting == "off":
+        return None
+    if setting != "auto":
+        return Path(setting)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdsde"
+
+
+def keep_programs(setting: str) -> None:
+    """Keeps the compiled programs of this process, and reads those of earlier ones.
+
+    With "auto", `JAX_COMPILATION_CACHE_DIR` may name another folder for programs.
+    """
+    place = folder(setting)
+    if place is None:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if setting != "auto" or not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(place / "jax"))
+    # By default JAX keeps programs that take a second; together, the many short ones take longer.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def array(setting: str, name: str, made_of: Mapping, compute: Callable) -> np.ndarray:
+    """The array that `compute()` returns, from the cache if an earlier run has computed it.
+
+    Args:
+      setting: the key `cache`.
+      name: what the array is; the start of its file's name.
+      made_of: all that determines the array, in types that JSON has.
+      compute: computes it.
+    """
+    place = folder(setting)
+    if place is None:
+        return compute()
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    path = place / "statistics" / f"{name}-{digest[:32]}.npy"
+    if path.exists():
+        return np.load(path)
+    value = compute()
+    try:
+        with files.replacing(path) as temporary:
+            np.save(temporary, value)
+    except OSError as error:  # a home that cannot be written to: the next run computes it again
+        logging.info("%s is not kept: %s", path, error)
+    return value
