@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,13 +91,21 @@ class Sampler:
           `(y, states)`: unclamped float32 `[B, H, W, 3]` and `[K, keep, B, H, W, 3]`, about
           [-1, 1]; states is None if `keep` is 0.
         """
+        return self.begin(images, ids, keep)()
+
+    def begin(self, images: np.ndarray, ids: np.ndarray, keep: int = 0) -> Callable:
+        """Starts what `states` does, on the devices; calling the result waits for it."""
         count = len(images)
         rows = mesh.put_batch(mesh.pad_rows((images, ids), self.devices), self.devices)
         y, states = self._program(
             self.params, *rows, *self._arguments, rounds=self._rounds, keep=keep
         )
-        y = mesh.local_rows(y)[:count]
-        return y, None if states is None else np.asarray(states)[:, :, :count]
+
+        def fetch():
+            result = mesh.local_rows(y)[:count]
+            return result, None if states is None else np.asarray(states)[:, :, :count]
+
+        return fetch
 
 
 def _fixed(config: ConfigDict) -> dict[str, Any]:

@@ -74,7 +74,10 @@ def _finished(config: ConfigDict, folder: Path, name: str) -> bool:
 
 
 def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: list[int]) -> None:
-    """Translate the images at positions `todo` of the source, in batches."""
+    """Translate the images at positions `todo` of the source, in batches.
+
+    While the devices work on a batch, the host writes the one before and reads the next one.
+    """
     devices = sampler.devices
     keep = film.FRAMES if config.sample.trajectory else 0
     # A batch is not padded beyond the images that remain to be translated.
@@ -87,8 +90,9 @@ def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: l
     )
     by_id = dict(zip(source.ids, names, strict=True))
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
-        for batch in batches:
-            y, states = sampler.states(batch["image"], batch["id"], keep)
+
+        def write(batch, fetch):
+            y, states = fetch()
             images = to_uint8(y)
             for row in np.flatnonzero(batch["mask"]):
                 name = by_id[batch["name"][row]]
@@ -98,6 +102,20 @@ def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: l
                 # Written last: its existence marks the image as finished.
                 write_png(folder / name, images[row])
                 bar.update()
+
+        working = None
+        try:
+            for batch in batches:
+                started = batch, sampler.begin(batch["image"], batch["id"], keep)
+                before, working = working, started
+                if before:
+                    write(*before)
+        except Exception:  # an image that cannot be read does not cost those before it
+            if working:
+                write(*working)
+            raise
+        if working:
+            write(*working)
 
 
 def sheet_of(

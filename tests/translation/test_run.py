@@ -157,7 +157,7 @@ class Stopped(BaseException):
 
 def test_a_run_that_was_stopped_keeps_what_was_finished(task, five, tmp_path, monkeypatch):
     config = task(sample__input=five, sample__batch_size=2)
-    real, calls = Sampler.states, []
+    real, calls = Sampler.begin, []
 
     def fails_at_the_second(self, *arguments, **more):
         calls.append(len(arguments[0]))
@@ -166,7 +166,7 @@ def test_a_run_that_was_stopped_keeps_what_was_finished(task, five, tmp_path, mo
         return real(self, *arguments, **more)
 
     with monkeypatch.context() as m:
-        m.setattr(Sampler, "states", fails_at_the_second)
+        m.setattr(Sampler, "begin", fails_at_the_second)
         with pytest.raises(Stopped):
             translation_run.sample(config, tmp_path)
         folder = records.output_folder(config, tmp_path)
