@@ -110,12 +110,9 @@ def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: l
                 before, working = working, started
                 if before:
                     write(*before)
-        except Exception:  # an image that cannot be read does not cost those before it
+        finally:  # an interruption, or an image that cannot be read, does not cost those before
             if working:
                 write(*working)
-            raise
-        if working:
-            write(*working)
 
 
 def sheet_of(
