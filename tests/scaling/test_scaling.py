@@ -25,7 +25,10 @@ def parameter_bytes(config, stage: str) -> int:
 
 # Adam has two moments, Muon one. Muon's iteration needs whole matrices: where the state is split,
 # it gathers the momentum and what it makes of it beside the parameters.
-@pytest.mark.parametrize(("optimizer", "copies", "gathered"), [("adam", 4, 1), ("muon", 3, 3)])
+@pytest.mark.parametrize(
+    ("optimizer", "copies", "gathered"),
+    [("adam", 4, 1), pytest.param("muon", 3, 3, marks=pytest.mark.slow)],
+)
 def test_collectives_of_a_training_step(small, optimizer, copies, gathered):
     config = small()
     size = parameter_bytes(config, "score")
