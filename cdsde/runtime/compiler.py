@@ -1,8 +1,8 @@
 """Compiles programs with the options that make them fast.
 
 XLA's CPU compiler hands matrix products, convolutions and sums to YNNPACK. In jaxlib 0.10 that pays
-for products only: convolutions and sums take up to twice and five times as long as XLA's own code,
-a guided step at 256² 1.4 times as long (docs/scaling.md). So only products go there.
+for products only: with the rest, a guided step at 256² takes 1.4 times as long as with XLA's own
+code (docs/scaling.md). So only products go there.
 """
 
 from __future__ import annotations
