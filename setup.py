@@ -60,7 +60,7 @@ setup(
             "ipykernel>=6.0",
             "nbclient>=0.10",
             "pytest>=8.0",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.6.1",
             "ruff>=0.9",
         ],
         "dev": ["basedpyright>=1.31", "mkdocs-material>=9.6", "pre-commit>=4.0"],
