@@ -17,6 +17,8 @@ def validate(config: ConfigDict) -> None:
       ValueError: one sentence that names the key, its value and the allowed values.
     """
     _each_key(config)
+    if not config.cache:
+        raise ValueError("config.cache is empty; name a folder, or choose auto or off")
     _methods(config)
     _domains(config)
     _training(config)

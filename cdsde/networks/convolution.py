@@ -11,7 +11,7 @@ XLA derives the same formulas, and two of its choices are slow on CPUs:
   fast routine (4 to 8 times slower). Here the swapped kernel is computed inside the loop.
 - It computes (2) as a convolution whose input channels are the images, so one or two large images
   give it one or two channels. Here such images are cut into blocks, with a border of one pixel
-  from their neighbours, and (2) sums over blocks instead of images. Rates: docs/scaling.md.
+  from their neighbours, and (2) sums over blocks instead of images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jax import lax
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 BLOCK = 16  # side of the blocks
 FEW = 2  # largest batch that is cut into blocks
-NARROW = 32  # with fewer channels XLA's form is as fast
+NARROW = 32  # with fewer channels (2) is XLA's own form
 
 
 def general(x, kernel, window_strides, padding, **rest):
@@ -84,7 +84,7 @@ def _explicit_gradients(border, x, kernel, g):
 
 
 def _block_side(x, g) -> int:
-    """The side of the blocks, or 0 if (2) is XLA's own form."""
+    """The side of the blocks, or 0 where (2) is XLA's own form."""
     batch, height, width, channels = g.shape
     side = BLOCK if min(height, width) > BLOCK else min(height, width) // 2
     if batch > FEW or min(x.shape[-1], channels) < NARROW or side < 4:

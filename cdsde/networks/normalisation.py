@@ -10,7 +10,7 @@ For a cotangent ∂y, with ∂z = ∂y or ∂y silu'(z), and means over a group'
     ∂x = r (∂z G - mean(∂z G) - n mean(∂z G n)) = r (∂z G - mean_c(G ∂O)/P - n mean_c(G ∂G)/P)   (3)
 
 So two sums over positions are enough for all three gradients, and x is all that is kept. JAX
-derives more sums and keeps more arrays of the size of x, which on CPUs takes up to twice the time.
+derives more sums and keeps more arrays of the size of x.
 """
 
 from __future__ import annotations

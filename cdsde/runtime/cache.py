@@ -57,7 +57,10 @@ def array(setting: str, name: str, made_of: Mapping, compute: Callable) -> np.nd
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     path = place / "statistics" / f"{name}-{digest[:32]}.npy"
     if path.exists():
-        return np.load(path)
+        try:
+            return np.load(path)
+        except (ValueError, OSError, EOFError) as error:
+            logging.warning("%s cannot be read and is computed again: %s", path, error)
     value = compute()
     try:
         with files.replacing(path) as temporary:

@@ -24,6 +24,8 @@ from cdsde.version import __version__
 
 RECORD = "settings.json"  # beside the images: the settings that made them
 SHEET = "sheet.png"  # beside the images: a contact sheet of the first ones
+# Newer keys are left out of a record where they have no effect, so that older records match.
+NEUTRAL = (("sample", "match_colours", 0), ("sample", "guide_every", 1), ("data", "fit", "crop"))
 
 
 # Keys of earlier versions in records, and the value without an effect.
@@ -80,9 +82,7 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     record = {key: plain[key] for key in ("method", "dtype", "sde", "sample")}
     record[config.method] = json.loads(config_lib.method_settings(config).to_json())
     record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}
-    # Newer keys are left out where they have no effect, so that records of older results match.
-    neutral_values = (("sample", "match_colours", 0), ("sample", "guide_every", 1))
-    for part, key, neutral in (*neutral_values, ("data", "fit", "crop")):
+    for part, key, neutral in NEUTRAL:
         if record[part].get(key) == neutral:
             del record[part][key]
     if config.method in config_lib.GANS:

@@ -376,3 +376,8 @@ def test_guidance_is_left_out_only_where_there_is_some(method):
     assert load_config(config, {"method": "egsde", **changes}).sample.guide_every == 2
     with pytest.raises(ValueError, match=f"guide_every is 2, and config.method '{method}'"):
         load_config(config, {"method": method, **changes})
+
+
+def test_a_cache_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="config.cache is empty; name a folder"):
+        load_config(CONFIGS[0].parent / "twemoji2fluent.py", {"cache": ""})

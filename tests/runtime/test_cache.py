@@ -65,3 +65,12 @@ def test_an_array_is_computed_once_for_what_it_is_made_of(tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path):
     (tmp_path / "file").write_text("")
     assert cache.array(str(tmp_path / "file"), "x", {}, lambda: np.ones(2)).sum() == 2
+
+
+def test_a_file_that_cannot_be_read_is_made_again(tmp_path):
+    for junk in (b"", b"not an array"):
+        cache.array(str(tmp_path), "x", {}, lambda: np.ones(2))
+        (path,) = (tmp_path / "statistics").glob("x-*.npy")
+        path.write_bytes(junk)
+        assert cache.array(str(tmp_path), "x", {}, lambda: np.ones(2)).sum() == 2
+        assert np.load(path).sum() == 2
