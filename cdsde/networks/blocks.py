@@ -133,13 +133,12 @@ def conv(
     does not pad. `zero` starts kernel and bias at zero.
     """
     zeros = nn.initializers.zeros
-    return nn.Conv(
+    return convolution.Conv(
         features,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=padding if kernel > 1 else "VALID",
+        kernel,
+        padding if kernel > 1 else ((0, 0), (0, 0)),
+        stride,
         dtype=dtype,
-        conv_general_dilated=convolution.general,
         kernel_init=zeros if zero else _kernel_init,
         bias_init=zeros if zero else _bias_init(kernel * kernel * x.shape[-1]),
         name=name,

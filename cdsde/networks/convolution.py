@@ -1,4 +1,4 @@
-r"""3×3 convolutions with fast gradients on CPUs; other devices use the gradients of XLA.
+r"""Convolutions with fast gradients on CPUs; other devices use the gradients of XLA.
 
 With y = x ∗ K (stride 1, borders of p zeros), the gradients of a loss with cotangent g are
 
@@ -12,14 +12,20 @@ XLA derives the same formulas, and two of its choices are slow on CPUs:
 - It computes (2) as a convolution whose input channels are the images, so one or two large images
   give it one or two channels. Here such images are cut into blocks, with a border of one pixel
   from their neighbours, and (2) sums over blocks instead of images.
+
+The gradient of a bias is the sum of g over images and positions. Summed in one go it takes one
+thread; so positions are summed first, image by image, and then images.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -28,22 +34,52 @@ FEW = 2  # largest batch that is cut into blocks
 NARROW = 32  # with fewer channels (2) is XLA's own form
 
 
-def general(x, kernel, window_strides, padding, **rest):
-    """`lax.conv_general_dilated` for `nn.Conv`; 3×3 kernels with stride 1 use `conv3x3`."""
-    border = _border(padding)
-    plain = all(rest.get(k) in (None, 1, (1, 1)) for k in ("lhs_dilation", "rhs_dilation"))
-    plain &= rest.get("feature_group_count", 1) == 1 and rest.get("precision") is None
-    if kernel.shape[:2] == (3, 3) and tuple(window_strides) == (1, 1) and plain and border < 2:
-        return conv3x3(x, kernel, border)
-    return lax.conv_general_dilated(x, kernel, window_strides, padding, **rest)
+class Conv(nn.Module):
+    """A square convolution with bias, `[B, H, W, C]` -> `[B, H', W', features]`, in `dtype`.
+
+    Parameters (`kernel` [size, size, C, features], `bias` [features]) are float32, as in `nn.Conv`.
+    """
+
+    features: int
+    size: int
+    padding: Sequence[tuple[int, int]]
+    stride: int = 1
+    kernel_init: Any = nn.linear.default_kernel_init
+    bias_init: Any = nn.initializers.zeros
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The padded convolution of `x`, plus the bias."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return add_bias(convolve(x, kernel, self.stride, self.padding), bias)
 
 
-def _border(padding) -> int:
-    """The padding if it is 0 or 1 on all sides, else 2."""
-    if isinstance(padding, str):
-        return {"SAME": 1, "VALID": 0}.get(padding, 2)
-    sides = {n for pair in padding for n in pair}
-    return sides.pop() if sides in ({0}, {1}) else 2
+def convolve(x, kernel, stride: int, padding: Sequence[tuple[int, int]]) -> jax.Array:
+    """x ∗ K, in the form that is fast for this kernel."""
+    borders = {n for pair in padding for n in pair}
+    if stride == 1 and kernel.shape[0] == 1 and borders == {0}:
+        return x @ kernel[0, 0]
+    if stride == 1 and kernel.shape[0] == 3 and borders in ({0}, {1}):
+        return conv3x3(x, kernel, borders.pop())
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=NUMBERS)
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """`[B, H, W, C]` plus `[C]`."""
+    return x + bias[None, None, None, :]
+
+
+def _bias_gradient(_, g):
+    # A product, since XLA would merge two sums.
+    return g, jnp.ones(len(g), g.dtype) @ g.sum(axis=(1, 2))
+
+
+add_bias.defvjp(lambda x, bias: (x + bias[None, None, None, :], None), _bias_gradient)
 
 
 def _convolve(x, kernel, border: int):

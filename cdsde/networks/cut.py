@@ -72,12 +72,11 @@ def blur_up(x: jax.Array) -> jax.Array:
 
 
 def _conv(features: int, size: int, name: str, padding: int = 0, dtype: Any = jnp.float32):
-    return nn.Conv(
+    return convolution.Conv(
         features,
-        (size, size),
-        padding=((padding, padding), (padding, padding)),
+        size,
+        ((padding, padding), (padding, padding)),
         kernel_init=SMALL,
-        conv_general_dilated=convolution.general,
         dtype=dtype,
         name=name,
     )

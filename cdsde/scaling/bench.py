@@ -1,9 +1,9 @@
 """Times the programs on this machine: `bash launch/bench.sh`.
 
 Prints, for each program, the time of a call, images per second, FLOP/s (by the compiler's count)
-and their share of the FLOP/s of a large matrix product on the same device; then the input pipeline
-and, given a checkout, the published PyTorch code beside it. Weights are random: the time of a
-program does not depend on them.
+and their share of the FLOP/s of a large matrix product on the same device; then the input pipeline,
+the loops around the programs and, given a checkout, the published PyTorch code beside them. Weights
+are random: the time of a program does not depend on them.
 
 Times mean something on an idle machine only: PyTorch's threads wait for each other, and another
 program slows them down many times over.
@@ -30,10 +30,11 @@ from cdsde import api, data
 from cdsde import config as config_lib
 from cdsde.config import command_line
 from cdsde.runtime import files, mesh, records
-from cdsde.scaling import programs, timing
+from cdsde.scaling import loops, programs, timing
 
 OF_EDITS = ("edit",)  # parts of configs with an editor
-PARTS = ("forward", "energies", "step", "train", "input", "evaluate")  # parts of other configs
+# Parts of other configs.
+PARTS = ("forward", "energies", "step", "train", "loop", "input", "evaluate")
 # Training steps of the embedded tasks' score network, at 32² and 64², with the published optimiser;
 # --config does not matter to them.
 SMALL = {
@@ -210,7 +211,7 @@ def _run(args, overrides: dict) -> None:
     print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
     rows, compared = [], []
     for images in map(int, args.images.split(",")):
-        for part in (p for p in parts if p != "input"):
+        for part in (p for p in parts if p not in ("loop", "input")):
             seconds = {}
             for program in made(config, part, devices, images):
                 timed = timing.measure(program, args.repeat)
@@ -228,6 +229,12 @@ def _run(args, overrides: dict) -> None:
             rate = input_rate(config.data.image_size, workers)
             rows.append((f"input, {workers} workers", "16", "", "", f"{rate:.1f}", "", "", "", ""))
             print("| " + " | ".join(rows[-1]) + " |", flush=True)
+    timed_loops = []
+    if "loop" in parts:
+        print("\nthe loops around the programs:")
+        for timed_loop in loops.measure(config, devices):
+            timed_loops.append(timed_loop._asdict())
+            print(timed_loop.sentence(), flush=True)
     if compared:
         print(f"\nbeside the published code, {versions}:")
         for part, name, batch, here, there, ratio in compared:
@@ -236,6 +243,7 @@ def _run(args, overrides: dict) -> None:
     if args.output:
         record = {"made": records.provenance(), "device": kind, "peak_flops": peak}
         record |= {"config": args.config, "overrides": overrides, "published": compared}
+        record["loops"] = timed_loops
         files.write_json(Path(args.output), {**record, "columns": HEADER, "rows": rows})
 
 

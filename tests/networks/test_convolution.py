@@ -1,4 +1,4 @@
-"""3×3 convolutions: values and gradients are those that XLA derives, at every border and size."""
+"""Convolutions: values and gradients are those that XLA derives, at every border and size."""
 
 import jax
 import jax.numpy as jnp
@@ -43,26 +43,32 @@ def test_gradients(border, shape, features):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=atol)
 
 
-def test_networks_get_it_where_it_applies():
-    (x,) = arrays((1, 8, 8, 4))
-    for fields in (
-        dict(kernel_size=(3, 3), padding=((1, 1), (1, 1))),
-        dict(kernel_size=(3, 3), padding="VALID"),
-        dict(kernel_size=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))),
-        dict(kernel_size=(1, 1)),
-        dict(kernel_size=(3, 3), padding=((0, 1), (0, 1))),
-        dict(kernel_size=(3, 3), feature_group_count=2),
-    ):
-        plain = nn.Conv(6, **fields)
-        ours = nn.Conv(6, conv_general_dilated=convolution.general, **fields)
-        params = plain.init(jax.random.key(1), x)
+@pytest.mark.parametrize(
+    ("size", "padding", "stride"),
+    [
+        (3, ((1, 1), (1, 1)), 1),
+        (3, ((0, 0), (0, 0)), 1),
+        (3, ((1, 1), (1, 1)), 2),
+        (3, ((0, 1), (0, 1)), 1),
+        (1, ((0, 0), (0, 0)), 1),
+        (1, ((0, 0), (0, 0)), 2),
+        (7, ((3, 3), (3, 3)), 1),
+    ],
+)
+def test_the_layer_is_flax_s(size, padding, stride):
+    (x,) = arrays((2, 8, 8, 4))
+    plain = nn.Conv(6, (size, size), stride, padding, bias_init=nn.initializers.ones)
+    ours = convolution.Conv(6, size, padding, stride)
+    params = plain.init(jax.random.key(1), x)
+    shapes = jax.eval_shape(ours.init, jax.random.key(1), x)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
 
-        def loss(module, params, x):
-            return jnp.sum(jnp.sin(module.apply(params, x)))
+    def loss(module, params, x):
+        return jnp.sum(jnp.sin(module.apply(params, x)))
 
-        expected = jax.value_and_grad(loss, argnums=(1, 2))(plain, params, x)
-        actual = jax.value_and_grad(loss, argnums=(1, 2))(ours, params, x)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), actual, expected)
+    expected = jax.value_and_grad(loss, argnums=(1, 2))(plain, params, x)
+    actual = jax.value_and_grad(loss, argnums=(1, 2))(ours, params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), actual, expected)
 
 
 def test_no_swapped_kernel_is_left_in_a_loop():

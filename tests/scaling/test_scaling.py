@@ -7,7 +7,7 @@ import pytest
 
 from cdsde.networks import build
 from cdsde.runtime import mesh
-from cdsde.scaling import bench, chips, hlo, programs, timing, tpu_check
+from cdsde.scaling import bench, chips, hlo, loops, programs, timing, tpu_check
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -93,6 +93,15 @@ def test_timing_runs_a_step_that_gives_its_memory_away(small):
     timed = timing.measure(program, repeat=2)
     assert timed.seconds > 0 and timed.flops > 1e6
     assert timing.peak(size=64) > 0
+
+
+@pytest.mark.slow
+def test_loops_are_timed_as_users_run_them(small):
+    devices = mesh.make_mesh(jax.devices()[:1])
+    config = small(method="sdedit", train__score__batch_size=8)
+    for timed in (loops.training(config, devices), loops.sampling(config, devices, 4)):
+        assert timed.seconds > 0 and timed.program > 0
+        assert "% outside" in timed.sentence()
 
 
 @pytest.mark.slow

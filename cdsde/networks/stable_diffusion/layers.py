@@ -24,15 +24,7 @@ def conv(
     """A square convolution; `padding` is symmetric, `size // 2`, as in PyTorch, if None."""
     border = size // 2
     padding = ((border, border), (border, border)) if padding is None else padding
-    return nn.Conv(
-        features,
-        (size, size),
-        (stride, stride),
-        padding,
-        dtype=dtype,
-        conv_general_dilated=convolution.general,
-        name=name,
-    )
+    return convolution.Conv(features, size, padding, stride, dtype=dtype, name=name)
 
 
 def dense(features: int, name: str | None, bias: bool = True, dtype=jnp.float32) -> nn.Dense:
