@@ -66,7 +66,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
     "data": {
         "root": Setting(
             "emoji",
-            "Images: `emoji` (included in the package), a folder that contains "
+            "Images: `emoji` or `glyphs` (included in the package), a folder that contains "
             "`{train,val,test}/{domain}/`, or the TFDS data set `tfds:NAME`.",
         ),
         "data_dir": Setting(
@@ -76,6 +76,12 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "target": Setting("fluent", "Target domain."),
         "domains": Setting(
             (), "Domains on which encoder and classifier are trained. Empty: sources and target."
+        ),
+        "pairs": Setting(
+            "auto",
+            "True results, for evaluation: `auto`, those of the embedded data; `name`, images of "
+            "the target's folder that have the same name as the source's.",
+            ("auto", "name"),
         ),
         "image_size": Setting(256, "Side of the square images in pixels.", minimum=1),
         "filter": Setting(
@@ -88,6 +94,11 @@ GROUPS: dict[str, dict[str, Setting]] = {
             ("crop", "stretch"),
         ),
         "flip": Setting(True, "Mirror training images left to right, with probability ½."),
+        "shift": Setting(
+            0,
+            "Move training images by up to this many pixels along each axis; borders are repeated.",
+            minimum=0,
+        ),
         "load_size": Setting(
             int,
             "Size to which training images are resized before a random crop of `image_size`. "

@@ -109,6 +109,30 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.serve.tasks = ("twemoji2fluent", "noto2fluent", "fluent2twemoji")
 
 
+def glyphs(c: ConfigDict, source: str, target: str) -> None:
+    """A task on the embedded glyphs at 64²; networks see patches of 2² pixels as one of 32².
+
+    Tasks with the same target share a score network, which is trained on the target only.
+    """
+    c.task = f"{source}2{target}"
+    c.data.update(root="glyphs", source=source, target=target, image_size=64)
+    c.data.domains = ("gothic", "mincho", "brush")
+    c.data.update(flip=False, shift=3)  # a mirrored character is not one; a moved one is
+    small_networks(c)
+    c.score.patch_size = 2
+    # Black and white shapes form at low SNR, and nothing is left to learn at high SNR.
+    c.train.score.update(
+        steps=62_500,
+        batch_size=32,
+        schedule="constant",
+        ema=0.9995,
+        log_snr_mean=0.5,
+        log_snr_std=2.5,
+    )
+    c.train.sample_every = 1000
+    c.train.checkpoint_every = 250
+
+
 def egsde_256(c: ConfigDict, source: str, target: str) -> None:
     """The published 256² set-up of EGSDE: classifier, energies, M = 500 of 1000, bicubic resizing.
 

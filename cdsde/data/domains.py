@@ -4,9 +4,10 @@ import bisect
 import itertools
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from cdsde.data.sources import EmojiSource, FolderSource, Item, Source
+from cdsde.data.embedded import ARCHIVES, EmbeddedSource
+from cdsde.data.sources import FolderSource, Item, Source
 
 
 class JoinedSource:
@@ -30,6 +31,23 @@ class JoinedSource:
         return f"JoinedSource({', '.join(map(repr, self._sources))})"
 
 
+class OrderedSource:
+    """Some images of a source, in an order of its own."""
+
+    def __init__(self, source: Source, order: Sequence[int]):
+        self._source, self._order = source, list(order)
+        self.ids = [source.ids[j] for j in self._order]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Item:
+        return self._source[self._order[index]]
+
+    def __repr__(self) -> str:
+        return f"OrderedSource({len(self)} of {self._source!r})"
+
+
 def open_domain(
     root: str | os.PathLike,
     domain: str,
@@ -39,9 +57,10 @@ def open_domain(
     """Opens the images of one domain and split.
 
     Args:
-      root: "emoji" (included in the package), "tfds:NAME" such as "tfds:cycle_gan/horse2zebra", or
-        a folder that contains SPLIT/DOMAIN/*; "./emoji" is a folder named emoji.
-      domain: an emoji style, a folder, or a TFDS split suffix or class.
+      root: "emoji" or "glyphs" (included in the package), "tfds:NAME" such as
+        "tfds:cycle_gan/horse2zebra", or a folder that contains SPLIT/DOMAIN/*; "./emoji" is a
+        folder named emoji.
+      domain: a style of the embedded data, a folder, or a TFDS split suffix or class.
       split: "train", "val" or "test".
       data_dir: folder of TFDS data sets; None is TFDS's default.
 
@@ -49,8 +68,8 @@ def open_domain(
       ValueError: root, domain or split does not exist; the message lists the existing ones.
     """
     root = os.fspath(root)
-    if root == "emoji":
-        return EmojiSource(domain, split)
+    if root in ARCHIVES:
+        return EmbeddedSource(root, domain, split)
     if root.startswith("tfds:"):
         from cdsde.data.tfds import TfdsSource
 
@@ -58,20 +77,36 @@ def open_domain(
     return FolderSource(root, domain, split)
 
 
-def open_pairs(root: str | os.PathLike, source: str, target: str, split: str) -> Source | None:
-    """Opens the true pairs: image j of the result depicts the same emoji as image j of `source`.
+def open_pairs(
+    root: str | os.PathLike, source: str, target: str, split: str, by_name: bool = False
+) -> Source | None:
+    """Opens the true pairs: image j of the result is the true result of image j of `source`.
 
-    Arguments and errors are those of `open_domain`.
+    Args:
+      root, source, target, split: as for `open_domain`.
+      by_name: whether images of a folder are pairs if their files' names are the same but for the
+        ending. Embedded data have pairs by themselves.
 
     Returns:
-      A source in the style `target`; None for folders and TFDS, which have no true pairs.
+      A source of the domain `target`; None without pairs.
+
+    Raises:
+      ValueError: a domain or split does not exist, or an image has no pair.
     """
-    if os.fspath(root) != "emoji":
+    root = os.fspath(root)
+    if root not in ARCHIVES and not by_name:
         return None
-    pairs = EmojiSource(target, split)
-    if pairs.ids != EmojiSource(source, split).ids:
+    if root.startswith("tfds:"):
+        raise ValueError(f"data.pairs=name needs files with names; {root} has none")
+    ours, theirs = open_domain(root, source, split), open_domain(root, target, split)
+    positions = {os.path.splitext(name)[0]: j for j, name in enumerate(theirs.ids)}
+    stems = [os.path.splitext(name)[0] for name in ours.ids]
+    missing = [stem for stem in stems if stem not in positions]
+    if missing and root in ARCHIVES:  # training sets of glyphs share no character
+        return None
+    if missing:
         raise ValueError(
-            f"Emoji styles '{source}' and '{target}' have different codes in '{split}': the "
-            "package data is damaged, install it again."
+            f"data.pairs=name: {len(missing)} of {len(stems)} images of {split}/{source} have no "
+            f"image of the same name in {split}/{target}, the first is '{missing[0]}'"
         )
-    return pairs
+    return OrderedSource(theirs, [positions[stem] for stem in stems])

@@ -31,7 +31,7 @@ def open_truth(config: ConfigDict) -> Source | None:
     names = config_lib.sources(config)
     parts = {}
     for name in names:
-        pairs = open_pairs(d.root, name, d.target, config.sample.split)
+        pairs = open_pairs(d.root, name, d.target, config.sample.split, d.pairs == "name")
         if pairs is None:
             return None
         parts[name] = pairs

@@ -103,6 +103,12 @@ def _flip(record: dict, generator: np.random.Generator) -> dict:
     return record
 
 
+def _shift(record: dict, generator: np.random.Generator, most: int) -> dict:
+    """Moves the record's image by up to `most` pixels along each axis; borders are repeated."""
+    padded = np.pad(record["image"], ((most, most), (most, most), (0, 0)), "edge")
+    return _cut_out({**record, "image": padded}, generator, record["image"].shape[0])
+
+
 class _Stream(NamedTuple):
     """The settings of the stream of training images; `train_iterator` documents each."""
 
@@ -110,14 +116,16 @@ class _Stream(NamedTuple):
     labels: Sequence[np.ndarray | None]
     seed: int
     flip: bool
+    shift: int
     keep: bool
 
     def dataset(self, read: Reading, cut: int | None = None) -> grain.MapDataset:
         """An endless stream of records, domains in turn; with random crops of `cut` pixels."""
         # Each domain has its own seed: with a common seed, sources of equal length and order (the
         # emoji) would be shuffled alike, and true pairs would meet in a batch.
-        seeds = np.random.SeedSequence(self.seed).generate_state(len(self.sources) + 2).tolist()
-        *order_seeds, flip_seed, crop_seed = seeds
+        # The numbers of a sequence do not depend on its length.
+        seeds = np.random.SeedSequence(self.seed).generate_state(len(self.sources) + 3).tolist()
+        *order_seeds, flip_seed, crop_seed, shift_seed = seeds
         total = sum(len(source) for source in self.sources) * read.size**2 * 3
         keep = self.keep and total <= CACHE_BYTES
         domains = [
@@ -131,6 +139,9 @@ class _Stream(NamedTuple):
         # numbers depend on the position in the global stream, not on the number of processes.
         if cut is not None:
             dataset = dataset.random_map(functools.partial(_cut_out, size=cut), seed=crop_seed)
+        if self.shift:
+            shift = functools.partial(_shift, most=self.shift)
+            dataset = dataset.random_map(shift, seed=shift_seed)
         return dataset.random_map(_flip, seed=flip_seed) if self.flip else dataset
 
 
@@ -141,6 +152,7 @@ def train_iterator(
     batch_size: int,
     seed: int,
     flip: bool = True,
+    shift: int = 0,
     workers: int = 0,
     labels: Sequence[np.ndarray] | None = None,
     start: int = 0,
@@ -159,8 +171,9 @@ def train_iterator(
       sources: one per domain, each with at least one image.
       reading: resizes images to S pixels.
       batch_size: images per batch of all processes together.
-      seed: 0 or more; determines the order, the crops and the flips.
+      seed: 0 or more; determines the order, the crops, the shifts and the flips.
       flip: mirror images left to right, with probability ½.
+      shift: move images by up to this many pixels along each axis; borders are repeated.
       workers: number of decoding processes, which need a `__main__` guard and parsed absl flags;
         0 decodes in threads and keeps small data sets in memory.
       labels: one array `[N, ...]` per source, with a row for each image.
@@ -182,10 +195,12 @@ def train_iterator(
     _check_positive(image_size=reading.size, batch_size=batch_size, process_count=process_count)
     _check_sources(sources)
     _check_processes(batch_size, process_index, process_count)
-    if min(seed, workers, start) < 0:
-        raise ValueError(f"seed {seed}, workers {workers} and start {start} must be 0 or more.")
+    if min(seed, workers, start, shift) < 0:
+        raise ValueError(
+            f"seed {seed}, workers {workers}, start {start} and shift {shift} must be 0 or more."
+        )
     rows = [None] * len(sources) if labels is None else labels
-    stream = _Stream(sources, rows, seed, flip, keep=workers == 0)
+    stream = _Stream(sources, rows, seed, flip, shift, keep=workers == 0)
     streams = [stream.dataset(reading)]
     if load_size is not None and load_size > reading.size:
         streams.append(stream.dataset(reading._replace(size=load_size), reading.size))

@@ -1,4 +1,4 @@
-"""Sources of images with one interface: the embedded emoji, folders, and TFDS (tfds.py).
+"""Sources of images with one interface: folders; embedded data (embedded.py); TFDS (tfds.py).
 
 A source has `len(s)`, `s[j] -> {"image": uint8 [H, W, 3], "id": str}` (the image at its stored
 size) and `s.ids` (all ids in order, without decoding). Ids are names where the data have names, and
@@ -6,12 +6,8 @@ positions otherwise. Sources can be pickled; another process opens its own files
 `domains.open_domain` opens a source of any kind.
 """
 
-import csv
 import difflib
-import functools
-import importlib.resources
 import os
-import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -52,7 +48,7 @@ def captions(source: Source, indices: Iterable[int] | None = None) -> list[str]:
       ValueError: the source or one of the images has no caption.
     """
     if not hasattr(source, "caption"):
-        raise ValueError(f"{source!r} has no captions: use the emoji, or a folder of images.")
+        raise ValueError(f"{source!r} has no captions: use embedded data, or a folder of images.")
     return [source.caption(j) for j in (range(len(source)) if indices is None else indices)]
 
 
@@ -69,88 +65,6 @@ def choices(name: str, existing: Iterable[str]) -> str:
     ordered = sorted(existing)
     nearest = difflib.get_close_matches(name, ordered, n=3, cutoff=0.4)
     return ", ".join(nearest + [other for other in ordered if other not in nearest]) or "none"
-
-
-# --- embedded emoji ---
-
-
-def _asset(name: str):
-    return importlib.resources.files("cdsde") / "assets" / "emoji" / name
-
-
-@functools.cache
-def _emoji_rows() -> tuple[dict[str, str], ...]:
-    with _asset("metadata.csv").open("r", encoding="utf-8") as file:
-        return tuple(csv.DictReader(file))
-
-
-@functools.cache
-def _emoji_names() -> dict[tuple[str, str], str]:
-    return {(row["style"], row["code"]): row["name"].lower() for row in _emoji_rows()}
-
-
-def emoji_metadata() -> list[dict[str, str]]:
-    """The rows of the emoji's metadata.csv, one per image; assets/emoji/README.md explains them."""
-    return [dict(row) for row in _emoji_rows()]
-
-
-class EmojiSource:
-    """One style of the embedded emoji; the id is the code, such as "1f600".
-
-    Codes are sorted, so images at the same index in two styles of a split are true pairs.
-
-    Args:
-      style: "twemoji", "noto" or "fluent".
-      split: "train", "val" or "test".
-
-    Raises:
-      ValueError: the style or the split does not exist.
-    """
-
-    def __init__(self, style: str, split: str):
-        rows = _emoji_rows()
-        styles = {row["style"] for row in rows}
-        if style not in styles:
-            raise ValueError(
-                f"The emoji data have no domain '{style}': use one of {choices(style, styles)}."
-            )
-        if split not in SPLITS:
-            raise ValueError(
-                f"The emoji data have no split '{split}': use one of {', '.join(SPLITS)}."
-            )
-        self.style, self.split = style, split
-        self.ids = sorted(
-            row["code"] for row in rows if row["style"] == style and row["split"] == split
-        )
-        self._zip: tuple[int, zipfile.ZipFile] | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Item:
-        code = self.ids[index]
-        path = f"{self.split}/{self.style}/{code}.webp"
-        return {"image": images.decode(self._open().read(path), f"emoji64.zip:{path}"), "id": code}
-
-    def caption(self, index: int) -> str:
-        """The caption: style and name, such as "fluent grinning face"."""
-        names = _emoji_names()
-        return f"{self.style} {names[self.style, self.ids[index]]}"
-
-    def __repr__(self) -> str:
-        return f"EmojiSource({self.style!r}, {self.split!r}) of {len(self)} images"
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_zip": None}
-
-    def _open(self) -> zipfile.ZipFile:
-        # A forked process must not share its parent's file position.
-        if self._zip is None or self._zip[0] != os.getpid():
-            self._zip = (os.getpid(), zipfile.ZipFile(_asset("emoji64.zip").open("rb")))
-        return self._zip[1]
-
-
-# --- folders ---
 
 
 class FilesSource:
@@ -203,7 +117,7 @@ class FolderSource(FilesSource):
         if not base.is_dir():
             problem = "is a file" if base.exists() else "does not exist"
             raise ValueError(
-                f"Data root '{root}' {problem}: give 'emoji', 'tfds:NAME', or a folder that holds "
+                f"Data root '{root}' {problem}: give 'emoji', 'glyphs', 'tfds:NAME', or a folder that holds "
                 f"{split}/{domain}/*.png (or other images)."
             )
         if not (base / split).is_dir():

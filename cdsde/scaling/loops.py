@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import logging as std_logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,7 +109,7 @@ def sampling(config: ConfigDict, devices, images: int) -> Loop:
 def _quiet():
     """Without the reports of training and sampling, which would break the table."""
     before = logging.get_verbosity()
-    logging.set_verbosity(std_logging.WARNING)
+    logging.set_verbosity(logging.WARNING)
     try:
         yield
     finally:

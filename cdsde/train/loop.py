@@ -70,6 +70,7 @@ def open_data(config: ConfigDict, stage: stages.Stage, name: str):
             crop_until=state.steps_before_decay(c),
             seed=config.train.seed,
             flip=d.flip,
+            shift=d.shift,
             workers=d.workers,
             labels=labels,
             start=start,

@@ -114,6 +114,21 @@ def test_flip_off_keeps_images_and_order():
         np.testing.assert_array_equal(a["id"], b["id"])
 
 
+def test_shifted_images_keep_their_order_and_borders():
+    sources = [Numbered(7)]
+    plain = take(stream(sources, flip=False), 5)
+    shifted = take(stream(sources, flip=False, shift=2), 5)
+    moved = [a["image"] != b["image"] for a, b in zip(plain, shifted, strict=True)]
+    assert any(m.any() for m in moved)
+    for a, b in zip(plain, shifted, strict=True):
+        np.testing.assert_array_equal(a["id"], b["id"])
+        for x, y in zip(a["image"], b["image"], strict=True):
+            padded = np.pad(x, ((2, 2), (2, 2), (0, 0)), "edge")
+            size = len(x)
+            candidates = [padded[i : i + size, j : j + size] for i in range(5) for j in range(5)]
+            assert any((y == c).all() for c in candidates)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_together_make_the_batch_of_one(count):
     sources = [Numbered(11), Numbered(5, "b")]
@@ -190,9 +205,10 @@ def test_broken_image_stops_the_stream(tmp_path):
         ({"process_count": 2, "process_index": 2}, r"process_index 2 must lie in 0\.\.1"),
         ({"batch_size": 0}, "batch_size 0 is not positive"),
         ({"image_size": -1}, "image_size -1 is not positive"),
-        ({"seed": -1}, "seed -1, workers 0 and start 0 must be 0 or more"),
-        ({"workers": -1}, "workers -1 and start 0 must be 0 or more"),
-        ({"start": -1}, "start -1 must be 0 or more"),
+        ({"seed": -1}, "seed -1, workers 0, start 0 and shift 0 must be 0 or more"),
+        ({"workers": -1}, "workers -1, start 0 and shift 0 must be 0 or more"),
+        ({"start": -1}, "start -1 and shift 0 must be 0 or more"),
+        ({"shift": -1}, "shift -1 must be 0 or more"),
     ],
 )
 def test_errors(options, message):
@@ -214,7 +230,7 @@ from cdsde import data
 
 def main():
     flags.FLAGS.mark_as_parsed()
-    sources = [data.EmojiSource(style, "val") for style in ("noto", "fluent")]
+    sources = [data.EmbeddedSource("emoji", style, "val") for style in ("noto", "fluent")]
     def make(workers, start=0):
         return data.train_iterator(
             sources, data.Reading(16), batch_size=20, seed=7, workers=workers, start=start)

@@ -15,8 +15,7 @@ from cdsde import data
 from cdsde.data import images, sources
 from cdsde.data.tfds import TfdsSource
 
-STYLES = ("twemoji", "noto", "fluent")
-EMOJI = importlib.resources.files("cdsde") / "assets" / "emoji"
+ASSETS = importlib.resources.files("cdsde") / "assets"
 
 
 def colour(number: int) -> np.ndarray:
@@ -43,44 +42,66 @@ def tree(tmp_path):
     return tmp_path
 
 
-# --- emoji ---
+# --- embedded data ---
 
 
-def test_emoji_counts():
-    for style in STYLES:
-        counts = [len(data.open_domain("emoji", style, split)) for split in sources.SPLITS]
-        assert counts == [1315, 69, 149]
+def test_counts():
+    for name, styles, counts in (
+        ("emoji", ("twemoji", "noto", "fluent"), [1315, 69, 149]),
+        ("glyphs", ("gothic", "mincho", "brush"), [1968, 150, 300]),
+    ):
+        for style in styles:
+            found = [len(data.open_domain(name, style, split)) for split in sources.SPLITS]
+            assert found == counts
 
 
 def test_emoji_files_are_those_of_the_data_card():
-    card = (EMOJI / "README.md").read_text(encoding="utf-8")
+    card = (ASSETS / "emoji" / "README.md").read_text(encoding="utf-8")
     for name in ("emoji64.zip", "metadata.csv", "LICENSES.txt"):
-        digest = hashlib.sha256((EMOJI / name).read_bytes()).hexdigest()
+        digest = hashlib.sha256((ASSETS / "emoji" / name).read_bytes()).hexdigest()
         assert f"`{digest}`" in card, name
     assert "CC BY 4.0" in card
 
 
-def test_emoji_items_and_pickle():
-    source = data.open_domain("emoji", "fluent", "val")
+def test_glyphs_come_with_their_licences():
+    card = (ASSETS / "glyphs" / "README.md").read_text(encoding="utf-8")
+    for name in ("OFL-NotoCJK.txt", "OFL-Yuji.txt"):
+        assert name in card
+        assert "SIL OPEN FONT LICENSE" in (ASSETS / "glyphs" / name).read_text().upper()
+
+
+@pytest.mark.parametrize(("name", "style"), [("emoji", "fluent"), ("glyphs", "mincho")])
+def test_items_and_pickle(name, style):
+    source = data.open_domain(name, style, "val")
     item = source[3]
     assert item["image"].shape == (64, 64, 3) and item["image"].dtype == np.uint8
     assert item["id"] == source.ids[3] and source.ids == sorted(source.ids)
     copy = pickle.loads(pickle.dumps(source))
     assert len(pickle.dumps(source)) < 100_000
     np.testing.assert_array_equal(copy[3]["image"], item["image"])
-    assert "fluent" in repr(source) and "69" in repr(source)
+    assert style in repr(source) and str(len(source)) in repr(source)
+    assert source.caption(3).startswith(f"{style} ")
 
 
-def test_emoji_pixels_have_the_statistics_of_the_data_card():
+def test_pixels_have_the_statistics_of_the_data_cards():
     source = data.open_domain("emoji", "noto", "train")
     pixels = np.stack([source[j]["image"] for j in range(0, len(source), 3)]) / 255
     np.testing.assert_allclose(pixels.mean((0, 1, 2)), [0.839, 0.793, 0.724], atol=0.01)
+    source = data.open_domain("glyphs", "gothic", "test")
+    ink = {row["code"]: float(row["ink"]) for row in data.metadata("glyphs")
+           if (row["style"], row["split"]) == ("gothic", "test")}  # fmt: skip
+    for j in range(0, 300, 60):
+        darkness = 1 - source[j]["image"].mean() / 255
+        assert darkness == pytest.approx(ink[source.ids[j]], abs=1e-3)
 
 
-def test_emoji_pairs():
-    source = data.open_domain("emoji", "twemoji", "test")
-    pairs = data.open_pairs("emoji", "twemoji", "fluent", "test")
-    assert source.ids == pairs.ids and len(pairs) == 149
+@pytest.mark.parametrize(
+    ("name", "styles"), [("emoji", ("twemoji", "fluent")), ("glyphs", ("gothic", "mincho"))]
+)
+def test_embedded_pairs(name, styles):
+    source = data.open_domain(name, styles[0], "test")
+    pairs = data.open_pairs(name, *styles, "test")
+    assert source.ids == pairs.ids and len(pairs) == len(source)
     # A pair is nearer than a wrong pair, for most images.
     x = np.stack([source[j]["image"] for j in range(40)]) / 255
     y = np.stack([pairs[j]["image"] for j in range(40)]) / 255
@@ -88,20 +109,26 @@ def test_emoji_pairs():
     assert (np.diag(distance) < np.median(distance, axis=1)).mean() > 0.9
 
 
-def test_emoji_metadata():
-    rows = data.emoji_metadata()
+def test_training_sets_of_glyphs_have_no_pairs():
+    assert data.open_pairs("glyphs", "gothic", "mincho", "train") is None
+    gothic = data.open_domain("glyphs", "gothic", "train").ids
+    assert not set(gothic) & set(data.open_domain("glyphs", "mincho", "train").ids)
+
+
+def test_metadata():
+    rows = data.metadata("emoji")
     assert len(rows) == 4599
-    assert {row["style"] for row in rows} == set(STYLES)
     assert {"name", "category", "code", "group"} <= set(rows[0])
     rows[0]["name"] = "changed"
-    assert data.emoji_metadata()[0]["name"] != "changed"
+    assert data.metadata("emoji")[0]["name"] != "changed"
+    assert {"character", "ink"} <= set(data.metadata("glyphs")[0])
 
 
-def test_emoji_errors():
+def test_embedded_errors():
     with pytest.raises(ValueError, match="no domain 'flent': use one of fluent, noto, twemoji"):
         data.open_domain("emoji", "flent", "train")
-    with pytest.raises(ValueError, match="no split 'valid': use one of train, val, test"):
-        data.open_domain("emoji", "noto", "valid")
+    with pytest.raises(ValueError, match="glyphs data have no split 'valid': use one of train"):
+        data.open_domain("glyphs", "gothic", "valid")
 
 
 # --- folders ---
@@ -117,8 +144,24 @@ def test_folder(tree):
     assert data.open_pairs(tree, "cats", "dogs", "train") is None
 
 
+def test_pairs_of_a_folder_by_name(tmp_path):
+    for domain, names in (("in", ("b.png", "a.png")), ("out", ("x.png", "a.webp", "b.png"))):
+        for number, name in enumerate(names):
+            images.write_png(tmp_path / "test" / domain / name, colour(10 * number))
+    pairs = data.open_pairs(tmp_path, "in", "out", "test", by_name=True)
+    assert pairs.ids == ["a.webp", "b.png"]
+    np.testing.assert_array_equal(pairs[1]["image"], colour(20))
+    message = "1 of 3 images of test/out have no image of the same name in test/in.*'x'"
+    with pytest.raises(ValueError, match=message):
+        data.open_pairs(tmp_path, "out", "in", "test", by_name=True)
+    with pytest.raises(ValueError, match="needs files with names"):
+        data.open_pairs("tfds:cycle_gan/horse2zebra", "horse", "zebra", "test", by_name=True)
+
+
 def test_folder_errors(tree):
-    with pytest.raises(ValueError, match=r"nope' does not exist: give 'emoji', 'tfds:NAME'"):
+    with pytest.raises(
+        ValueError, match=r"nope' does not exist: give 'emoji', 'glyphs', 'tfds:NAME'"
+    ):
         data.open_domain(tree / "nope", "cats", "train")
     with pytest.raises(ValueError, match=r"no split 'val' \(there are: test, train\): make"):
         data.open_domain(tree, "cats", "val")
