@@ -117,8 +117,8 @@ class FolderSource(FilesSource):
         if not base.is_dir():
             problem = "is a file" if base.exists() else "does not exist"
             raise ValueError(
-                f"Data root '{root}' {problem}: give 'emoji', 'glyphs', 'tfds:NAME', or a folder that holds "
-                f"{split}/{domain}/*.png (or other images)."
+                f"Data root '{root}' {problem}: give 'emoji', 'glyphs', 'tfds:NAME', or a folder "
+                f"that holds {split}/{domain}/*.png (or other images)."
             )
         if not (base / split).is_dir():
             raise ValueError(
