@@ -256,6 +256,11 @@ GROUPS: dict[str, dict[str, Setting]] = {
             "train",
             "Split of the target domain that is the reference for realism. Empty: no realism.",
         ),
+        "shapes": Setting(
+            False,
+            "Also measure black shapes on white against the true results: overlap of ink, and "
+            "whether the right true result is the nearest (legible).",
+        ),
         "cache": Setting(
             str, "Folder that stores the reference's statistics. None: `WORKDIR/eval/reference`."
         ),

@@ -131,6 +131,7 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
     )
     c.train.sample_every = 1000
     c.train.checkpoint_every = 250
+    c.eval.shapes = True
 
 
 def egsde_256(c: ConfigDict, source: str, target: str) -> None:

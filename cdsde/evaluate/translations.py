@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde import metrics
 from cdsde.data import contact_sheet, decode, inputs, write_png
-from cdsde.evaluate import extractors, realism
+from cdsde.evaluate import extractors, realism, shapes
 from cdsde.runtime import files, mesh, progress, records
 
 TO_SOURCE, TO_PAIR = "source", "true target"
@@ -56,12 +56,21 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     pairwise = pairwise_metrics(networks)
     configs = {method: _of_method(config, method) for method in methods}
     folders = {method: records.output_folder(c, workdir) for method, c in configs.items()}
+    legibility = open_shapes(config, pairs)
     per_image, results = {}, {}
     for method, folder in folders.items():
         _check_record(configs[method], folder)
         per_image[method] = measure(config, source, pairs, folder, pairwise)
+        if legibility:
+            read = written(config, source, folder)
+            per_image[method] |= legibility(read, range(len(per_image[method]["name"])))
         results[method] = summarise(per_image[method], config.eval.bootstrap)
     realism_rows, record = measure_realism(config, workdir, folders, source, pairs)
+    if legibility:
+        for name, images in ((UNCHANGED, source), (TO_PAIR, pairs)):
+            chosen = range(len(source))[: config.sample.limit]
+            columns = legibility(resized(config, images), chosen)
+            realism_rows.setdefault(name, {}).update(summarise(columns, config.eval.bootstrap))
     floors = {name: row for name, row in realism_rows.items() if name not in methods}
     record = {**record, "floors": floors, "lpips": {k: n.hash for k, n in networks.items()}}
     for method, folder in folders.items():
@@ -104,6 +113,13 @@ def lpips(config: ConfigDict) -> dict[str, extractors.Extractor]:
     titles = {"lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
     paths = {name: config.eval[name] for name in titles if config.eval[name] is not None}
     return {titles[name]: extractors.load(name, path) for name, path in paths.items()}
+
+
+def open_shapes(config: ConfigDict, pairs) -> shapes.Shapes | None:
+    """The true results as a ruler of `eval.shapes`; None if it is off or there are none."""
+    if not config.eval.shapes or pairs is None:
+        return None
+    return shapes.Shapes(extractors.load("efficientnet_lite0"), resized(config, pairs), len(pairs))
 
 
 class Reference(NamedTuple):

@@ -17,12 +17,14 @@ from cdsde.metrics.editing import (
     structure_distance,
 )
 from cdsde.metrics.faithfulness import METRICS, bootstrap_interval, l2, mse, psnr, ssim
+from cdsde.metrics.shapes import blurred, legible, overlap
 
 __all__ = [
     "METRICS",
     "Moments",
     "add_moments",
     "background",
+    "blurred",
     "bootstrap_interval",
     "clip_score",
     "directional_similarity",
@@ -30,8 +32,10 @@ __all__ = [
     "jackknife_interval",
     "kernel_statistic",
     "l2",
+    "legible",
     "moments",
     "mse",
+    "overlap",
     "precision_recall",
     "psnr",
     "self_similarity",
