@@ -129,6 +129,9 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
         log_snr_mean=0.5,
         log_snr_std=2.5,
     )
+    c.encoder.attention_resolutions = c.classifier.attention_resolutions = (16,)
+    c.train.encoder.update(steps=2000, batch_size=24, max_index=1000, view="style", clean=True)
+    c.contrastive_sde.update(similarity="nce", temperature=0.1, clean=True)
     c.train.sample_every = 1000
     c.train.checkpoint_every = 250
     c.eval.shapes = True

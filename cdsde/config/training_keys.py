@@ -125,7 +125,16 @@ TRAINING: dict[str, Group] = {
     "train.encoder": {
         **_guide_training(3e-4, 64),
         "temperature": Setting(0.2, "Temperature τ of NT-Xent.", minimum=1e-4),
+        "view": Setting(
+            "lowpass",
+            "Second view of an image: its low-pass, as in the paper, or one in a random style: "
+            "blurred, moved by a pixel, with thicker or thinner strokes and other contrast.",
+            ("lowpass", "style"),
+        ),
         "factor": Setting(32, "Factor N of the low-pass that makes the second view.", minimum=1),
+        "clean": Setting(
+            False, "The second view has no noise; else it has the noise level of the first."
+        ),
     },
     "train.classifier": _guide_training(3e-4, 32),
     # As published for horse → zebra: 1,334 images per epoch, one pair per step, 400 epochs.

@@ -131,16 +131,18 @@ def content(factor: int, similarity: str = "neg_l2") -> Energy:
     return energy
 
 
-def contrastive(encode: Callable) -> Energy:
+def contrastive(encode: Callable, encode_reference: Callable | None = None) -> Energy:
     """Contrastive energy, equation (3): distance in the encoder's domain-invariant space.
 
     Args:
       encode: `(x, i) -> [B, D]` or `[B, h, w, C]`; for a map, the cosine is computed at each
         position and averaged.
+      encode_reference: the same for the reference, if it is not at level i. None: `encode`.
     """
+    encode_reference = encode_reference or encode
 
     def energy(y, x_t, i):
-        return -cosine_map(encode(y, i), jax.lax.stop_gradient(encode(x_t, i)))
+        return -cosine_map(encode(y, i), jax.lax.stop_gradient(encode_reference(x_t, i)))
 
     return energy
 
@@ -151,7 +153,9 @@ def patch_nce(queries: jax.Array, keys: jax.Array, temperature: float) -> jax.Ar
     return jax.nn.logsumexp(logits, axis=-1) - jnp.einsum("bpp->bp", logits)
 
 
-def patch_contrast(encode: Callable, temperature: float = 0.07) -> Energy:
+def patch_contrast(
+    encode: Callable, temperature: float = 0.07, encode_reference: Callable | None = None
+) -> Energy:
     """Patch contrast, equation (4): each position should match the source at the same position.
 
     The source's other positions are the negatives.
@@ -159,10 +163,12 @@ def patch_contrast(encode: Callable, temperature: float = 0.07) -> Energy:
     Args:
       encode: `(x, i) -> [B, h, w, C]`.
       temperature: τ; with a small τ only the hardest negative counts.
+      encode_reference: the same for the reference, if it is not at level i. None: `encode`.
     """
+    encode_reference = encode_reference or encode
 
     def energy(y, x_t, i):
-        a, b = encode(y, i), jax.lax.stop_gradient(encode(x_t, i))
+        a, b = encode(y, i), jax.lax.stop_gradient(encode_reference(x_t, i))
         a, b = (unit(z.reshape(z.shape[0], -1, z.shape[-1])) for z in (a, b))
         return jnp.mean(patch_nce(a, b, temperature), axis=-1)
 

@@ -2,7 +2,7 @@ r"""The training stages: the data and the loss of each network.
 
     score         ε-matching on the target domain only
     encoder       NT-Xent on all domains: the pair is (√ᾱ x + √(1-ᾱ) ε1, √ᾱ φ(x) + √(1-ᾱ) ε2),
-                  φ the low-pass
+                  φ the low-pass, or another view (views.py)
     classifier    cross-entropy of the domain of √ᾱ x + √(1-ᾱ) ε
     cut, fastcut  cut.py
     autoencoder, latent  text_to_image.py
@@ -27,7 +27,7 @@ from cdsde.data import to_float
 from cdsde.diffusion import energies, losses, schedules
 from cdsde.diffusion.levels import draw_levels, log_normal_shares, uniform_shares
 from cdsde.networks import build
-from cdsde.train import cut, state, text_to_image
+from cdsde.train import cut, state, text_to_image, views
 
 
 class Stage(NamedTuple):
@@ -89,9 +89,11 @@ def score(config: ConfigDict) -> Stage:
 
 
 def encoder(config: ConfigDict) -> Stage:
-    """The encoder's stage: NT-Xent of an image and its low-pass, with separate noise at a shared t.
+    """The encoder's stage: NT-Xent of an image and its second view (views.py).
 
-    Encoders without pooling compare position by position (losses.nt_xent_of_maps).
+    The views have separate noise at a shared t; with `clean` the second one has none, and the
+    encoder learns to tell from a perturbed image what a clean one shows. Encoders without pooling
+    compare position by position (losses.nt_xent_of_maps).
     """
     contrast = losses.nt_xent_of_maps if config.encoder.pool == "none" else losses.nt_xent
     model = build.encoder_model(config)
@@ -105,10 +107,15 @@ def encoder(config: ConfigDict) -> Stage:
         i = jnp.broadcast_to(jax.random.randint(keys[1], (), 0, training.max_index), (b,))
         alpha_bar = schedules.gather(schedule.alpha_bar, i)
         first = schedules.perturb(x0, jax.random.normal(keys[2], x0.shape), alpha_bar)
-        view = energies.lowpass(x0, training.factor)
-        second = schedules.perturb(view, jax.random.normal(keys[3], x0.shape), alpha_bar)
-        views, times = jnp.concatenate([first, second]), jnp.concatenate([i, i])
-        z = model.apply(params, views, times, train=True)
+        if training.view == "lowpass":
+            view = energies.lowpass(x0, training.factor)
+        else:
+            view = views.style(x0, keys[4])
+        second, j = view, jnp.zeros_like(i)
+        if not training.clean:
+            second, j = schedules.perturb(view, jax.random.normal(keys[3], x0.shape), alpha_bar), i
+        pair, times = jnp.concatenate([first, second]), jnp.concatenate([i, j])
+        z = model.apply(params, pair, times, train=True)
         value, accuracy = contrast(z[:b], z[b:], training.temperature)
         alignment, uniformity = losses.alignment_uniformity(z[:b], z[b:])
         metrics = {"accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}

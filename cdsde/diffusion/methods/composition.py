@@ -137,7 +137,10 @@ def make_round(
     def step(carry, row, r, e):
         def guidance(y, i, level, lambdas):
             def computed():
-                references = [schedules.perturb(view, e, level.alpha_bar) for view in views]
+                references = [
+                    view if term.clean else schedules.perturb(view, e, level.alpha_bar)
+                    for term, view in zip(terms, views, strict=True)
+                ]
                 return gradient(y, references, i, lambdas)
 
             return jax.lax.cond(jnp.any(lambdas != 0), computed, lambda: jnp.zeros_like(y))

@@ -14,15 +14,18 @@ from cdsde.diffusion.methods.method import Method, Setting, Term, start_setting
 
 def terms(settings) -> tuple[Term, ...]:
     """The terms of the energy, in the order of the equation."""
+    import jax.numpy as jnp
+
     from cdsde.diffusion import energies
 
     def contrastive(networks):
         def encode(x, i):
             return networks["encoder"](x, i, space=settings.space)
 
+        reference = (lambda x, i: encode(x, jnp.zeros_like(i))) if settings.clean else encode
         if settings.similarity == "nce":
-            return energies.patch_contrast(encode, settings.temperature)
-        return energies.contrastive(encode)
+            return energies.patch_contrast(encode, settings.temperature, reference)
+        return energies.contrastive(encode, reference)
 
     def content(networks):
         return energies.content(settings.factor, "neg_l2")
@@ -34,7 +37,7 @@ def terms(settings) -> tuple[Term, ...]:
         return energies.domain_contrast(features, networks["domain_direction"])
 
     parts = [
-        Term(contrastive, settings.weight),
+        Term(contrastive, settings.weight, clean=settings.clean),
         Term(content, settings.content_weight, quadratic=True),
     ]
     if settings.domain_images:
@@ -84,6 +87,11 @@ CONTRASTIVE_SDE = Method(
             ("cosine", "nce"),
         ),
         "temperature": Setting(0.07, "τ of `similarity=nce`.", minimum=1e-4),
+        "clean": Setting(
+            False,
+            "Compare with the source itself; else with the source perturbed to the same level. For "
+            "an encoder that was trained with `train.encoder.clean`.",
+        ),
         "content_weight": Setting(
             2.0,
             "λ_i of the content energy; 0 switches it off.",

@@ -41,6 +41,7 @@ class Term(NamedTuple):
         with bound parameters, and "domain_direction" to an `energies.DomainDirection`.
       weight: λ, a number, or `index [S] -> λ [S]` where it depends on the noise level.
       view: `x0 -> x0`; the energy's reference x_t is this view of the source, perturbed to level t.
+      clean: whether the reference is the view itself, not perturbed.
       quadratic: whether the energy has the form ‖Ay - b‖². With `sample.follow`, such an energy
         gets the weight of composition.py, equation (2).
     """
@@ -48,6 +49,7 @@ class Term(NamedTuple):
     energy: Callable
     weight: float | Callable
     view: Callable = lambda x0: x0
+    clean: bool = False
     quadratic: bool = False
 
 
