@@ -9,11 +9,22 @@ from cdsde.config.derived import (
     method_settings,
     nearest,
     needed_stages,
+    network_group,
     sources,
     stage_training,
     start_index,
 )
-from cdsde.config.keys import EDITORS, GANS, GUIDED, LATENT, METHODS, SDES, STAGES, base
+from cdsde.config.keys import (
+    EDITORS,
+    GANS,
+    GUIDED,
+    LATENT,
+    METHODS,
+    SDES,
+    SOURCE_SCORE,
+    STAGES,
+    base,
+)
 
 __all__ = [
     "EDITORS",
@@ -22,6 +33,7 @@ __all__ = [
     "LATENT",
     "METHODS",
     "SDES",
+    "SOURCE_SCORE",
     "STAGES",
     "base",
     "domains",
@@ -32,6 +44,7 @@ __all__ = [
     "method_settings",
     "nearest",
     "needed_stages",
+    "network_group",
     "sources",
     "stage_training",
     "start_index",

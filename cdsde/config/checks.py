@@ -26,8 +26,7 @@ def validate(config: ConfigDict) -> None:
     if config.method in SDES:
         _levels(config)
         _lowpass(config)
-        for name, method in GUIDED_SDES.items():
-            method.check(config[name], config)
+        GUIDED_SDES[config.method].check(config[config.method], config)
     if config.method in GANS or config.train.stage in GANS:
         _gan(config)
 

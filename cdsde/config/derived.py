@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cdsde.config.keys import EDITORS, GANS, GUIDED_SDES, LATENT, SDES
+from cdsde.config.keys import EDITORS, GANS, GUIDED_SDES, LATENT, SDES, SOURCE_SCORE
 
 # Training settings that are not keys; _TRAINING_OF lists the stages with other values.
 _TRAINING = {
@@ -43,9 +43,14 @@ def needed_stages(method: str) -> tuple[str, ...]:
     return LATENT if method in EDITORS else (method,)
 
 
+def network_group(stage: str) -> str:
+    """The group of the config that describes a stage's network, and its training."""
+    return {SOURCE_SCORE: "score", "fastcut": "cut"}.get(stage, stage)
+
+
 def stage_training(config: ConfigDict, stage: str) -> ConfigDict:
     """The training settings of a stage: its own keys, the shared keys, and the fixed values."""
-    group = "cut" if stage in GANS else stage
+    group = network_group(stage)
     c = ConfigDict(
         {**_TRAINING, "clip_norm": config.train.clip_norm, **_TRAINING_OF.get(group, {})}
     )

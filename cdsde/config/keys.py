@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from cdsde.config.network_keys import NETWORKS
-from cdsde.config.training_keys import GANS, GUIDED, LATENT, STAGES, TRAINING
+from cdsde.config.training_keys import GANS, GUIDED, LATENT, SOURCE_SCORE, STAGES, TRAINING
 from cdsde.diffusion.methods import METHODS as GUIDED_SDES
 from cdsde.diffusion.methods.method import Setting
 
@@ -27,6 +27,7 @@ __all__ = [
     "LATENT",
     "METHODS",
     "SDES",
+    "SOURCE_SCORE",
     "STAGES",
     "base",
 ]

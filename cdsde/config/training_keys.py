@@ -8,7 +8,9 @@ Group = dict[str, Setting]
 GUIDED = ("score", "encoder", "classifier")  # networks of the SDE methods
 GANS = ("cut", "fastcut")
 LATENT = ("autoencoder", "latent")  # networks of a small latent diffusion model, for editing
-STAGES = (*GUIDED, *GANS, *LATENT)  # one training each; a GAN's three networks share one
+SOURCE_SCORE = "source_score"  # the score network of the source domain, shaped like `score`
+# One training each; a GAN's three networks share one.
+STAGES = (*GUIDED, SOURCE_SCORE, *GANS, *LATENT)
 
 
 def _training(steps: int, batch_size: int, learning_rate: float, **more: Setting) -> Group:

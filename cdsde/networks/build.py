@@ -199,6 +199,7 @@ def gan_model(config: ConfigDict) -> Model:
 
 MODELS = {
     "score": score_model,
+    "source_score": score_model,
     "encoder": encoder_model,
     "classifier": classifier_model,
     "cut": gan_model,

@@ -20,7 +20,7 @@ from cdsde import config as config_lib
 from cdsde import metrics
 from cdsde.config import checks
 from cdsde.data import decode, image_id, inputs, to_uint8
-from cdsde.diffusion import methods, solvers
+from cdsde.diffusion import methods
 from cdsde.runtime import compiler
 from cdsde.translation import compiled
 from cdsde.weights import resolve
@@ -150,15 +150,15 @@ class Translator:
             return
         begin, step = program
         numbers, key = compiled.levels(config), jax.random.key(config.sample.seed)
-        rows = solvers.rows(*numbers)
+        rows = numbers.rows()
         count = len(numbers.grid.index)
         steps = count * config.sample.rounds
         x = compiled.source(config, params, images)
         for r in range(config.sample.rounds):
-            carry, e = begin(params, images, ids, key, x, r, numbers.grid.alpha_bar[0])
+            carry, drawn = begin(params, images, ids, key, x, r, rows)
             for k in range(count):
                 row = jax.tree.map(lambda column, k=k: column[k], rows)
-                carry = step(params, images, ids, key, carry, row, r, e)
+                carry = step(params, images, ids, key, carry, row, r, drawn)
                 x = carry[0]
                 picture = to_uint8(np.asarray(x))[0]
                 done = r * count + k + 1

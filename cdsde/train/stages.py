@@ -1,6 +1,7 @@
 r"""The training stages: the data and the loss of each network.
 
     score         ε-matching on the target domain only
+    source_score  the same on the source domain, for methods that go up with its network
     encoder       NT-Xent on all domains: the pair is (√ᾱ x + √(1-ᾱ) ε1, √ᾱ φ(x) + √(1-ᾱ) ε2),
                   φ the low-pass, or another view (views.py)
     classifier    cross-entropy of the domain of √ᾱ x + √(1-ᾱ) ε
@@ -65,8 +66,8 @@ def level_shares(schedule: schedules.Schedule, training: ConfigDict) -> np.ndarr
     return log_normal_shares(schedule, training.log_snr_mean, training.log_snr_std)
 
 
-def score(config: ConfigDict) -> Stage:
-    """The score network's stage: ε-matching on the target domain (losses.eps_matching)."""
+def score(config: ConfigDict, domains: tuple[str, ...]) -> Stage:
+    """The score network's stage: ε-matching on its domains (losses.eps_matching)."""
     model = build.score_model(config)
     schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "score")
@@ -85,7 +86,7 @@ def score(config: ConfigDict) -> Stage:
         )
         return losses.eps_matching(prediction, e, alpha_bar, training.snr_clip or None), {}
 
-    return Stage((config.data.target,), model.init, loss)
+    return Stage(domains, model.init, loss)
 
 
 def encoder(config: ConfigDict) -> Stage:
@@ -207,4 +208,8 @@ def make(config: ConfigDict, stage: str, workdir=None) -> Stage:
         return Stage(config_lib.domains(config), **text_to_image.latent(config, workdir))
     if stage == "autoencoder":
         return Stage(config_lib.domains(config), **text_to_image.autoencoder(config))
-    return {"score": score, "encoder": encoder, "classifier": classifier}[stage](config)
+    if stage == config_lib.SOURCE_SCORE:
+        return score(config, config_lib.sources(config))
+    if stage == "score":
+        return score(config, (config.data.target,))
+    return {"encoder": encoder, "classifier": classifier}[stage](config)

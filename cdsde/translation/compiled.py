@@ -199,36 +199,37 @@ def step_by_step(config: ConfigDict):
     """A translation as two compiled functions, for a program that shows every state.
 
     Returns:
-      `(begin, step)`: `begin(params, images, ids, key, x, r, alpha_bar) -> (carry, e)`, where x is
-      the source or the result of the previous round and e the noise of round r, and
-      `step(params, images, ids, key, carry, row, r, e) -> carry`; `composition.Round` describes
-      both. They serve any number of steps.
+      `(begin, step)`: `begin(params, images, ids, key, x, r, rows) -> (carry, drawn)`, where x is
+      the source or the result of the previous round, and
+      `step(params, images, ids, key, carry, row, r, drawn) -> carry`; `composition.Round` describes
+      both. `step` serves any number of steps.
     """
     method, settings = methods.METHODS[config.method], config[config.method]
 
     def prepare(params, images, ids, key):
         x0 = source(config, params, images)
-        draws = noise.of_images(key, ids, x0.shape[1:])
-        parts = composition.make_round(
+        return composition.make_round(
             x0,
             method,
             settings,
             networks(config, params),
-            noise=draws,
+            noise=noise.of_images(key, ids, x0.shape[1:]),
             solver=solver(config),
             clip=config.sample.clip,
         )
-        return parts, draws
 
     @compiler.jit
-    def begin(params, images, ids, key, x, r, alpha_bar):
-        parts, draws = prepare(params, images, ids, key)
-        e = draws.start(r)
-        return parts.begin(x, e, alpha_bar), e
+    def first(params, images, ids, key, x, r, rows):
+        return prepare(params, images, ids, key).begin(x, r, rows)
+
+    def begin(params, images, ids, key, x, r, rows):
+        if method.invert(settings) is None:  # it reads the first level: any number of steps will do
+            rows = jax.tree.map(lambda column: column[:1], rows)
+        return first(params, images, ids, key, x, r, rows)
 
     @compiler.jit
-    def step(params, images, ids, key, carry, row, r, e):
-        return prepare(params, images, ids, key)[0].step(carry, row, r, e)
+    def step(params, images, ids, key, carry, row, r, drawn):
+        return prepare(params, images, ids, key).step(carry, row, r, drawn)
 
     return begin, step
 

@@ -23,6 +23,7 @@ from cdsde.weights.torch import convert
 
 MODULES = {
     "score": build.score_module,
+    "source_score": build.score_module,
     "classifier": build.classifier_module,
     "cut": lambda config: build.gan_modules(config)[0],
     "fastcut": lambda config: build.gan_modules(config)[0],
@@ -33,7 +34,7 @@ def kind_of(config: ConfigDict, stage: str) -> str:
     """The published format, a key of `kinds.KINDS`, of a stage's network (of a GAN: generator)."""
     if stage in config_lib.GANS:
         return "cut_generator"
-    return config.score.arch if stage == "score" else "adm_encoder"
+    return config.score.arch if config_lib.network_group(stage) == "score" else "adm_encoder"
 
 
 def import_weights(config: ConfigDict, workdir) -> None:
@@ -125,7 +126,7 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
         "step": checkpoint.latest_step(workdir, stage),
         "seed": trained["train"]["seed"],
         "data": trained["data"],
-        "training": trained["train"]["cut" if stage == "fastcut" else stage],
+        "training": trained["train"][config_lib.network_group(stage)],
         "last_log_row": rows[-1],
         "hours": _hours(rows),
         **records.provenance(),
@@ -159,7 +160,7 @@ def _check_published(config: ConfigDict, stage: str) -> None:
             f"there is no published format of the {stage}; import and export support "
             f"{', '.join(MODULES)}"
         )
-    group = "cut" if stage in config_lib.GANS else stage
+    group = config_lib.network_group(stage)
     for key, plain in (("patch_size", 1), ("group_channels", 1), ("prediction", "eps")):
         if (value := config[group].get(key, plain)) != plain:
             raise ValueError(

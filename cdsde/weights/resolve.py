@@ -40,7 +40,7 @@ def architecture(config: ConfigDict, stage: str) -> dict:
     """The keys that a checkpoint of the stage must share: its network's group and `CONTEXT`."""
     if stage in config_lib.GANS:  # checkpoints contain the generator, which alone translates
         return {"network": {k: config.cut[k] for k in ("channels", "num_blocks")}}
-    net = json.loads(config[stage].to_json())
+    net = json.loads(config[config_lib.network_group(stage)].to_json())
     if stage in ("encoder", "classifier"):
         net |= build.encoder_half_constants(config[stage])
     return {"network": net, **{key: config_lib.get(config, key) for key in CONTEXT}}
@@ -128,7 +128,7 @@ def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None
 
 def _check_architecture(saved: dict, expected: dict, stage: str, name: str) -> None:
     """Raises a ValueError that names the config keys in which a checkpoint differs."""
-    group = "cut" if stage in config_lib.GANS else stage
+    group = config_lib.network_group(stage)
     saved = {**{f"{group}.{k}": v for k, v in saved["network"].items()}, **saved}
     expected = {**{f"{group}.{k}": v for k, v in expected["network"].items()}, **expected}
     # Dropout does not change sampling; "network" is flattened above.

@@ -138,7 +138,8 @@ def test_a_method_says_all_that_programs_ask_of_it(name):
     assert set(settings) == set(method.settings) and "start" in method.changeable()
     grid = make_grid(5)
     levels = composition.make_levels(method, settings, grid, ANCESTRAL)
-    assert levels.weights.shape == (5, len(method.terms(settings)))
+    refined = 5 * method.refine(settings)[1]  # all five levels lie below the refinement's start
+    assert levels.weights.shape == (5 + refined, len(method.terms(settings)))
     assert levels.weights.dtype == np.float32
     # What the page shows can be changed without compiling.
     shown = {key for key, setting in method.settings.items() if setting.slider}
@@ -179,11 +180,11 @@ def test_step_by_step_is_the_scan():
     parts = composition.make_round(
         X0, method, settings, {"score": some_eps}, noise=drawn(grid), solver=ANCESTRAL
     )
-    e = drawn(grid).start(0)
-    carry = parts.begin(X0, e, grid.alpha_bar[0])
+    rows = levels.rows()
+    carry, own = parts.begin(X0, 0, rows)
     for k in range(6):
-        row = jax.tree.map(lambda column, k=k: column[k], solvers.rows(*levels))
-        carry = parts.step(carry, row, 0, e)
+        row = jax.tree.map(lambda column, k=k: column[k], rows)
+        carry = parts.step(carry, row, 0, own)
         np.testing.assert_allclose(parts.state(carry), expected[k], atol=1e-5)
 
 

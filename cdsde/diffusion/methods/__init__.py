@@ -5,9 +5,13 @@ The page lists them in this order and opens with the first one.
 """
 
 from cdsde.diffusion.methods.contrastive_sde import CONTRASTIVE_SDE
+from cdsde.diffusion.methods.cyclediffusion import CYCLEDIFFUSION
+from cdsde.diffusion.methods.ddib import DDIB
 from cdsde.diffusion.methods.egsde import EGSDE
 from cdsde.diffusion.methods.ilvr import ILVR
 from cdsde.diffusion.methods.method import Method
 from cdsde.diffusion.methods.sdedit import SDEDIT
 
-METHODS: dict[str, Method] = {m.name: m for m in (CONTRASTIVE_SDE, EGSDE, ILVR, SDEDIT)}
+METHODS: dict[str, Method] = {
+    m.name: m for m in (CONTRASTIVE_SDE, EGSDE, ILVR, SDEDIT, CYCLEDIFFUSION, DDIB)
+}

@@ -19,6 +19,8 @@ Where all weights of a level are 0, the energies are not computed. `every` = n g
 n-th step, the first one among them, with n times the weights: the same guidance in all, for a part
 of the time (multiple time stepping, as in molecular dynamics).
 
+A refinement is more rows of the same scan, which begin with a perturbation of the result.
+
 `Levels` contains the numbers that may change without a new compilation: the noise levels, the
 solver's coefficients and the weights, all computed on the host. The rest is part of the program.
 """
@@ -37,6 +39,8 @@ from cdsde.diffusion.levels import Grid
 from cdsde.diffusion.methods.method import Method, Term
 from cdsde.diffusion.noise import Noise
 
+REFINEMENT = 1_000_000  # a refinement's noise is that of a round with a number above this
+
 
 class Levels(NamedTuple):
     """The numbers of a run, each an array or a tree of arrays `[S, ...]`, first step first.
@@ -45,11 +49,21 @@ class Levels(NamedTuple):
       grid: the noise levels.
       coefficients: the solver's coefficients.
       weights: λ of each term at each level, float32 `[S, number of terms]`.
+      again: int32 `[S]`: 0 in the round itself, n in its n-th refinement.
+      perturbed: bool `[S]`: whether the state is perturbed before the step, as a refinement begins.
     """
 
     grid: Grid
     coefficients: Any
     weights: np.ndarray
+    again: np.ndarray
+    perturbed: np.ndarray
+
+    def rows(self) -> tuple:
+        """The input of the scan."""
+        return solvers.rows(
+            self.grid, self.coefficients, (self.weights, self.again, self.perturbed)
+        )
 
 
 def make_levels(
@@ -76,7 +90,21 @@ def make_levels(
     columns = [_weight(t, grid.index, gain, every) * guided for t in method.terms(settings)]
     empty = np.zeros((len(grid.index), 0), np.float32)
     weights = np.stack(columns, axis=1) if columns else empty
-    return Levels(grid, coefficients, weights)
+    count = len(grid.index)
+    levels = Levels(grid, coefficients, weights, np.zeros(count, np.int32), np.zeros(count, bool))
+    return _with_refinements(levels, solver, *method.refine(settings))
+
+
+def _with_refinements(levels: Levels, solver: solvers.Solver, start: int, rounds: int) -> Levels:
+    """Adds the levels below `start` again, `rounds` times, for the SDE without guidance."""
+    low = levels.grid.index < start
+    again = levels._replace(coefficients=solver.stochastic(levels.grid), weights=0 * levels.weights)
+    again = jax.tree.map(lambda column: column[low], again)
+    again.perturbed[:1] = True
+    for n in range(1, rounds + 1):
+        part = again._replace(again=again.again + np.int32(n))
+        levels = jax.tree.map(lambda a, b: np.concatenate([a, b]), levels, part)
+    return levels
 
 
 def _weight(term: Term, index: np.ndarray, gain: np.ndarray | None, factor: int) -> np.ndarray:
@@ -97,13 +125,19 @@ def from_noise(x, e, alpha_bar):
     return e
 
 
+class Drawn(NamedTuple):
+    """The noise of a round: e `[B, H, W, C]`, and that of its steps `[S, B, H, W, C]` or None."""
+
+    start: jax.Array
+    steps: jax.Array | None
+
+
 class Round(NamedTuple):
     """The parts of one round, for a scan or for a program that shows every state.
 
     Attributes:
-      begin: `(x, e, alpha_bar) -> carry`, with the noise e of the round and ᾱ of the first level.
-      step: `(carry, row, r, e) -> carry`, with the round number r; `row` is a row of
-        `solvers.rows(*levels)`.
+      begin: `(x, r, rows) -> (carry, drawn)`, with the round number r and `levels.rows()`.
+      step: `(carry, row, r, drawn) -> carry`.
       state: `carry -> y [B, H, W, C]`.
     """
 
@@ -129,13 +163,28 @@ def make_round(
     projection = method.projection(settings)
     start = method.start(settings) if method.start else from_perturbed_source
     gradient = _combined(term_energies, method.combine)
+    invert, refines = method.invert(settings), method.refine(settings)[1] > 0
 
-    def begin(x, e, alpha_bar):
-        y = start(x, e, alpha_bar)
+    def begin(x, r, rows):
+        e, steps = noise.start(r), None
+        if invert:
+            y, steps = invert(x, networks, rows, noise, solver)
+        else:
+            y = start(x, e, jnp.asarray(rows[1].alpha_bar)[0])
+        return (y, solver.init(y)), Drawn(e, steps)
+
+    def begin_again(carry, level, r):
+        y = schedules.perturb(carry[0], noise.start(r), level.alpha_bar)
         return y, solver.init(y)
 
-    def step(carry, row, r, e):
-        def guidance(y, i, level, lambdas):
+    def step(carry, row, r, drawn):
+        e = drawn.start
+        _, level, _, (lambdas, again, perturbed) = row
+        r = r + REFINEMENT * again
+        if refines:
+            carry = jax.lax.cond(perturbed, begin_again, lambda *same: same[0], carry, level, r)
+
+        def guidance(y, i, level, extra):
             def computed():
                 references = [
                     view if term.clean else schedules.perturb(view, e, level.alpha_bar)
@@ -150,10 +199,17 @@ def make_round(
             alpha_bar = level.alpha_bar if projection.level == "same" else level.next_alpha_bar
             return projection.apply(y, schedules.perturb(x0, z, alpha_bar))
 
+        def noise_fn(position, i):
+            if drawn.steps is None:
+                return noise.step(r, position, i)
+            if not refines:
+                return drawn.steps[position]
+            return jnp.where(again == 0, drawn.steps[position], noise.step(r, position, i))
+
         advance = solvers.make_step(
             solver,
             eps_fn=networks["score"],
-            noise_fn=lambda position, i: noise.step(r, position, i),
+            noise_fn=noise_fn,
             guidance_fn=guidance if terms else None,
             project_fn=project if projection else None,
             clip=clip,
@@ -212,12 +268,12 @@ def translate(
       `keep` is 0).
     """
     parts = make_round(x0, method, settings, networks, noise=noise, solver=solver, clip=clip)
-    rows = solvers.rows(*levels)
-    first = jnp.asarray(levels.grid.alpha_bar)[0]
+    rows = levels.rows()
 
     def one_round(x, r):
-        e = noise.start(r)
-        carry = parts.begin(x, e, first)
-        return solvers.reverse(lambda carry, row: parts.step(carry, row, r, e), carry, rows, keep)
+        carry, drawn = parts.begin(x, r, rows)
+        return solvers.reverse(
+            lambda carry, row: parts.step(carry, row, r, drawn), carry, rows, keep
+        )
 
     return jax.lax.scan(one_round, x0, jnp.arange(rounds))

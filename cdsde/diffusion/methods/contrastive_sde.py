@@ -45,13 +45,13 @@ def terms(settings) -> tuple[Term, ...]:
     return tuple(parts)
 
 
-def check(settings, networks) -> None:
+def check(settings, config) -> None:
     """Checks that "nce" has positions to compare and that the contrast of domains has images.
 
     Raises:
       ValueError: a setting does not fit the others or the encoder.
     """
-    pooled = networks["encoder"].pool != "none" and settings.space != "features"
+    pooled = config.encoder.pool != "none" and settings.space != "features"
     if settings.similarity == "nce" and pooled:
         raise ValueError(
             "config.contrastive_sde.similarity is 'nce', which compares positions; it needs "

@@ -79,6 +79,11 @@ class Method(NamedTuple):
       start: `settings -> ((x, e, alpha_bar) -> y)`, the state before the first step, with the
         source or previous result x, e ~ N(0, I) and ᾱ of level M-1. None: the perturbed source
         √ᾱ x + √(1-ᾱ) e.
+      invert: `settings -> ((x0, networks, rows, noise, solver) -> (y, noises))`, in place of
+        `start`: the state before the first step, and the noises `[S, B, H, W, C]` of all steps or
+        None where they are drawn, both found from the source x0; `rows` are those of solvers.rows.
+      refine: `settings -> (M, rounds)`; the result is perturbed to level M-1 and denoised by the
+        SDE, `rounds` times; `(0, 0)`: not.
       terms: `settings -> (Term, ...)`.
       projection: `settings -> Projection`, or None for no projection.
       combine: `(gradients, y, i) -> g` combines the terms' weighted gradients `[B, H, W, C]`. None:
@@ -86,8 +91,8 @@ class Method(NamedTuple):
       domain_images: `settings -> N`, the number of training images per domain from which
         "domain_direction" is computed, in the features of the network "encoder"; 0: the method
         does not use it.
-      check: `(settings, networks) -> None`, raises ValueError where settings do not fit each other
-        or the networks; `networks` maps a network's name to its group of the config.
+      check: `(settings, config) -> None`, raises ValueError where settings do not fit each other
+        or the rest of the config.
     """
 
     name: str
@@ -95,11 +100,13 @@ class Method(NamedTuple):
     settings: Mapping[str, Setting]
     networks: tuple[str, ...] = ("score",)
     start: Callable | None = None
+    invert: Callable = lambda settings: None
+    refine: Callable = lambda settings: (0, 0)
     terms: Callable = lambda settings: ()
     projection: Callable = lambda settings: None
     combine: Callable | None = None
     domain_images: Callable = lambda settings: 0
-    check: Callable = lambda settings, networks: None
+    check: Callable = lambda settings, config: None
 
     def changeable(self) -> tuple[str, ...]:
         """Names of the settings that may change without a new compilation."""

@@ -29,6 +29,15 @@ def _step(y, eps, guidance, level: Grid, std, z, memory):
     return mean - level.beta / jnp.sqrt(alpha) * guidance + std * z, memory
 
 
+def _posterior(y, x0, level: Grid, std, z):
+    # The mean of q(x_p | x_i, x0) (Ho et al. 2020, equation 7).
+    noise = 1 - level.alpha_bar
+    of_clean = jnp.sqrt(level.next_alpha_bar) * level.beta / noise
+    of_state = jnp.sqrt(1 - level.beta) * (1 - level.next_alpha_bar) / noise
+    return of_clean * x0 + of_state * y + std * z
+
+
 def ancestral(variance: str = "fixedsmall") -> Solver:
     """The ancestral solver, of order 1; `variance` is "fixedsmall" or "fixedlarge"."""
-    return Solver(1, _step, lambda grid: posterior_std(grid, variance))
+    std = lambda grid: posterior_std(grid, variance)  # noqa: E731
+    return Solver(1, _step, std, std, _posterior)

@@ -57,4 +57,5 @@ def _step(y, eps, guidance, level: Grid, c: Coefficients, z, memory):
 
 def dpmpp_2m(eta: float = 0.0) -> Solver:
     """DPM-Solver++(2M) with η = `eta` (0: the ODE, 1: the SDE), a solver of order 2."""
-    return Solver(2, _step, lambda grid: coefficients(grid, eta), _init)
+    options, sde = (lambda grid, value=value: coefficients(grid, value) for value in (eta, 1.0))
+    return Solver(2, _step, options, sde, init=_init)

@@ -22,12 +22,17 @@ class Solver(NamedTuple):
       coefficients: `grid -> tree of arrays [S]`, the numbers that a step needs beside the grid,
         computed on the host. They include the solver's options, which may therefore change without
         a new compilation.
+      stochastic: `grid -> coefficients` of the SDE (η = 1), whatever the options.
+      posterior: `(y, x0, level, c, z) -> y`, the step's result if the clean image were known to be
+        x0; None where steps draw no noise of their own.
       init: `y -> memory` before the first step; a multistep solver keeps earlier steps in it.
     """
 
     order: int
     step: Callable
     coefficients: Callable
+    stochastic: Callable
+    posterior: Callable | None = None
     init: Callable = lambda y: ()
 
 
