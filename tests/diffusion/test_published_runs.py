@@ -231,7 +231,7 @@ def test_start_and_references(name):
         ("start", lambda y, eps, guidance, at, c, z, memory: (y, memory)),
         ("references", lambda y, eps, guidance, at, c, z, memory: (guidance, memory)),
     ):
-        solver = solvers.Solver(1, step, lambda grid: ())
+        solver = solvers.Solver(1, step, lambda grid: (), lambda grid: ())
         _, states = composition.translate(
             arrays["x0"][:1],
             method,

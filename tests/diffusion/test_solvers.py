@@ -330,7 +330,10 @@ def test_network_and_noise_are_told_the_level():
     grid = make_grid(30, 6)
     y = jnp.zeros(IMAGES)
     told = solvers.Solver(
-        1, lambda y, eps, g, at, c, z, memory: (eps + 1000 * z, memory), lambda g: ()
+        1,
+        lambda y, eps, g, at, c, z, memory: (eps + 1000 * z, memory),
+        lambda g: (),
+        lambda g: (),
     )
     _, states = go_down(
         y,
