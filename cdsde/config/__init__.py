@@ -16,6 +16,7 @@ from cdsde.config.derived import (
 )
 from cdsde.config.keys import (
     EDITORS,
+    FEATURES,
     GANS,
     GUIDED,
     LATENT,
@@ -28,6 +29,7 @@ from cdsde.config.keys import (
 
 __all__ = [
     "EDITORS",
+    "FEATURES",
     "GANS",
     "GUIDED",
     "LATENT",

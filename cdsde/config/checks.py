@@ -124,6 +124,12 @@ def _networks(config: ConfigDict) -> None:
 
 
 def _levels(config: ConfigDict) -> None:
+    s = config.sample
+    if s.variance == "learned" and not (s.solver == "ancestral" and config.score.learn_sigma):
+        raise ValueError(
+            "config.sample.variance is 'learned', which needs config.sample.solver=ancestral and a "
+            "network with config.score.learn_sigma"
+        )
     total, start = config.sde.num_steps, derived.start_index(config)
     if not 1 <= start <= total:
         raise ValueError(

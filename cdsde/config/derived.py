@@ -36,10 +36,11 @@ _GAN_OBJECTIVE = {
 }
 
 
-def needed_stages(method: str) -> tuple[str, ...]:
-    """The stages of the networks that a method runs, in the order in which they are trained."""
+def needed_stages(config: ConfigDict) -> tuple[str, ...]:
+    """The networks that `config.method` runs, in the order in which they are trained."""
+    method = config.method
     if method in SDES:
-        return GUIDED_SDES[method].networks
+        return GUIDED_SDES[method].needed(config[method])
     return LATENT if method in EDITORS else (method,)
 
 

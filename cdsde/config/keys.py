@@ -14,12 +14,21 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from cdsde.config.network_keys import NETWORKS
-from cdsde.config.training_keys import GANS, GUIDED, LATENT, SOURCE_SCORE, STAGES, TRAINING
+from cdsde.config.training_keys import (
+    FEATURES,
+    GANS,
+    GUIDED,
+    LATENT,
+    SOURCE_SCORE,
+    STAGES,
+    TRAINING,
+)
 from cdsde.diffusion.methods import METHODS as GUIDED_SDES
 from cdsde.diffusion.methods.method import Setting
 
 __all__ = [
     "EDITORS",
+    "FEATURES",
     "GANS",
     "GROUPS",
     "GUIDED",
@@ -128,7 +137,8 @@ GROUPS: dict[str, dict[str, Setting]] = {
             "`shipped:NAME` or a file.",
         )
         for stage in STAGES
-    },
+    }
+    | {"vgg": Setting(str, "VGG for SDDM: path of `vgg_normalised.pth` of AdaIN, to be imported.")},
     **TRAINING,
     "sample": {
         "input": Setting(str, "Image, or folder of images. None: `split` of the source domain."),
@@ -165,7 +175,10 @@ GROUPS: dict[str, dict[str, Setting]] = {
             ("ancestral", "ddim", "dpmpp_2m"),
         ),
         "variance": Setting(
-            "fixedsmall", "Variance σ² of the ancestral step.", ("fixedsmall", "fixedlarge")
+            "fixedsmall",
+            "Variance σ² of the ancestral step; `learned` is that of a network with "
+            "`score.learn_sigma`.",
+            ("fixedsmall", "fixedlarge", "learned"),
         ),
         "eta": Setting(0.0, "η of `ddim` and `dpmpp_2m`: 0 solves the ODE, 1 the SDE.", minimum=0),
         "clip": Setting(False, "Clip the predicted clean image to [-1, 1] in each step."),

@@ -9,6 +9,7 @@ GUIDED = ("score", "encoder", "classifier")  # networks of the SDE methods
 GANS = ("cut", "fastcut")
 LATENT = ("autoencoder", "latent")  # networks of a small latent diffusion model, for editing
 SOURCE_SCORE = "source_score"  # the score network of the source domain, shaped like `score`
+FEATURES = ("vgg",)  # networks that are imported, not trained
 # One training each; a GAN's three networks share one.
 STAGES = (*GUIDED, SOURCE_SCORE, *GANS, *LATENT)
 

@@ -20,6 +20,8 @@ class Grid(NamedTuple):
       last: bool, whether this is the last step (to the clean image).
       alpha_bar, next_alpha_bar: ᾱ_i, and ᾱ_p of the next lower level p (1 in the last step).
       beta: β = 1 - ᾱ_i/ᾱ_p of the step.
+      spread: β/β̃ = (1-ᾱ_i)/(1-ᾱ_p), the largest variance of the step over the smallest (1 in the
+        last step, which draws no noise); at low noise its float32 form would be far off.
     """
 
     index: Any
@@ -27,6 +29,7 @@ class Grid(NamedTuple):
     alpha_bar: Any
     next_alpha_bar: Any
     beta: Any
+    spread: Any
 
 
 def indices(start: int, steps: int | None = None, log_snr: np.ndarray | None = None) -> np.ndarray:
@@ -79,7 +82,10 @@ def make_grid(
     next_alpha_bar = np.where(following >= 0, schedule.alpha_bar[following], np.float32(1))
     jump = 1 - alpha_bar.astype(np.float64) / next_alpha_bar.astype(np.float64)
     beta = np.where(i - following == 1, schedule.beta[i], jump.astype(np.float32))
-    return Grid(i, following < 0, alpha_bar, next_alpha_bar, beta)
+    last = following < 0
+    left = 1 - np.where(last, alpha_bar, next_alpha_bar).astype(np.float64)
+    spread = ((1 - alpha_bar.astype(np.float64)) / left).astype(np.float32)
+    return Grid(i, last, alpha_bar, next_alpha_bar, beta, spread)
 
 
 def uniform_shares(count: int) -> np.ndarray:

@@ -34,6 +34,7 @@ from cdsde.networks import (
     PatchSampler,
 )
 from cdsde.networks.contrastive import ContrastiveEncoder
+from cdsde.networks.features.vgg import FirstLayers
 from cdsde.networks.stable_diffusion import small
 
 
@@ -108,13 +109,19 @@ def score_module(config: ConfigDict):
 
 
 def score_model(config: ConfigDict) -> Model:
-    """The score network of `config.score`: predicts ε whatever `config.score.prediction`."""
+    """The score network of `config.score`: predicts ε whatever `config.score.prediction`.
+
+    With `variance=True` it returns `(ε, v)` of a network with `learn_sigma`.
+    """
     net, schedule = config.score, schedule_of(config)
     init, apply = _patched(config, net, score_module(config))
 
-    def apply_eps(params, x, t, **kwargs):
-        # A learned variance follows the noise in the channels; published code ignores it too.
-        out = depth_to_space(apply(params, x, t, **kwargs), net.patch_size)[..., :3]
+    def apply_eps(params, x, t, variance=False, **kwargs):
+        # A learned variance follows the noise in the channels; most published samplers ignore it.
+        out = depth_to_space(apply(params, x, t, **kwargs), net.patch_size)
+        if variance:
+            return out[..., :3], out[..., 3:]
+        out = out[..., :3]
         if net.prediction == "eps":
             return out
         index = jnp.asarray(t).astype(jnp.int32)
@@ -197,9 +204,15 @@ def gan_model(config: ConfigDict) -> Model:
     return Model(init, generator.apply)
 
 
+def vgg_model(config: ConfigDict) -> Model:
+    """The first layers of VGG: `apply(params, x)` with x `[B, H, W, 3]` in [-1, 1]."""
+    return Model(lambda key: FirstLayers().init(key, jnp.zeros((1, 8, 8, 3))), FirstLayers().apply)
+
+
 MODELS = {
     "score": score_model,
     "source_score": score_model,
+    "vgg": vgg_model,
     "encoder": encoder_model,
     "classifier": classifier_model,
     "cut": gan_model,

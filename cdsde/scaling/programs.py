@@ -99,7 +99,7 @@ def score_forward(config: ConfigDict, devices, batch: int) -> Program:
 def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
     """The gradient of the weighted energies of the config's method, all in one backward pass."""
     size = config.data.image_size
-    (guide,) = [s for s in config_lib.needed_stages(config.method) if s != "score"]
+    (guide,) = [s for s in config_lib.needed_stages(config) if s != "score"]
     apply = build.MODELS[guide](config).apply
     terms = methods.METHODS[config.method].terms(config[config.method])
 
@@ -122,7 +122,7 @@ def translation(config: ConfigDict, devices, batch: int) -> Program:
     size = config.data.image_size
     levels = compiled.levels(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = {s: _params(config, s, devices) for s in config_lib.needed_stages(config.method)}
+    params = {s: _params(config, s, devices) for s in config_lib.needed_stages(config)}
     if domain_statistics.needs_direction(config):
         params["domain_direction"] = _everywhere(
             domain_statistics.direction_shapes(config), devices

@@ -36,7 +36,8 @@ def pending_stages(config: ConfigDict, workdir) -> tuple[str, ...]:
         # Imported weights, step 0, are a finished network.
         return done is None or 0 < done < config_lib.stage_training(config, stage).steps
 
-    return tuple(s for s in config_lib.needed_stages(config.method) if lacks(s))
+    needed = [s for s in config_lib.needed_stages(config) if s not in config_lib.FEATURES]
+    return tuple(filter(lacks, needed))
 
 
 def train(config: ConfigDict, workdir) -> None:

@@ -21,7 +21,7 @@ from cdsde.weights import resolve
 
 # Keys of `config.sample` that may change without compiling again: they become arguments (levels,
 # weights, seed), or select the images and the output folder.
-NUMBERS = ("start", "steps", "spacing", "variance", "eta", "follow", "guide_every")
+NUMBERS = ("start", "steps", "spacing", "eta", "follow", "guide_every")
 NUMBERS += ("rounds", "seed")
 SELECTION = ("input", "output", "split", "batch_size", "limit", "sheet", "trajectory")
 CHANGEABLE = (*NUMBERS, *SELECTION)
@@ -158,9 +158,12 @@ def networks(config: ConfigDict, params: dict) -> dict[str, Any]:
 
     def bind(name):
         apply = build.MODELS[name](config).apply
-        return lambda *args, **kwargs: apply(params[name], *args, **kwargs)
+        learned = {"variance": True} if name == "score" and s.variance == "learned" else {}
+        return lambda *args, **kwargs: apply(params[name], *args, **learned, **kwargs)
 
-    bound: dict[str, Any] = {n: bind(n) for n in config_lib.needed_stages(config.method)}
+    s = config.sample
+
+    bound: dict[str, Any] = {n: bind(n) for n in config_lib.needed_stages(config)}
     if domain_statistics.needs_direction(config):
         bound["domain_direction"] = params["domain_direction"]
     return bound
@@ -236,7 +239,7 @@ def step_by_step(config: ConfigDict):
 
 def _generator(config: ConfigDict):
     """The program of a GAN: one pass of its generator, without states."""
-    (stage,) = config_lib.needed_stages(config.method)
+    (stage,) = config_lib.needed_stages(config)
     apply = build.MODELS[stage](config).apply
 
     def run(params, images, ids, rounds=1, keep=0):
@@ -265,7 +268,7 @@ def load_params(config: ConfigDict, workdir) -> tuple[dict, dict[str, str]]:
     Raises:
       ValueError: a network has no weights, or training images are missing.
     """
-    loaded = {s: resolve.load(config, workdir, s) for s in config_lib.needed_stages(config.method)}
+    loaded = {s: resolve.load(config, workdir, s) for s in config_lib.needed_stages(config)}
     if domain_statistics.needs_direction(config):
         loaded["domain_direction"] = domain_statistics.domain_direction(
             config, loaded["encoder"][0]

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde.data.inputs import tokenizer_of
 from cdsde.networks import build
+from cdsde.networks.features.vgg import FirstLayers
 from cdsde.networks.stable_diffusion import small
 from cdsde.runtime import files, records
 from cdsde.weights import checkpoint, diffusers, resolve
@@ -25,6 +26,7 @@ MODULES = {
     "score": build.score_module,
     "source_score": build.score_module,
     "classifier": build.classifier_module,
+    "vgg": lambda config: FirstLayers(),
     "cut": lambda config: build.gan_modules(config)[0],
     "fastcut": lambda config: build.gan_modules(config)[0],
 }
@@ -34,6 +36,8 @@ def kind_of(config: ConfigDict, stage: str) -> str:
     """The published format, a key of `kinds.KINDS`, of a stage's network (of a GAN: generator)."""
     if stage in config_lib.GANS:
         return "cut_generator"
+    if stage in config_lib.FEATURES:
+        return stage
     return config.score.arch if config_lib.network_group(stage) == "score" else "adm_encoder"
 
 
@@ -160,6 +164,8 @@ def _check_published(config: ConfigDict, stage: str) -> None:
             f"there is no published format of the {stage}; import and export support "
             f"{', '.join(MODULES)}"
         )
+    if stage in config_lib.FEATURES:
+        return
     group = config_lib.network_group(stage)
     for key, plain in (("patch_size", 1), ("group_channels", 1), ("prediction", "eps")):
         if (value := config[group].get(key, plain)) != plain:

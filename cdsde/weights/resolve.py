@@ -40,6 +40,8 @@ def architecture(config: ConfigDict, stage: str) -> dict:
     """The keys that a checkpoint of the stage must share: its network's group and `CONTEXT`."""
     if stage in config_lib.GANS:  # checkpoints contain the generator, which alone translates
         return {"network": {k: config.cut[k] for k in ("channels", "num_blocks")}}
+    if stage in config_lib.FEATURES:
+        return {"network": {}}
     net = json.loads(config[config_lib.network_group(stage)].to_json())
     if stage in ("encoder", "classifier"):
         net |= build.encoder_half_constants(config[stage])
@@ -72,6 +74,12 @@ def origin(config: ConfigDict, workdir, stage: str) -> str:
     step = checkpoint.latest_step(workdir, stage)
     if step is not None:
         return f"{checkpoint.stage_folder(workdir, stage)}/{step}"
+    if stage in config_lib.FEATURES:
+        raise ValueError(
+            f"{config.method} needs {stage}, and there is none in "
+            f"{checkpoint.stage_folder(workdir, stage)}: bring it in with --mode=import "
+            f"--config.weights.{stage}=PATH"
+        )
     if config.weights[stage] is None:
         raise ValueError(
             f"{config.method} needs a trained {stage} network, and there is none in "

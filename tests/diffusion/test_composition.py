@@ -134,7 +134,7 @@ def test_steps_between_are_not_guided():
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
 def test_a_method_says_all_that_programs_ask_of_it(name):
     method, settings = methods.METHODS[name], base()[name]
-    assert method.name == name and method.networks[0] == "score" and method.title
+    assert method.name == name and method.needed(settings)[0] == "score" and method.title
     assert set(settings) == set(method.settings) and "start" in method.changeable()
     grid = make_grid(5)
     levels = composition.make_levels(method, settings, grid, ANCESTRAL)

@@ -113,21 +113,24 @@ def cycle_noise(seed, shape, rounds):
 
 
 def published_ancestral():
-    """The published step takes σ from tables in float64, and the posterior's draw from float32."""
+    """The published step takes σ from tables in float64, and the posterior from float32."""
     beta = np.linspace(1e-4, 2e-2, 1000)
     kept = np.cumprod(1 - beta)
     small = np.maximum(beta * (1 - np.append(1, kept[:-1])) / (1 - kept), 1e-20)
     plain = solvers.ancestral()
 
-    def std(grid):
-        return (np.exp(0.5 * np.log(small[grid.index])) * ~grid.last).astype(np.float32)
+    def numbers(grid):
+        std = np.exp(0.5 * np.log(small[grid.index])) * ~grid.last
+        return plain.coefficients(grid)._replace(std=std.astype(np.float32))
 
     def posterior(y, x0, level, _, z):
         noise = 1 - level.alpha_bar
-        own = jnp.sqrt(level.beta * (1 - level.next_alpha_bar) / noise)
-        return plain.posterior(y, x0, level, own, z)
+        of_clean = jnp.sqrt(level.next_alpha_bar) * level.beta / noise
+        of_state = jnp.sqrt(1 - level.beta) * (1 - level.next_alpha_bar) / noise
+        std = jnp.sqrt(level.beta * (1 - level.next_alpha_bar) / noise)
+        return of_clean * x0 + of_state * y + std * z
 
-    return plain._replace(coefficients=std, stochastic=std, posterior=posterior)
+    return plain._replace(coefficients=numbers, stochastic=numbers, posterior=posterior)
 
 
 CYCLES = {  # name: (start, steps, refine, rounds, solver)

@@ -233,7 +233,7 @@ def test_results_of_other_settings_are_not_mixed(changes, named, task, trained, 
 
 
 def origins(config):
-    stages = config_lib.needed_stages(config.method)
+    stages = config_lib.needed_stages(config)
     return {stage: resolve.load(config, "nowhere", stage)[1] for stage in stages}
 
 

@@ -10,8 +10,9 @@ from cdsde.diffusion.methods.ddib import DDIB
 from cdsde.diffusion.methods.egsde import EGSDE
 from cdsde.diffusion.methods.ilvr import ILVR
 from cdsde.diffusion.methods.method import Method
+from cdsde.diffusion.methods.sddm import SDDM
 from cdsde.diffusion.methods.sdedit import SDEDIT
 
 METHODS: dict[str, Method] = {
-    m.name: m for m in (CONTRASTIVE_SDE, EGSDE, ILVR, SDEDIT, CYCLEDIFFUSION, DDIB)
+    m.name: m for m in (CONTRASTIVE_SDE, EGSDE, ILVR, SDEDIT, SDDM, CYCLEDIFFUSION, DDIB)
 }

@@ -51,6 +51,7 @@ class Levels(NamedTuple):
       weights: λ of each term at each level, float32 `[S, number of terms]`.
       again: int32 `[S]`: 0 in the round itself, n in its n-th refinement.
       perturbed: bool `[S]`: whether the state is perturbed before the step, as a refinement begins.
+      moves: int32 `[S]`: number of moves before a steered step.
     """
 
     grid: Grid
@@ -58,11 +59,12 @@ class Levels(NamedTuple):
     weights: np.ndarray
     again: np.ndarray
     perturbed: np.ndarray
+    moves: np.ndarray
 
     def rows(self) -> tuple:
         """The input of the scan."""
         return solvers.rows(
-            self.grid, self.coefficients, (self.weights, self.again, self.perturbed)
+            self.grid, self.coefficients, (self.weights, self.again, self.perturbed, self.moves)
         )
 
 
@@ -90,8 +92,12 @@ def make_levels(
     columns = [_weight(t, grid.index, gain, every) * guided for t in method.terms(settings)]
     empty = np.zeros((len(grid.index), 0), np.float32)
     weights = np.stack(columns, axis=1) if columns else empty
-    count = len(grid.index)
-    levels = Levels(grid, coefficients, weights, np.zeros(count, np.int32), np.zeros(count, bool))
+    count, steering = len(grid.index), method.steer(settings)
+    moves = steering.moves(grid.index) if steering else np.zeros(count)
+    none = np.zeros(count, np.int32)
+    levels = Levels(
+        grid, coefficients, weights, none, np.zeros(count, bool), moves.astype(np.int32)
+    )
     return _with_refinements(levels, solver, *method.refine(settings))
 
 
@@ -163,7 +169,20 @@ def make_round(
     projection = method.projection(settings)
     start = method.start(settings) if method.start else from_perturbed_source
     gradient = _combined(term_energies, method.combine)
+    steering = method.steer(settings)
     invert, refines = method.invert(settings), method.refine(settings)[1] > 0
+
+    def references(e, alpha_bar):
+        return [
+            (term.reference or schedules.perturb)(view, e, alpha_bar)
+            for term, view in zip(terms, views, strict=True)
+        ]
+
+    def each_gradient(y, shown, i):
+        return [
+            jax.grad(lambda y, x, energy=energy: jnp.sum(energy(y, x, i)))(y, x)
+            for energy, x in zip(term_energies, shown, strict=True)
+        ]
 
     def begin(x, r, rows):
         e, steps = noise.start(r), None
@@ -179,25 +198,26 @@ def make_round(
 
     def step(carry, row, r, drawn):
         e = drawn.start
-        _, level, _, (lambdas, again, perturbed) = row
+        _, level, _, (lambdas, again, perturbed, _) = row
         r = r + REFINEMENT * again
         if refines:
             carry = jax.lax.cond(perturbed, begin_again, lambda *same: same[0], carry, level, r)
 
         def guidance(y, i, level, extra):
             def computed():
-                references = [
-                    view if term.clean else schedules.perturb(view, e, level.alpha_bar)
-                    for term, view in zip(terms, views, strict=True)
-                ]
-                return gradient(y, references, i, lambdas)
+                return gradient(y, references(e, level.alpha_bar), i, lambdas)
 
             return jax.lax.cond(jnp.any(lambdas != 0), computed, lambda: jnp.zeros_like(y))
 
+        def steered(y, mean, i, level, extra):
+            def computed():
+                shown = references(e, level.alpha_bar)
+                return steering.mean(y, mean, each_gradient(y, shown, i), x0, level, lambdas)
+
+            return jax.lax.cond(jnp.any(lambdas != 0), computed, lambda: mean)
+
         def project(y, position, level):
-            z = noise.reference(r, position, level.index)
-            alpha_bar = level.alpha_bar if projection.level == "same" else level.next_alpha_bar
-            return projection.apply(y, schedules.perturb(x0, z, alpha_bar))
+            return projection.apply(y, x0, noise.reference(r, position, level.index), level)
 
         def noise_fn(position, i):
             if drawn.steps is None:
@@ -206,15 +226,13 @@ def make_round(
                 return drawn.steps[position]
             return jnp.where(again == 0, drawn.steps[position], noise.step(r, position, i))
 
-        advance = solvers.make_step(
-            solver,
-            eps_fn=networks["score"],
-            noise_fn=noise_fn,
-            guidance_fn=guidance if terms else None,
-            project_fn=project if projection else None,
-            clip=clip,
-        )
-        return advance(carry, row)
+        parts: dict[str, Any] = {"eps_fn": networks["score"], "noise_fn": noise_fn, "clip": clip}
+        parts["project_fn"] = project if projection else None
+        if steering:
+            parts |= {"steer_fn": steered, "moves_fn": lambda extra: extra[-1]}
+            return solvers.make_steered_step(solver, **parts)(carry, row)
+        parts["guidance_fn"] = guidance if terms else None
+        return solvers.make_step(solver, **parts)(carry, row)
 
     return Round(begin, step, lambda carry: carry[0])
 

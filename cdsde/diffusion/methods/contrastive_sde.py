@@ -27,6 +27,9 @@ def terms(settings) -> tuple[Term, ...]:
             return energies.patch_contrast(encode, settings.temperature, reference)
         return energies.contrastive(encode, reference)
 
+    def itself(x0, e, alpha_bar):
+        return x0
+
     def content(networks):
         return energies.content(settings.factor, "neg_l2")
 
@@ -37,7 +40,7 @@ def terms(settings) -> tuple[Term, ...]:
         return energies.domain_contrast(features, networks["domain_direction"])
 
     parts = [
-        Term(contrastive, settings.weight, clean=settings.clean),
+        Term(contrastive, settings.weight, reference=itself if settings.clean else None),
         Term(content, settings.content_weight, quadratic=True),
     ]
     if settings.domain_images:

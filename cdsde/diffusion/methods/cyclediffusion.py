@@ -28,7 +28,7 @@ def invert(settings):
         x = schedules.perturb(x0, noise.start(0), first)
 
         def step(x, row):
-            position, level, coefficients, (_, again, _) = row
+            position, level, coefficients, (_, again, *_) = row
 
             def next_state(x, eps, z):
                 return solver.step(x, eps, jnp.zeros(()), level, coefficients, z, ())[0]

@@ -19,12 +19,14 @@ def start(settings):
 
 def projection(settings) -> Projection:
     """The projection y + φ(x_t) - φ(y), equation 8 of the paper."""
-    from cdsde.diffusion import energies
+    from cdsde.diffusion import energies, schedules
 
-    def apply(y, x_t):
+    def apply(y, x0, z, level):
+        same = settings.level == "same"
+        x_t = schedules.perturb(x0, z, level.alpha_bar if same else level.next_alpha_bar)
         return y + energies.lowpass(x_t - y, settings.factor)
 
-    return Projection(apply, settings.level)
+    return Projection(apply)
 
 
 ILVR = Method(

@@ -34,14 +34,14 @@ class Setting(NamedTuple):
 
 
 class Term(NamedTuple):
-    """One energy of a method, its weight, and the view of the source that its reference perturbs.
+    """One energy of a method, its weight, and the view of the source that is its reference.
 
     Attributes:
       energy: `networks -> Energy` (energies.py); `networks` maps each network's name to a function
         with bound parameters, and "domain_direction" to an `energies.DomainDirection`.
       weight: λ, a number, or `index [S] -> λ [S]` where it depends on the noise level.
-      view: `x0 -> x0`; the energy's reference x_t is this view of the source, perturbed to level t.
-      clean: whether the reference is the view itself, not perturbed.
+      view: `x0 -> x0`; the energy's reference is this view of the source, perturbed to the level.
+      reference: `(view, e, alpha_bar) -> reference`, if it is not the perturbed view.
       quadratic: whether the energy has the form ‖Ay - b‖². With `sample.follow`, such an energy
         gets the weight of composition.py, equation (2).
     """
@@ -49,7 +49,7 @@ class Term(NamedTuple):
     energy: Callable
     weight: float | Callable
     view: Callable = lambda x0: x0
-    clean: bool = False
+    reference: Callable | None = None
     quadratic: bool = False
 
 
@@ -57,12 +57,24 @@ class Projection(NamedTuple):
     """A projection of the state after each step.
 
     Attributes:
-      apply: `(y, x_t) -> y`, with the freshly perturbed source x_t; both are `[B, H, W, C]`.
-      level: the level of x_t: "previous" (after the step) or "same" (before the step).
+      apply: `(y, x0, z, level) -> y`, with the source x0 and fresh noise z; images are
+        `[B, H, W, C]`; `level` is the row of the grid of the step.
     """
 
     apply: Callable
-    level: str = "previous"
+
+
+class Steering(NamedTuple):
+    """A map S of a step's mean, in place of guidance by the energies' gradients (steered.py).
+
+    Attributes:
+      mean: `(y, mean, gradients, x0, level, weights) -> y`, with the gradient `[B, H, W, C]` and
+        the weight of each term; it is not asked at levels where all weights are 0.
+      moves: `index [S] -> number of moves before the step [S]`, on the host.
+    """
+
+    mean: Callable
+    moves: Callable
 
 
 class Method(NamedTuple):
@@ -75,7 +87,8 @@ class Method(NamedTuple):
       name: its name in `config.method`, and the name of its group of the config.
       title: its name in tables and on the demo page.
       settings: its keys. "start" is M, the number of noise levels below the start.
-      networks: names of the networks that it runs, in the order in which they are trained.
+      networks: names of the networks that it runs, in the order in which they are trained, or
+        `settings -> names`.
       start: `settings -> ((x, e, alpha_bar) -> y)`, the state before the first step, with the
         source or previous result x, e ~ N(0, I) and ᾱ of level M-1. None: the perturbed source
         √ᾱ x + √(1-ᾱ) e.
@@ -85,6 +98,7 @@ class Method(NamedTuple):
       refine: `settings -> (M, rounds)`; the result is perturbed to level M-1 and denoised by the
         SDE, `rounds` times; `(0, 0)`: not.
       terms: `settings -> (Term, ...)`.
+      steer: `settings -> Steering`, or None.
       projection: `settings -> Projection`, or None for no projection.
       combine: `(gradients, y, i) -> g` combines the terms' weighted gradients `[B, H, W, C]`. None:
         their sum, in one backward pass.
@@ -98,15 +112,20 @@ class Method(NamedTuple):
     name: str
     title: str
     settings: Mapping[str, Setting]
-    networks: tuple[str, ...] = ("score",)
+    networks: tuple[str, ...] | Callable = ("score",)
     start: Callable | None = None
     invert: Callable = lambda settings: None
     refine: Callable = lambda settings: (0, 0)
     terms: Callable = lambda settings: ()
+    steer: Callable = lambda settings: None
     projection: Callable = lambda settings: None
     combine: Callable | None = None
     domain_images: Callable = lambda settings: 0
     check: Callable = lambda settings, config: None
+
+    def needed(self, settings) -> tuple[str, ...]:
+        """Names of the networks that it runs with these settings."""
+        return self.networks(settings) if callable(self.networks) else self.networks
 
     def changeable(self) -> tuple[str, ...]:
         """Names of the settings that may change without a new compilation."""

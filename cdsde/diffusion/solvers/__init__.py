@@ -18,6 +18,7 @@ from cdsde.diffusion.solvers.ddim import ddim
 from cdsde.diffusion.solvers.dpmpp_2m import dpmpp_2m
 from cdsde.diffusion.solvers.reverse import frames, make_step, reverse, rows
 from cdsde.diffusion.solvers.solver import Solver
+from cdsde.diffusion.solvers.steered import make_step as make_steered_step
 
 __all__ = [
     "SOLVERS",
@@ -28,6 +29,7 @@ __all__ = [
     "frames",
     "gain",
     "make",
+    "make_steered_step",
     "make_step",
     "reverse",
     "rows",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cdsde.diffusion import levels, schedules
-from cdsde.diffusion.solvers.solver import Solver
+from cdsde.diffusion.solvers.solver import Solver, split
 
 
 def make_step(
@@ -32,7 +32,8 @@ def make_step(
 
     Args:
       solver: moves the state.
-      eps_fn: `(y, i) -> eps`, with the level index i as a float32 scalar.
+      eps_fn: `(y, i) -> eps`, or `(eps, v)` with a learned variance (`solver.split`); the level
+        index i is a float32 scalar.
       noise_fn: `(position, i) -> z [B, H, W, C]`, with the position of the step in the run.
       guidance_fn: `(y, i, level, extra) -> g`, the gradient of the weighted energies; None:
         unguided.
@@ -45,7 +46,7 @@ def make_step(
         y, memory = carry
         position, level, coefficients, extra = row
         i = level.index.astype(jnp.float32)
-        eps = eps_fn(y, i)
+        eps, widen = split(eps_fn(y, i), level)
         if clip:
             x0 = jnp.clip(schedules.eps_to_x0(y, eps, level.alpha_bar), -1.0, 1.0)
             eps = schedules.x0_to_eps(y, x0, level.alpha_bar)
@@ -54,7 +55,7 @@ def make_step(
             # The barrier runs the networks in sequence; in parallel they compete for a CPU's cache.
             eps, state = jax.lax.optimization_barrier((eps, y))
             guidance = guidance_fn(state, i, level, extra)
-        z = noise_fn(position, level.index)
+        z = widen * noise_fn(position, level.index)
         y, memory = solver.step(y, eps, guidance, level, coefficients, z, memory)
         if project_fn is not None:
             y = project_fn(y, position, level)

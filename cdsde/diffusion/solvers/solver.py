@@ -52,3 +52,17 @@ def guided_x0(y, eps, guidance, level: levels.Grid):
 def option(value: float, grid: levels.Grid) -> np.ndarray:
     """An option as a column of coefficients: its value at every step, float32 `[S]`."""
     return np.full(len(grid.index), value, np.float32)
+
+
+def split(output, level):
+    r"""`(eps, factor of σ)` of a network with or without a learned variance.
+
+    With the learned v in [-1, 1] (Nichol and Dhariwal 2021, equation 15), log σ² lies between the
+    log of the posterior's variance β̃ and log β, at the share (v+1)/2; σ is that of β̃ here, and
+
+        σ(v) = σ (β/β̃)^((v+1)/4)
+    """
+    if not isinstance(output, tuple):
+        return output, 1.0
+    eps, v = output
+    return eps, level.spread ** ((v + 1) / 4)

@@ -19,6 +19,7 @@ from cdsde.networks.features.dino import DINO
 from cdsde.networks.features.efficientnet import EfficientNetLite0
 from cdsde.networks.features.inception import InceptionV3
 from cdsde.networks.features.lpips import LPIPSVGG, LPIPSAlex
+from cdsde.networks.features.vgg import FirstLayers
 from cdsde.weights.torch import layouts
 
 StateDict = Mapping[str, Any]  # published names to arrays, or to anything with a shape
@@ -172,6 +173,14 @@ KINDS = {
         module_name=lambda module: module,
         inputs=functools.partial(_image_inputs, 1),
         prefixes=("patch_embed.", "blocks."),
+        **_FEATURES,
+    ),
+    "vgg": Kind(
+        network=FirstLayers,
+        module_name=lambda module: module.removeprefix("layer_"),
+        inputs=functools.partial(_image_inputs, 1),
+        prefixes=("0.", "2."),
+        rename=lambda state_dict: {k: state_dict[k] for k in state_dict if k[:2] in ("0.", "2.")},
         **_FEATURES,
     ),
     "lpips_alex": Kind(

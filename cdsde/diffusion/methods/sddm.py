@@ -1,0 +1,122 @@
+r"""SDDM (Sun et al., ICML 2023, arXiv 2308.02154): keeps the state on the source's block moments.
+
+At levels above T0 = `until`, with the solver's mean μ, r = 1/√(1-β), and the projection P and the
+tangent part T of block_moments.py,
+
+    d = T(μ - r y),   g_k = T(-∂E_k/∂y), scaled to the length 25 β/√(1-β) |d|                  (1)
+    S(y, μ) = μ - d + Σ_k a_k v_k,   v = (d, g_1, ...), a the shortest vector's (least_norm.py) (2)
+    y ← P(S(y, μ) + σ z) at the next level                                                    (3)
+
+Lengths and a are per image and channel. Four moves y ← S(y, μ) precede the last step above T0;
+below it, the SDE runs on alone. The energies are the block AdaIN of VGG's first layers
+(block_moments.py), EGSDE's two, or all three; their reference is the source without noise.
+"""
+
+from __future__ import annotations
+
+from cdsde.diffusion.methods.method import (
+    Method,
+    Projection,
+    Setting,
+    Steering,
+    Term,
+    start_setting,
+)
+
+MOVES = 4
+
+
+def terms(settings) -> tuple[Term, ...]:
+    """The energies, with the factor of equation (1) above T0."""
+    import jax.numpy as jnp
+
+    from cdsde.diffusion import block_moments, energies
+
+    def scaled(x0, e, alpha_bar):
+        return jnp.sqrt(alpha_bar) * x0
+
+    def weight(index):
+        return settings.weight * (index > settings.until)
+
+    def domain(networks):
+        return energies.domain(lambda x, i: networks["classifier"](x, i, head=False)[1])
+
+    appearance = Term(
+        lambda networks: block_moments.energy(networks["vgg"], settings.blocks),
+        weight,
+        reference=lambda x0, e, alpha_bar: x0,
+    )
+    egsde = (
+        Term(domain, weight, reference=scaled),
+        Term(lambda networks: energies.content(settings.factor), weight, reference=scaled),
+    )
+    return {"features": (appearance,), "egsde": egsde, "all": (appearance, *egsde)}[settings.energy]
+
+
+def steer(settings) -> Steering:
+    """The map S of equation (2), and the moves."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from cdsde.diffusion import block_moments, least_norm
+
+    def mean(y, mu, gradients, x0, level, weights):
+        at = block_moments.at_level(block_moments.moments(x0, settings.blocks), level.alpha_bar)
+        root = jnp.sqrt(1 - level.beta)
+        move = mu - y / root
+        d = block_moments.tangent(move, y, at)
+
+        def length(v):
+            return jnp.sqrt(jnp.sum(jnp.square(v), axis=(1, 2), keepdims=True))
+
+        def guide(gradient, factor):
+            g = block_moments.tangent(-gradient, y, at)
+            return g * (level.beta / root) / length(g) * length(d) * factor
+
+        vectors = [d, *map(guide, gradients, weights)]
+        blocks = settings.blocks if settings.detail else 1
+        return mu - d + least_norm.shortest(vectors, blocks)
+
+    def moves(index):
+        following = np.append(index[1:], -1)
+        return MOVES * ((index > settings.until) & (following <= settings.until))
+
+    return Steering(mean, moves)
+
+
+def projection(settings) -> Projection:
+    """The projection of equation (3)."""
+    import jax.numpy as jnp
+
+    from cdsde.diffusion import block_moments
+
+    def apply(y, x0, z, level):
+        source = block_moments.moments(x0, settings.blocks)
+        to = block_moments.at_level(source, level.next_alpha_bar)
+        return jnp.where(level.index > settings.until, block_moments.project(y, to), y)
+
+    return Projection(apply)
+
+
+NETWORKS = {"features": ("vgg",), "egsde": ("classifier",), "all": ("vgg", "classifier")}
+SDDM = Method(
+    name="sddm",
+    title="SDDM",
+    networks=lambda settings: ("score", *NETWORKS[settings.energy]),
+    settings={
+        "start": start_setting(1000),
+        "until": Setting(505, "T0: the index of the noise level below which nothing steers.",
+                         minimum=0, changeable=True, slider="T0, end of guidance"),
+        "blocks": Setting(16, "Number of blocks A along each side.", minimum=1),
+        "energy": Setting("features", "Energies: VGG's first `features`, EGSDE's, or all three.",
+                          tuple(NETWORKS)),
+        "weight": Setting(25.0, "Factor of the energies' length in equation (1).",
+                          changeable=True, slider="λ, energies"),
+        "detail": Setting(False, "Combine the gradients in each block by itself."),
+        "factor": Setting(32, "Factor N of the content energy's low-pass.", minimum=1),
+    },
+    start=lambda settings: lambda x, e, alpha_bar: e,
+    terms=terms,
+    steer=steer,
+    projection=projection,
+)  # fmt: skip

@@ -1,0 +1,198 @@
+"""SDDM against its published code (tests/golden/methods)."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdsde import config
+from cdsde.diffusion import block_moments, least_norm, methods, noise, schedules, solvers
+from cdsde.diffusion.levels import make_grid
+from cdsde.diffusion.methods import composition
+from cdsde.weights.torch import convert
+
+FOLDER = Path(__file__).parents[1] / "golden"
+GOLDEN = FOLDER / "methods"
+SETTINGS = json.loads((GOLDEN / "config.json").read_text())["sddm"]
+FLOORS = json.loads((GOLDEN / "floors.json").read_text())["arrays"]
+BETA = np.linspace(1e-4, 2e-2, 1000)
+# guided-diffusion keeps its tables in float64 and rounds coefficients where they are used.
+SCHEDULE = schedules.Schedule(BETA, np.cumprod(1 - BETA))
+METHOD = methods.METHODS["sddm"]
+SOLVER = solvers.ancestral("learned")
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    with jax.default_matmul_precision("float32"):
+        yield
+
+
+def golden(name):
+    """The arrays of a file; images as NHWC, with the moments' trailing ones left as they are."""
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return {
+            k: np.moveaxis(v, -3, -1) if v.ndim >= 4 and v.shape[-1] >= 16 else v
+            for k, v in arrays.items()
+        }
+
+
+def assert_near(actual, expected, name):
+    """At the tolerance of the vectors, relative to the array's largest value."""
+    assert actual.shape == expected.shape, name
+    off = np.abs(np.asarray(actual) - expected).max() / FLOORS[name]["max_abs"]
+    assert off < FLOORS[name]["tolerance"], (name, off, FLOORS[name]["tolerance"])
+
+
+# --- the parts ---
+
+
+@pytest.mark.parametrize("suffix", ["a0", "a1"])
+def test_moments_projection_tangent_and_energy(suffix):
+    arrays = golden("sddm_parts")
+    blocks = int(arrays["areas"][int(suffix[1])])
+    ref, x, delta = (jnp.asarray(arrays[name]) for name in ("ref", "x", "delta"))
+    source = block_moments.moments(ref, blocks)
+    for k, t in enumerate(arrays["t"]):
+        at = block_moments.at_level(source, arrays["alphas_cumprod"][t])
+        for moment, name in ((at.mean, "level_mean"), (at.std, "level_std")):
+            actual = jnp.transpose(moment[:, :, 0, :, 0], (0, 3, 1, 2))[..., None, None]
+            assert_near(actual, arrays[f"{name}_{suffix}"][k], f"sddm_parts/{name}_{suffix}")
+        for value, name in (
+            (block_moments.project(x, at), "projected"),
+            (block_moments.tangent(delta, x, at), "tangent"),
+        ):
+            assert_near(value, arrays[f"{name}_{suffix}"][k], f"sddm_parts/{name}_{suffix}")
+    apply, params = convert.load_torch(GOLDEN / "vgg_level1.safetensors", "vgg")
+    energy = block_moments.energy(lambda x: apply(params, x), blocks)
+    assert_near(energy(x, ref, 0), arrays[f"energy_{suffix}"], f"sddm_parts/energy_{suffix}")
+    gradient = jax.grad(lambda x: energy(x, ref, 0).sum())(x)
+    name = f"energy_gradient_{suffix}"
+    assert_near(gradient, arrays[name], f"sddm_parts/{name}")
+
+
+def test_the_shortest_combination():
+    with np.load(GOLDEN / "sddm_combination.npz") as arrays:
+        names = [k.removesuffix("_vectors") for k in arrays if k.endswith("_vectors")]
+        assert len(names) == 7
+        for name in names:
+            v = arrays[f"{name}_vectors"]
+            a = least_norm.weights(jnp.asarray(v.reshape(*v.shape[:-2], -1)))
+            assert_near(a, arrays[f"{name}_weights"], f"sddm_combination/{name}_weights")
+            combined = jnp.einsum("...n,...nhw->...hw", a, v)
+            assert_near(combined, arrays[f"{name}_result"], f"sddm_combination/{name}_result")
+
+
+def test_the_combination_of_an_image_does_not_depend_on_its_batch():
+    keys = jax.random.split(jax.random.key(0), 3)
+    vectors = [jax.random.normal(key, (4, 8, 8, 3)) for key in keys]
+    whole = least_norm.shortest(vectors, 2)
+    alone = least_norm.shortest([v[1:2] for v in vectors], 2)
+    np.testing.assert_allclose(whole[1:2], alone, atol=1e-6)
+
+
+# --- steps and runs ---
+
+
+def draw(seed, index, size):
+    generator = np.random.Generator(np.random.PCG64(seed * 100000 + index))
+    return np.moveaxis(generator.standard_normal((1, 3, size, size), dtype=np.float32), 1, -1)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    unet, params = convert.load_torch(
+        FOLDER / "egsde" / "adm_unet.safetensors", "adm", num_head_channels=16
+    )
+    small, small_params = convert.load_torch(
+        FOLDER / "egsde" / "ddpm_unet.safetensors", "ddpm", image_size=16
+    )
+    dse, dse_params = convert.load_torch(
+        FOLDER / "egsde" / "dse.safetensors", "adm_encoder", num_head_channels=16
+    )
+    vgg, vgg_params = convert.load_torch(GOLDEN / "vgg_level1.safetensors", "vgg")
+
+    def learned(x, i):
+        out = unet(params, x, i)
+        return out[..., :3], out[..., 3:]
+
+    common = {
+        "classifier": lambda x, i, **kwargs: dse(dse_params, x, i, **kwargs),
+        "vgg": lambda x: vgg(vgg_params, x),
+    }
+    return {
+        "adm": {"score": learned, **common},
+        "ddpm": {"score": lambda x, i: small(small_params, x, i)[..., :3], **common},
+    }
+
+
+class Run:
+    """A respaced run with the published noise; positions count from the first step."""
+
+    def __init__(self, networks, ref, steps, range_t, seed, **changes):
+        self.grid = make_grid(SCHEDULE, 1000, steps)
+        settings = config.base().sddm
+        settings.update(until=int(self.grid.index[::-1][range_t]), **changes)
+        self.levels = composition.make_levels(METHOD, settings, self.grid, SOLVER)
+        size = ref.shape[1]
+        start = draw(seed, 99999, size)[None]
+        each = np.stack([draw(seed, i, size) for i in reversed(range(steps))])[None]
+        self._parts = (METHOD, settings, networks)
+        self._rest = {"noise": noise.replay(start, each), "solver": SOLVER, "clip": True}
+        self.ref = jnp.asarray(ref)
+
+    def step(self, y, i):
+        """The step at the respaced index i."""
+        parts = composition.make_round(self.ref, *self._parts, **self._rest)
+        position = len(self.grid.index) - 1 - i
+        row = jax.tree.map(lambda column: column[position], self.levels.rows())
+        drawn = composition.Drawn(jnp.zeros_like(y), None)
+        step = jax.jit(lambda y, row: parts.step((y, ()), row, 0, drawn)[0])
+        return step(jnp.asarray(y), row)
+
+    def states(self):
+        """The states after all steps, `[S, B, H, W, C]`."""
+
+        def go(x0, levels):
+            return composition.translate(x0, *self._parts, levels, keep=10**6, **self._rest)
+
+        return jax.jit(go)(self.ref, self.levels)[1][0]
+
+
+def test_steps(networks):
+    arrays, s = golden("sddm_steps"), SETTINGS["step"]
+    adm = networks["adm"]
+    run = Run(adm, arrays["ref"], 100, s["range_t"], 313, blocks=s["area"])
+    np.testing.assert_array_equal(run.grid.index[::-1], arrays["timestep_map"])
+    for k, i in enumerate(arrays["levels"]):
+        y = run.step(arrays["x"][k], int(i))
+        assert_near(y, arrays["projected"][k], "sddm_steps/projected")
+    for k, i in enumerate(arrays["unguided_levels"]):
+        y = run.step(arrays["unguided_x"][k], int(i))
+        assert_near(y, arrays["unguided"][k], "sddm_steps/unguided")
+    y = run.step(arrays["refine_x"], int(arrays["refine_level"]))
+    assert_near(y, arrays["refine_projected"], "sddm_steps/refine_projected")
+    detailed = Run(adm, arrays["ref"], 100, s["range_t"], 313, blocks=s["area"], detail=True)
+    y = detailed.step(arrays["x"][1], int(arrays["levels"][1]))
+    assert_near(y, arrays["detail_projected"], "sddm_steps/detail_projected")
+    s = SETTINGS["step3"]
+    three = dict(blocks=s["area"], energy="all", factor=s["down_N"])
+    run = Run(adm, arrays["three_ref"], 100, s["range_t"], 315, **three)
+    y = run.step(arrays["three_x"], int(arrays["three_level"]))
+    assert_near(y, arrays["three_projected"], "sddm_steps/three_projected")
+
+
+@pytest.mark.parametrize("name", ["run", "run_ddpm", "run3"])
+def test_runs(networks, name):
+    arrays, s = golden("sddm_runs"), SETTINGS[name]
+    seed = {"run": 314, "run_ddpm": 316, "run3": 317}[name]
+    more = dict(energy="all", factor=s["down_N"]) if name == "run3" else {}
+    net = networks["ddpm" if name == "run_ddpm" else "adm"]
+    ref = arrays[f"{name}_ref"]
+    states = Run(net, ref, 20, s["range_t"], seed, blocks=s["area"], **more).states()
+    expected = arrays[f"{name}_states"]
+    kept = states if name != "run3" else states[np.array([19 - i for i in arrays["run3_steps"]])]
+    assert_near(kept, expected, f"sddm_runs/{name}_states")
