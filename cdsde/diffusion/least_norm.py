@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-STEPS = 20  # as published; its earlier stop depends on the rest of the batch, and is left out
+STEPS = 20
+STOP = 1e-4  # an image stops where its mean γ is smaller; the published code takes the batch's mean
 
 
 def shortest(gradients: Sequence[jax.Array], blocks: int = 1) -> jax.Array:
@@ -36,13 +37,14 @@ def shortest(gradients: Sequence[jax.Array], blocks: int = 1) -> jax.Array:
 
 
 def weights(vectors: jax.Array) -> jax.Array:
-    """The coefficients a of equation (1): `[..., N, D]` -> `[..., N]`."""
+    """The coefficients a of equation (1): `[B, ..., N, D]` -> `[B, ..., N]`; images come first."""
     products = jnp.einsum(
         "...nd,...md->...nm", vectors, vectors, precision=jax.lax.Precision.HIGHEST
     )
     count = vectors.shape[-2]
 
-    def step(_, a):
+    def step(_, state):
+        a, active = state
         slope = jnp.einsum("...n,...nm->...m", a, products, precision=jax.lax.Precision.HIGHEST)
         k = jnp.argmin(slope, axis=-1)
         corner = jax.nn.one_hot(k, count, dtype=a.dtype)
@@ -50,8 +52,11 @@ def weights(vectors: jax.Array) -> jax.Array:
         at_corner = jnp.sum(slope * corner, axis=-1)
         length = jnp.sum(jnp.diagonal(products, axis1=-2, axis2=-1) * corner, axis=-1)
         gamma = (value - at_corner) / (length + value - 2 * at_corner)
-        gamma = jnp.clip(jnp.where(jnp.isnan(gamma), 1.0, gamma), 0.0, 1.0)[..., None]
-        return (1 - gamma) * a + gamma * corner
+        gamma = jnp.clip(jnp.where(jnp.isnan(gamma), 1.0, gamma), 0.0, 1.0)
+        moved = (1 - gamma[..., None]) * a + gamma[..., None] * corner
+        now = active.reshape((-1,) + (1,) * (a.ndim - 1))
+        size = jnp.abs(gamma).reshape(len(a), -1).mean(axis=1)
+        return jnp.where(now, moved, a), active & (size >= STOP)
 
     start = jnp.full(vectors.shape[:-1], 1 / count, vectors.dtype)
-    return jax.lax.fori_loop(0, STEPS, step, start)
+    return jax.lax.fori_loop(0, STEPS, step, (start, jnp.ones(len(start), bool)))[0]
