@@ -18,6 +18,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "methods"
 SETTINGS = json.loads((GOLDEN / "config.json").read_text())
 FLOORS = json.loads((GOLDEN / "floors.json").read_text())["arrays"]
 SCHEDULE = schedules.linear()
+BETA = np.linspace(1e-4, 2e-2, 1000)
+# guided-diffusion, on which DDIB stands, keeps its tables in float64.
+EXACT = schedules.Schedule(BETA, np.cumprod(1 - BETA))
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +53,16 @@ def draw(seed, index, shape):
     return np.moveaxis(generator.standard_normal(nchw, dtype=np.float32), 1, -1)
 
 
+# 1000 steps from √ᾱ = 0.006 magnify where coefficients are rounded; these are not rounded as there.
+OWN_ROUNDING = ("ddib/full_target", "ddib/full_target_clipped")
+
+
 def assert_near(actual, expected, name):
     """At the tolerance of the vectors, relative to the array's largest value."""
-    floor = FLOORS[name]
+    key = "tolerance_float64_coefficients" if name in OWN_ROUNDING else "tolerance"
     assert actual.shape == expected.shape
     off = np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
-    assert off < floor["tolerance"], (name, off, floor)
+    assert off < FLOORS[name][key], (name, off, FLOORS[name])
 
 
 def run(method, settings, networks, x0, grid, solver, noises, keep=0, clip=False):
@@ -86,7 +93,7 @@ def test_ddib(networks, name):
     arrays = golden("ddib")
     x0 = arrays[f"{name}_source"]
     method, settings = methods.METHODS["ddib"], config.base().ddib
-    grid = make_grid(SCHEDULE, 1000, 20 if name == "short" else None)
+    grid = make_grid(EXACT, 1000, 20 if name == "short" else None)
     np.testing.assert_array_equal(grid.index[::-1], arrays[f"{name}_timesteps"])
     solver = solvers.ddim(0.0)
     levels = composition.make_levels(method, settings, grid, solver)
@@ -149,6 +156,8 @@ def test_cyclediffusion(networks, name):
     settings.update(start=start, refine=refine, refine_rounds=rounds)
     method = methods.METHODS["cyclediffusion"]
     grid = make_grid(SCHEDULE, start, steps)
+    if name != "ddpm":  # the published DDIM forms β in float32
+        grid = grid._replace(beta=1 - grid.alpha_bar / grid.next_alpha_bar)
     noises = cycle_noise(SETTINGS["seeds"]["cycle" if name == "strided" else f"cycle_{name}"],
                          x0.shape, rounds)  # fmt: skip
     (y, states), levels = run(method, settings, networks, x0, grid, solver, noises, keep=10**6)
