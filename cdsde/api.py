@@ -45,6 +45,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
                 raise ValueError(command_line.wrong_type(config, key, value)) from error
     except command_line.UserError as error:
         raise ValueError(str(error)) from error
+    config_lib.adopt_sampling(config, overrides or {})
     checks.validate(config)
     return config
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
-from cdsde.config import EDITORS, checks, command_line
+from cdsde.config import EDITORS, adopt_sampling, checks, command_line
 from cdsde.runtime import logs
 
 MODES = ("train", "sample", "eval", "edit", "serve", "import", "export")
@@ -54,6 +55,7 @@ def run(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument '{argv[1]}'; overrides are --config.KEY=VALUE")
     config = FLAGS.config
+    adopt_sampling(config, config_flags.get_override_values(FLAGS["config"]))
     workdir = WORKDIR.value or f"runs/{config.task}"
     try:
         checks.validate(config)

@@ -1,6 +1,7 @@
 """Configs: every key and its default, the values derived from keys, and the checks on them."""
 
 from cdsde.config.derived import (
+    adopt_sampling,
     domains,
     eval_methods,
     gan_settings,
@@ -37,6 +38,7 @@ __all__ = [
     "SDES",
     "SOURCE_SCORE",
     "STAGES",
+    "adopt_sampling",
     "base",
     "domains",
     "eval_methods",

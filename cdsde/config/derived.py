@@ -44,6 +44,19 @@ def needed_stages(config: ConfigDict) -> tuple[str, ...]:
     return LATENT if method in EDITORS else (method,)
 
 
+def adopt_sampling(config: ConfigDict, given: Iterable[str]) -> None:
+    """Sets the keys of `sample` that a method chosen by an override needs (`Method.sampling`).
+
+    Args:
+      config: changed in place.
+      given: the overridden keys; those of `sample` among them keep their values.
+    """
+    given = set(given)
+    if "method" in given and config.method in SDES:
+        own = GUIDED_SDES[config.method].sampling
+        config.sample.update({k: v for k, v in own.items() if f"sample.{k}" not in given})
+
+
 def network_group(stage: str) -> str:
     """The group of the config that describes a stage's network, and its training."""
     return {SOURCE_SCORE: "score", "fastcut": "cut"}.get(stage, stage)

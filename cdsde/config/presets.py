@@ -66,7 +66,7 @@ def small_networks(c: ConfigDict) -> None:
 def factor(c: ConfigDict, n: int) -> None:
     """Sets the low-pass factor N of every method and of the encoder's second view."""
     c.train.encoder.factor = n
-    for method in ("ilvr", "egsde", "contrastive_sde"):
+    for method in ("ilvr", "egsde", "contrastive_sde", "sddm"):
         c[method].factor = n
 
 
@@ -101,7 +101,10 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
         domain_weight=50.0,
     )
     c.sample.update(steps=15, solver="dpmpp_2m", eta=1.0, spacing="log_snr", clip=True, follow=True)
+    c.sddm.update(energy="egsde", blocks=8, factor=2)
     c.weights.score = f"shipped:score-{target}-32"
+    if source in ("twemoji", "fluent"):
+        c.weights.source_score = f"shipped:score-{source}-32"
     c.weights.encoder = "shipped:encoder-emoji-32"
     c.weights.classifier = "shipped:classifier-emoji-32"
     c.weights.cut = f"shipped:cut-{c.task}-32"

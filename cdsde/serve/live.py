@@ -127,6 +127,7 @@ class Translator:
         config = self.config.copy_and_resolve_references()
         config.method = method
         config.sample.seed = int(seed)
+        config_lib.adopt_sampling(config, {"method"})
         values = dict(values or {})
         if method not in config_lib.SDES:
             config.sample.match_colours = 0  # a GAN has no start to match colours for

@@ -56,12 +56,8 @@ def check(settings, config) -> None:
       ValueError: one of them is not so.
     """
     s = config.sample
-    if s.solver == "dpmpp_2m" or (s.solver == "ddim" and not s.eta):
-        raise ValueError(
-            f"config.sample.solver is {s.solver} with eta {s.eta}, and cyclediffusion recovers the "
-            "noise of each step: set config.sample.solver to ddim and config.sample.eta above 0 "
-            "(published: 0.1), or the solver to ancestral"
-        )
+    draws = s.solver == "ancestral" or (s.solver == "ddim" and s.eta)
+    CYCLEDIFFUSION.require(draws, s, "recovers the noise of each step")
     if s.rounds > 1:
         raise ValueError(f"config.sample.rounds is {s.rounds}, and cyclediffusion has one round")
 
@@ -79,5 +75,6 @@ CYCLEDIFFUSION = Method(
     },
     invert=invert,
     refine=lambda settings: (settings.refine, settings.refine_rounds if settings.refine else 0),
+    sampling={"solver": "ddim", "eta": 0.1},
     check=check,
 )

@@ -48,11 +48,7 @@ def check(settings, config) -> None:
       ValueError: the solver draws noise.
     """
     s = config.sample
-    if s.solver == "ancestral" or s.eta:
-        raise ValueError(
-            f"config.sample.solver is {s.solver} with eta {s.eta}, and ddib follows an ODE: set "
-            "config.sample.solver to ddim or dpmpp_2m, and config.sample.eta to 0"
-        )
+    DDIB.require(s.solver != "ancestral" and not s.eta, s, "follows an ODE")
 
 
 DDIB = Method(
@@ -68,5 +64,6 @@ DDIB = Method(
         ),
     },
     invert=invert,
+    sampling={"solver": "ddim", "eta": 0.0},
     check=check,
 )

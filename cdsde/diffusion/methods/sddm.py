@@ -14,16 +14,11 @@ below it, the SDE runs on alone. The energies are the block AdaIN of VGG's first
 
 from __future__ import annotations
 
-from cdsde.diffusion.methods.method import (
-    Method,
-    Projection,
-    Setting,
-    Steering,
-    Term,
-    start_setting,
-)
+from cdsde.diffusion.methods.method import Method, Projection, Setting, Steering, Term
+from cdsde.diffusion.methods.method import start_setting as start
 
 MOVES = 4
+NETWORKS = {"features": ("vgg",), "egsde": ("classifier",), "all": ("vgg", "classifier")}
 
 
 def terms(settings) -> tuple[Term, ...]:
@@ -41,16 +36,15 @@ def terms(settings) -> tuple[Term, ...]:
     def domain(networks):
         return energies.domain(lambda x, i: networks["classifier"](x, i, head=False)[1])
 
-    appearance = Term(
-        lambda networks: block_moments.energy(networks["vgg"], settings.blocks),
-        weight,
-        reference=lambda x0, e, alpha_bar: x0,
-    )
-    egsde = (
-        Term(domain, weight, reference=scaled),
-        Term(lambda networks: energies.content(settings.factor), weight, reference=scaled),
-    )
-    return {"features": (appearance,), "egsde": egsde, "all": (appearance, *egsde)}[settings.energy]
+    def look(networks):
+        return block_moments.energy(networks["vgg"], settings.blocks)
+
+    def content(networks):
+        return energies.content(settings.factor)
+
+    first = Term(look, weight, reference=lambda x0, e, alpha_bar: x0)
+    egsde = Term(domain, weight, reference=scaled), Term(content, weight, reference=scaled)
+    return {"features": (first,), "egsde": egsde, "all": (first, *egsde)}[settings.energy]
 
 
 def steer(settings) -> Steering:
@@ -63,8 +57,7 @@ def steer(settings) -> Steering:
     def mean(y, mu, gradients, x0, level, weights):
         at = block_moments.at_level(block_moments.moments(x0, settings.blocks), level.alpha_bar)
         root = jnp.sqrt(1 - level.beta)
-        move = mu - y / root
-        d = block_moments.tangent(move, y, at)
+        d = block_moments.tangent(mu - y / root, y, at)
 
         def length(v):
             return jnp.sqrt(jnp.sum(jnp.square(v), axis=(1, 2), keepdims=True))
@@ -74,8 +67,7 @@ def steer(settings) -> Steering:
             return g * (level.beta / root) / length(g) * length(d) * factor
 
         vectors = [d, *map(guide, gradients, weights)]
-        blocks = settings.blocks if settings.detail else 1
-        return mu - d + least_norm.shortest(vectors, blocks)
+        return mu - d + least_norm.shortest(vectors, settings.blocks if settings.detail else 1)
 
     def moves(index):
         following = np.append(index[1:], -1)
@@ -98,25 +90,30 @@ def projection(settings) -> Projection:
     return Projection(apply)
 
 
-NETWORKS = {"features": ("vgg",), "egsde": ("classifier",), "all": ("vgg", "classifier")}
+def check(settings, config) -> None:
+    """Raises a ValueError unless solver and blocks fit; a block of one pixel has no deviation."""
+    SDDM.require(config.sample.solver != "dpmpp_2m", config.sample, "steers the posterior's mean")
+    if (side := config.data.image_size) % settings.blocks or side == settings.blocks:
+        raise ValueError(
+            f"config.sddm.blocks is {settings.blocks}; it must divide config.data.image_size "
+            f"({side}) into blocks of more than one pixel"
+        )
+
+
+SETTINGS = {
+    "start": start(1000),
+    "until": Setting(505, "T0, the index of the level below which nothing steers.", minimum=0),
+    "blocks": Setting(16, "Number of blocks A along each side.", minimum=1),
+    "energy": Setting(
+        "features", "Energies: VGG's first `features`, EGSDE's, or all three.", tuple(NETWORKS)
+    ),
+    "weight": Setting(25.0, "Factor in equation (1).", changeable=True, slider="λ, energies"),
+    "detail": Setting(False, "Combine the gradients in each block by itself."),
+    "factor": Setting(32, "Factor N of the content energy's low-pass.", minimum=1),
+}
 SDDM = Method(
-    name="sddm",
-    title="SDDM",
-    networks=lambda settings: ("score", *NETWORKS[settings.energy]),
-    settings={
-        "start": start_setting(1000),
-        "until": Setting(505, "T0: the index of the noise level below which nothing steers.",
-                         minimum=0, changeable=True, slider="T0, end of guidance"),
-        "blocks": Setting(16, "Number of blocks A along each side.", minimum=1),
-        "energy": Setting("features", "Energies: VGG's first `features`, EGSDE's, or all three.",
-                          tuple(NETWORKS)),
-        "weight": Setting(25.0, "Factor of the energies' length in equation (1).",
-                          changeable=True, slider="λ, energies"),
-        "detail": Setting(False, "Combine the gradients in each block by itself."),
-        "factor": Setting(32, "Factor N of the content energy's low-pass.", minimum=1),
-    },
+    "sddm", "SDDM", SETTINGS, lambda settings: ("score", *NETWORKS[settings.energy]),
     start=lambda settings: lambda x, e, alpha_bar: e,
-    terms=terms,
-    steer=steer,
-    projection=projection,
+    terms=terms, steer=steer, projection=projection, check=check,
+    sampling={"solver": "ancestral", "steps": 100, "clip": True},
 )  # fmt: skip

@@ -38,6 +38,9 @@ def make_step(
       moves_fn: `extra -> number of moves`.
     """
 
+    posterior = solver.posterior
+    assert posterior is not None, "methods check that their solver has one"
+
     def step(carry, row):
         y, memory = carry
         position, level, coefficients, extra = row
@@ -48,7 +51,7 @@ def make_step(
             eps, widen = split(eps_fn(y, i), level)
             x0 = schedules.eps_to_x0(y, eps, level.alpha_bar)
             x0 = jnp.clip(x0, -1.0, 1.0) if clip else x0
-            mean = solver.posterior(y, x0, level, coefficients, jnp.zeros(()))
+            mean = posterior(y, x0, level, coefficients, jnp.zeros(()))
             return mean, jnp.broadcast_to(widen, mean.shape)
 
         def move(_, state):
@@ -61,7 +64,7 @@ def make_step(
         mean = steer_fn(y, mean, i, level, extra)
         zero = jnp.zeros(())
         z = widen * noise_fn(position, level.index)
-        y = mean + solver.posterior(zero, zero, level, coefficients, z)
+        y = mean + posterior(zero, zero, level, coefficients, z)
         return project_fn(y, position, level), memory
 
     return step
