@@ -1,5 +1,6 @@
 """Characters in gothic (strokes of even width) → mincho (thin horizontals, serifs): embedded data.
 
+    python -m cdsde.main --config=gothic2mincho --mode=train
     python -m cdsde.main --config=gothic2mincho --mode=sample
     python -m cdsde.main --config=gothic2mincho --mode=eval
 

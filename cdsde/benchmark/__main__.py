@@ -31,7 +31,9 @@ def arguments(argv) -> tuple[argparse.Namespace, dict]:
     parser.add_argument(
         "--tasks", default=TASKS, help="names of configs; --config.KEY=VALUE overrides each"
     )
-    parser.add_argument("--methods", default=",".join(plan.METHODS), help="values of config.method")
+    parser.add_argument(
+        "--methods", help="values of config.method; default: all whose networks the task has"
+    )
     parser.add_argument("--parts", default=",".join(PARTS), help="parts to run, in this order")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds in the part main")
     parser.add_argument("--output", default="docs/results", help="where results and report go")
@@ -62,12 +64,13 @@ def benchmark(argv=None) -> None:
     path = Path(args.output) / "results.json"
     try:
         results = _read(path)
-        methods = _names(args.methods, plan.METHODS, "--methods")
+        named = args.methods and _names(args.methods, plan.METHODS, "--methods")
         parts = _names(args.parts, PARTS, "--parts")
         if args.seeds < 1:
             raise ValueError(f"--seeds is {args.seeds}; it must be at least 1")
         for name in args.tasks.split(","):
             task = Task(name, Path(args.workdir), overrides)
+            methods = named or [m for m in plan.METHODS if task.has(m)]
             for part in parts:
                 run.go(task, run.plan_of(task, part, methods, args.seeds), results, path)
                 _write(results, path.parent)

@@ -20,7 +20,7 @@ METHODS = (*reversed(diffusion_methods.METHODS), *GANS)  # tables begin with the
 GUIDES = {
     name: method.networks[1]
     for name, method in diffusion_methods.METHODS.items()
-    if len(method.networks) > 1
+    if "domain_weight" in method.settings
 }
 # The papers' symbol of the weight of the energy that contrasts domains.
 DOMAIN_NAMES = {

@@ -68,6 +68,14 @@ class Task:
         params, origins = self.load(config)
         return config, params, records.settings_record(config, origins, self.source)
 
+    def has(self, method: str) -> bool:
+        """Whether the task has the networks that a method needs."""
+        try:
+            self.load(self.configure({"method": method}))
+        except ValueError:
+            return False
+        return True
+
     def load(self, config: ConfigDict) -> tuple[dict, dict[str, str]]:
         """The parameters of a method's networks and their origins; cached."""
         plain = json.loads(config.to_json_best_effort())

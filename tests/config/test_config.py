@@ -252,7 +252,7 @@ CHOICES = [
     ("score.prediction", "x0", "eps, v"),
     ("encoder.pool", "max", "attention, adaptive"),
     ("sample.solver", "euler", "ancestral, ddim"),
-    ("sample.variance", "learned", "fixedsmall, fixedlarge"),
+    ("sample.variance", "large", "fixedsmall, fixedlarge, learned"),
     ("train.score.schedule", "linear", "constant, cosine"),
     ("egsde.domain_similarity", "l2", "cosine, neg_l2"),
     ("egsde.content_similarity", "l2", "cosine, neg_l2"),

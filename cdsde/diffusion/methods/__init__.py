@@ -14,5 +14,5 @@ from cdsde.diffusion.methods.sddm import SDDM
 from cdsde.diffusion.methods.sdedit import SDEDIT
 
 METHODS: dict[str, Method] = {
-    m.name: m for m in (CONTRASTIVE_SDE, EGSDE, ILVR, SDEDIT, SDDM, CYCLEDIFFUSION, DDIB)
+    m.name: m for m in (CONTRASTIVE_SDE, EGSDE, SDDM, CYCLEDIFFUSION, DDIB, ILVR, SDEDIT)
 }
