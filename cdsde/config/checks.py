@@ -29,6 +29,8 @@ def validate(config: ConfigDict) -> None:
         GUIDED_SDES[config.method].check(config[config.method], config)
     if config.method in GANS or config.train.stage in GANS:
         _gan(config)
+    if config.method in EDITORS:
+        _edit(config)
 
 
 def _each_key(config: ConfigDict) -> None:
@@ -169,4 +171,25 @@ def _gan(config: ConfigDict) -> None:
         raise ValueError(
             f"config.cut.layers is {c.layers}; name entries of the generator up to {last}, its "
             "last residual block"
+        )
+
+
+def _edit(config: ConfigDict) -> None:
+    e = config.edit
+    if e.inversion != "p2p0":
+        return
+    if config.method == "pnp":
+        raise ValueError(
+            "config.edit.inversion is 'p2p0', which has no state at the first and last level, and "
+            "config.method is 'pnp', which needs one at each; choose next or current"
+        )
+    if e.steps < 3:
+        raise ValueError(
+            f"config.edit.inversion is 'p2p0', which leaves out the first and the last of its "
+            f"{e.steps} steps; set config.edit.steps to at least 3, or choose next or current"
+        )
+    if e.inversion_steps not in (None, e.steps):
+        raise ValueError(
+            f"config.edit.inversion_steps is {e.inversion_steps}, and config.edit.inversion is "
+            "'p2p0', which does not reach the levels of sampling; leave it out, or choose next or current"
         )

@@ -76,6 +76,20 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     return Model(unet, vae, params, factor, schedule, encoder, digests)
 
 
+def check_levels(model: Model, config: ConfigDict) -> None:
+    """Checks that the model's schedule has the levels of the config's steps, before any work.
+
+    Raises:
+      ValueError: it has not; the message names numbers of steps that work.
+    """
+    e = config.edit
+    if config.method in WITHOUT_INVERSION:
+        return
+    ddim.inversion(model.schedule, e.inversion_steps or e.steps, e.inversion)
+    if e.inversion_steps not in (None, e.steps):
+        ddim.shared(model.schedule, e.steps, e.inversion_steps, e.inversion)
+
+
 def program(model: Model, config: ConfigDict):
     """The pure function of an edit: `(params, images, texts, key, ids) -> (edit, reconstruction)`.
 
@@ -148,7 +162,7 @@ def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids)
         shifts = regularise.draw_shifts(noise_key, (len(up.t), 5, 5), z.shape[-1], z.shape[1])
     top, states = ddim.run(z, up, eps_fn, adjust=adjust, per_step=shifts)
     if inversion_steps != e.steps:
-        states = states[ddim.shared(up, down)]
+        states = states[ddim.shared(schedule, e.steps, inversion_steps, e.inversion)]
         top = states[-1]
     if method in GUIDED:
         return guided(unet, down, config, texts, top, patch_key)

@@ -55,6 +55,7 @@ def edit(config: ConfigDict, workdir) -> Path:
             f"config.data.image_size is {config.data.image_size}; the model takes multiples of "
             f"{halvings}"
         )
+    pipeline.check_levels(model, config)
     names = records.output_names(source.ids)
     chosen = chosen_images(config, source)
     config = with_sentences(config)

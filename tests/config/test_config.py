@@ -381,3 +381,22 @@ def test_guidance_is_left_out_only_where_there_is_some(method):
 def test_a_cache_without_a_name_is_refused():
     with pytest.raises(ValueError, match="config.cache is empty; name a folder"):
         load_config(CONFIGS[0].parent / "twemoji2fluent.py", {"cache": ""})
+
+
+EDIT = str(CONFIGS[0].parent / "edit_cat2dog.py")
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"edit.steps": 1}, "config.edit.steps to at least 3"),
+        ({"edit.steps": 2}, "config.edit.steps to at least 3"),
+        ({"edit.inversion_steps": 100}, "config.edit.inversion_steps is 100, .*leave it out"),
+        ({"method": "pnp"}, "config.method is 'pnp'.* choose next or current"),
+    ],
+)
+def test_p2p0_is_refused_where_nothing_is_inverted(changes, wanted):
+    assert load_config(EDIT, {"edit.inversion": "p2p0"}).edit.steps == 50
+    with pytest.raises(ValueError, match=wanted) as error:
+        load_config(EDIT, {"edit.inversion": "p2p0", **changes})
+    assert one_sentence(str(error.value)) and "p2p0" in str(error.value)
