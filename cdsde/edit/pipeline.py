@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ class Model(NamedTuple):
       schedule: noise levels.
       encoder: text encoder.
       digests: SHA-256 of each network's parameters, for records.
+      files: SHA-256 of the model's JSON files and merges, which say how to use the parameters.
     """
 
     unet: Any
@@ -42,6 +44,7 @@ class Model(NamedTuple):
     schedule: ddim.LatentSchedule
     encoder: text_directions.Encoder
     digests: dict[str, str]
+    files: str
 
 
 def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
@@ -73,7 +76,15 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     params = {"unet": unet_params, "vae": vae_params}
     networks = {**params, "text_encoder": text_params}
     digests = {name: trees.digest(p) for name, p in networks.items()}
-    return Model(unet, vae, params, factor, schedule, encoder, digests)
+    return Model(unet, vae, params, factor, schedule, encoder, digests, _digest_of_files(folder))
+
+
+def _digest_of_files(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
+        for path in sorted([*(folder / part).glob("*.json"), *(folder / part).glob("*.txt")]):
+            digest.update(f"{part}/{path.name}".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def check_levels(model: Model, config: ConfigDict) -> None:

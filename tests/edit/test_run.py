@@ -9,7 +9,7 @@ from helpers import files, one_sentence
 from PIL import Image
 
 from cdsde import load_config
-from cdsde.data import inputs
+from cdsde.data import content, inputs, write_png
 from cdsde.edit import pipeline, text_directions
 from cdsde.edit import run as edit_run
 
@@ -78,6 +78,38 @@ def test_an_edit_from_folder_to_folder(task, tmp_path, on_devices, method):
     config.sample.output, config.edit.strength = str(folder), 0.5
     with pytest.raises(ValueError, match="holds results made with other settings"):
         edit_run.edit(config, tmp_path)
+
+
+def test_an_edit_is_known_by_the_content_and_the_caption_of_its_picture(task, tmp_path):
+    config = task(edit__caption=None)
+    folder, path = tmp_path / "pictures", tmp_path / "out" / "0.png"
+    (folder / "0.txt").write_text("a photo of a cat")
+    source = inputs.open_input(config)
+
+    def done(config=config):
+        return edit_run._finished(config, path, source, 0)
+
+    assert not done()
+    write_png(path, np.zeros((8, 8, 3), np.uint8))  # an earlier version's
+    assert done()
+    told = {"source": content(source, 0), "caption": "a photo of a cat"}
+    write_png(path, np.zeros((8, 8, 3), np.uint8), **told)
+    assert done()
+    (folder / "0.txt").write_text("a photo of a tiger")
+    assert not done() and done(task(edit__caption=CAPTION))
+    (folder / "0.txt").write_text("a photo of a cat")
+    assert done()
+    (folder / "1.png").rename(folder / "0.png")
+    assert not done()
+
+
+def test_what_says_how_to_use_the_weights_is_in_the_record(golden, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(golden / "latent" / "model", folder)
+    before = pipeline._digest_of_files(folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("0.012", "0.013"))
+    assert pipeline._digest_of_files(folder) != before
 
 
 def test_what_is_missing_is_named(task, tmp_path, golden):
