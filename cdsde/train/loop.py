@@ -19,7 +19,7 @@ from cdsde.data import inputs, train_iterator, write_png
 from cdsde.runtime import compiler, mesh, preemption, profile, progress
 from cdsde.runtime.files import replacing
 from cdsde.train import previews, stages, state
-from cdsde.weights import checkpoint, resolve
+from cdsde.weights import checkpoint, knowledge, resolve
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -157,9 +157,12 @@ def _first_state(run: Run, stage: stages.Stage, initial: state.TrainState) -> st
        training would replace.
     """
     if step := run.saved.latest_step():
+        where = f"{run.saved.directory}/{step}"
+        record = checkpoint.config_of_step(run.saved.directory, step)
+        knowledge.check_resumed(record, run.config, run.name, where)
         return _restore(run.saved, step, initial)
     if run.training.fine_tune:
-        params = resolve.load(run.config, run.workdir, run.name)[0]
+        params = resolve.load(run.config, run.workdir, run.name, new_domains=True)[0]
         params = jax.device_put(params, mesh.network_sharded(params, run.devices))
         # A copy: the step donates its argument's buffers, and a buffer can be donated only once.
         ema = jax.tree.map(jnp.copy, params)

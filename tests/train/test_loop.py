@@ -188,13 +188,46 @@ def test_a_changed_network_does_not_pass_for_the_old_one(toy, tiny, tmp_path):
         r"checkpoints/score/2 does not fit the config in 1 parameters \(colour: saved "
         r"\(32, 3\), config asks for \(64, 3\)\); use the config it was trained with"
     )
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(ValueError, match="config.score.channels is 64, the weights have 32"):
         loop.train_stage(wider, tmp_path, "score")
     shapes = {"colour": jax.ShapeDtypeStruct((64, 3), jnp.float32)}
     with pytest.raises(ValueError, match=expected):
         checkpoint.open_ema(tmp_path, "score", shapes)
     with pytest.raises(ValueError, match="no checkpoint of 'encoder' under .*checkpoints/encoder"):
         checkpoint.open_ema(tmp_path, "encoder", shapes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"score__prediction": "eps"}, "config.score.prediction is eps, the weights have v"),
+        ({"sde__schedule": "cosine"}, "config.sde.schedule is cosine, the weights have linear"),
+        ({"sde__num_steps": 500, "sample__start": 400}, "config.sde.num_steps is 500"),
+        ({"score__group_channels": 2}, "config.score.group_channels is 2, the weights have 4"),
+        ({"score__num_head_channels": 16}, "config.score.num_head_channels is 16"),
+        ({"score__attention_resolutions": (8,)}, "config.score.attention_resolutions is [8]"),
+        ({"score__use_scale_shift_norm": False}, "config.score.use_scale_shift_norm is False"),
+        ({"data__image_size": 32}, "config.data.image_size is 32, the weights have 16"),
+        ({"data__source": "yellow", "data__target": "blue"}, "blue, the weights have yellow"),
+    ],
+)
+def test_training_does_not_go_on_from_another_ones_weights(toy, tiny, tmp_path, changes, named):
+    loop.train_stage(tiny(train__steps=1), tmp_path, "score")
+    with pytest.raises(ValueError) as error:
+        loop.train_stage(tiny(train__steps=2, **changes), tmp_path, "score")
+    assert named in str(error.value) and "checkpoints/score/1" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_change_a_networks_meaning_may_change(toy, tiny, tmp_path):
+    loop.train_stage(tiny(train__steps=1), tmp_path, "score")
+    free = {"score__dropout": 0.1, "train__batch_size": 16, "data__flip": False, "method": "egsde"}
+    assert int(loop.train_stage(tiny(train__steps=2, **free), tmp_path, "score").step) == 2
+    # Another domain is a new training, from the weights of the old one.
+    other = {"data__source": "yellow", "data__target": "blue", "train__fine_tune": True}
+    moved = tiny(train__steps=1, train__stage="score", **other)
+    with pytest.raises(ValueError, match="the weights have yellow"):
+        loop.train_stage(moved, tmp_path, "score")
 
 
 def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(toy, tiny, tmp_path):
