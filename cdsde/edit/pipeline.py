@@ -72,6 +72,7 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     unet, unet_params = diffusers.load_unet(folder / "unet", dtype=dtype, remat=remat)
     vae, vae_params, factor = diffusers.load_vae(folder / "vae", dtype=dtype)
     text, text_params = diffusers.load_text_encoder(folder / "text_encoder")
+    tokenize = tokenize._replace(length=min(tokenize.length, text.text.positions))
     encoder = text_directions.Encoder(text, text_params, tokenize)
     params = {"unet": unet_params, "vae": vae_params}
     networks = {**params, "text_encoder": text_params}
@@ -248,18 +249,37 @@ def texts_of(model: Model, config: ConfigDict, captions: list[str]) -> editors.T
     """The texts for editing images with these captions, float32 `[B, 77, D]` each.
 
     Raises:
-      ValueError: a bank of sentences is missing or empty, or a caption does not contain the word to
-        be swapped.
+      ValueError: a bank of sentences is missing or empty, a caption does not contain the word to be
+        swapped, or the word lies beyond the window of the text encoder.
     """
-    e, source = config.edit, model.encoder(captions)
+    e, tokenize = config.edit, model.encoder.tokenize
+    for text in captions:
+        _check_window(tokenize, text, bare(e.source))
+    source = model.encoder(captions)
     if config.method in GUIDED:
+        for concept, bank in zip((e.source, e.target), banks(e), strict=True):
+            for text in bank:
+                _check_window(tokenize, text, bare(concept))
         direction = text_directions.direction(model.encoder, *banks(e))
         target = source + e.strength * direction[None]
         negative = source if e.negative is None else model.encoder([e.negative])
     else:
-        target = model.encoder([swapped(c, e.source, e.target) for c in captions])
+        changed = [swapped(c, e.source, e.target) for c in captions]
+        for text in changed:
+            _check_window(tokenize, text, bare(e.target))
+        target = model.encoder(changed)
         negative = model.encoder([e.negative or ""])
     return editors.Texts(source, target, np.broadcast_to(negative, source.shape))
+
+
+def _check_window(tokenize: tokenizer.ClipTokenizer, text: str, words: str) -> None:
+    """Checks that the words that are edited are not cut off where the text holds them."""
+    start = place_of(words, text)
+    if start is not None and tokenize.count(text[: start + len(words)]) > tokenize.length:
+        raise ValueError(
+            f"the text encoder reads {tokenize.length} tokens, and in '{text}' the word '{words}', "
+            "which is edited, comes after them; shorten the text"
+        )
 
 
 def banks(e: ConfigDict) -> list[list[str]]:

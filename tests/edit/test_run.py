@@ -135,6 +135,39 @@ def test_what_is_missing_is_named(task, tmp_path, golden):
         task(method="paint")
 
 
+def test_what_is_edited_lies_within_the_window(golden, caplog):
+    model = pipeline.load(golden / "latent" / "model")
+    tokenize = model.encoder.tokenize
+    assert tokenize.length == 77 == model.encoder.module.text.positions
+
+    def texts(caption, method="ddim", **changes):
+        keys = {key.replace("__", "."): value for key, value in changes.items()}
+        config = load_config(CONFIG, {"method": method, **keys})
+        return pipeline.texts_of(model, config, [caption])
+
+    with caplog.at_level("WARNING"):
+        texts(CAPTION)
+        assert "are cut" not in caplog.text
+        got = texts(f"a cat {'x ' * 90}")
+    assert "1 of 1 texts are longer than the 77 tokens" in caplog.text
+    assert (got.source != got.target).any()
+    for method in ("ddim", "dds", "pix2pix_zerocon"):
+        with pytest.raises(ValueError, match="reads 77 tokens, .* 'cat'.* shorten the text") as e:
+            texts("x " * 90 + "a cat", method)
+        assert one_sentence(str(e.value))
+    # The last place within the window, and the first beyond it.
+    one = tokenize.count("x x") - tokenize.count("x")
+    most = (77 - tokenize.count("cat")) // one
+    texts("x " * most + "cat")
+    with pytest.raises(ValueError, match="shorten the text"):
+        texts("x " * (most + 1) + "cat")
+    with pytest.raises(ValueError, match="which is edited, comes after them"):
+        texts("x " * most + "cat", edit__target="a large black dog")
+    long = ("x " * 90 + "{}",)
+    with pytest.raises(ValueError, match="which is edited, comes after them"):
+        texts("a cat", "pix2pix_zero", edit__templates=long)
+
+
 def test_words_are_swapped():
     assert pipeline.swapped("woman or man", "man", "child") == "woman or child"
     assert pipeline.swapped("A cat on grass", "a cat", "a dog") == "a dog on grass"
