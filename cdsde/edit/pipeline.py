@@ -21,6 +21,7 @@ from cdsde.weights.resolve import SHIPPED, shipped_folder
 
 OWN_SCALE = {"pnp": 7.5, "dds": 7.5, "cds": 7.5}  # w of classifier-free guidance; others: 5
 WITHOUT_INVERSION = ("dds", "cds")
+LEVELS = (50, 949)  # of dds and cds, as published: from the first to below the second
 GUIDED = ("pix2pix_zero", "pix2pix_zerocon")
 
 
@@ -96,6 +97,11 @@ def check_levels(model: Model, config: ConfigDict) -> None:
     """
     e = config.edit
     if config.method in WITHOUT_INVERSION:
+        if (count := len(model.schedule.alpha_bar)) < LEVELS[1]:
+            raise ValueError(
+                f"the model's scheduler has {count} noise levels, and {config.method} draws levels "
+                f"of {LEVELS[0]} to {LEVELS[1] - 1}; choose another config.method"
+            )
         return
     ddim.inversion(model.schedule, e.inversion_steps or e.steps, e.inversion)
     if e.inversion_steps not in (None, e.steps):
@@ -216,7 +222,7 @@ def _score_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
     """DDS and CDS. The seed draws each iteration's level; seed and image id draw its noise."""
     e = config.edit
     level_key, noise_key, patch_key = jax.random.split(key, 3)
-    levels = jax.random.randint(level_key, (e.iterations,), 50, 949)
+    levels = jax.random.randint(level_key, (e.iterations,), *LEVELS)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, image_ids)
     noise = jax.vmap(lambda k: jax.random.normal(k, (e.iterations, *z.shape[1:])))(keys)
     contrast = {}
