@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from cdsde.networks import build
 from cdsde.runtime import files
-from cdsde.runtime.trees import digest, flatten, unflatten
+from cdsde.runtime.trees import digest, flatten, not_finite, unflatten
 from cdsde.weights import checkpoint, knowledge
 from cdsde.weights.knowledge import architecture
 
@@ -58,6 +58,11 @@ def load(config: ConfigDict, workdir, stage: str, new_domains: bool = False):
     if not new_domains:
         knowledge.check_domains(record, config, stage, source)
     params = jax.tree.map(np.asarray, params)
+    if damaged := not_finite(params):
+        raise ValueError(
+            f"{source} is damaged: {len(damaged)} parameters hold NaN or infinite values (first: "
+            f"{damaged[0]}); take another checkpoint or file of the {stage} network"
+        )
     source = f"{source} (sha256 {digest(params)[:12]})"
     logging.info("%s: %s", stage, source)
     return params, source

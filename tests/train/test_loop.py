@@ -4,6 +4,7 @@ import csv
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import struct
 
@@ -17,7 +18,7 @@ from train_helpers import assert_same_bits, distance, rows
 from cdsde import load_config
 from cdsde.networks import build
 from cdsde.runtime import mesh, progress
-from cdsde.train import loop, previews, stages
+from cdsde.train import loop, previews, stages, state
 from cdsde.weights import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -228,6 +229,44 @@ def test_what_does_not_change_a_networks_meaning_may_change(toy, tiny, tmp_path)
     moved = tiny(train__steps=1, train__stage="score", **other)
     with pytest.raises(ValueError, match="the weights have yellow"):
         loop.train_stage(moved, tmp_path, "score")
+
+
+def damaged(value):
+    return lambda tree: jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(value), tree)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_training_does_not_go_on_from_a_damaged_checkpoint(toy, tiny, tmp_path, monkeypatch, value):
+    real = checkpoint.save
+
+    def breaks(m, step, rest, ema, config):
+        real(m, step, rest, damaged(value)(ema) if step == 4 else ema, config)
+
+    monkeypatch.setattr(checkpoint, "save", breaks)
+    loop.train_stage(tiny(train__steps=4), tmp_path, "score")
+    monkeypatch.setattr(checkpoint, "save", real)
+    with pytest.raises(ValueError, match=r"score/4 is damaged: 1 .*ema/colour.* on from step 2"):
+        loop.train_stage(tiny(train__steps=8), tmp_path, "score")
+    shutil.rmtree(tmp_path / "checkpoints" / "score" / "4")
+    assert int(loop.train_stage(tiny(train__steps=8), tmp_path, "score").step) == 8
+
+
+def test_a_good_checkpoint_is_not_pruned_for_a_bad_one(toy, tiny, tmp_path, monkeypatch):
+    """The averages are in no loss: they may be bad while all that is reported is good."""
+    config = tiny(train__steps=6, train__keep=1)
+    real = state.advance
+
+    def advance(*arguments):
+        new = real(*arguments)
+        bad = jax.tree.map(lambda x: jnp.where(new.step >= 3, jnp.nan, x), new.ema)
+        return new._replace(ema=bad)
+
+    monkeypatch.setattr(state, "advance", advance)
+    with pytest.raises(loop.NonFiniteLoss, match=r"at step 4 \(first: ema/colour\); the checkp"):
+        loop.train_stage(config, tmp_path, "score")
+    assert checkpoint.latest_step(tmp_path, "score") == 2
+    shapes = {"colour": jax.ShapeDtypeStruct((config.score.channels, 3), jnp.float32)}
+    assert np.isfinite(checkpoint.open_ema(tmp_path, "score", shapes)["colour"]).all()
 
 
 def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(toy, tiny, tmp_path):

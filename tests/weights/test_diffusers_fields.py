@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers import one_sentence
+from safetensors.numpy import load_file, save_file
 
 from cdsde.editing import ddim
 from cdsde.weights import diffusers
@@ -215,3 +216,12 @@ def test_fields_without_an_effect_are_taken(model):
     diffusers.unet_of(diffusers.read_config(model("model/unet", **fine)))
     factor = diffusers.load_vae(model("model/vae", force_upcast=True, scaling_factor=0.5))[2]
     assert factor == 0.5
+
+
+def test_damaged_weights_of_a_model_are_refused(model):
+    folder = model("model/vae")
+    path = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["encoder.conv_in.bias"] = np.full_like(weights["encoder.conv_in.bias"], np.nan)
+    save_file(weights, path)
+    refused(lambda: diffusers.load_vae(folder), "encoder.conv_in.bias", "NaN", str(folder))

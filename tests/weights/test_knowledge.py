@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from helpers import one_sentence, random_params
 
 from cdsde import load_config
-from cdsde.weights import checkpoint, knowledge, resolve
+from cdsde.weights import checkpoint, exchange, knowledge, resolve
+from cdsde.weights.torch import convert
 
 
 @pytest.fixture
@@ -101,3 +103,33 @@ def test_records_of_earlier_versions_are_passed_over_where_they_are_silent(tiny)
     assert knowledge.architecture_of_record({}, config, "score") == {"network": {}}
     knowledge.check_resumed({}, config, "score", "a file")
     knowledge.check_domains({}, config, "score", "a file")
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_damaged_weights_are_refused(tiny, tmp_path, value):
+    config = tiny()
+    params = random_params(config, "score")
+    params["params"]["time_embed_0"]["bias"][3] = value
+    checkpoint.save_imported(tmp_path, "score", params, {})
+    with pytest.raises(ValueError, match="score/0 is damaged: 1 .*time_embed_0/bias") as error:
+        resolve.load(config, tmp_path, "score")
+    assert one_sentence(str(error.value))
+    path = tmp_path / "score.safetensors"
+    resolve.save(path, config, "score", params, {})
+    config.weights.score = str(path)
+    with pytest.raises(ValueError, match="score.safetensors is damaged: 1 .*time_embed_0/bias"):
+        resolve.load(config, tmp_path / "elsewhere", "score")
+
+
+def test_published_weights_with_nan_are_refused(tiny, tmp_path):
+    config = tiny(score__prediction="eps", score__group_channels=1)
+    params = random_params(config, "score")
+    params["params"]["time_embed_0"]["bias"][3] = np.nan
+    path = tmp_path / "published.safetensors"
+    convert.save_state_dict(path, params, "adm")
+    config.weights.score = str(path)
+    with pytest.raises(ValueError, match=r"1 of the weights hold NaN .*time_embed.0.bias") as e:
+        exchange.import_weights(config, tmp_path / "work")
+    assert one_sentence(str(e.value)) and str(path) in str(e.value)
+    assert "fit" not in str(e.value)
+    assert checkpoint.latest_step(tmp_path / "work", "score") is None

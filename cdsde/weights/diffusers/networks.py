@@ -98,6 +98,8 @@ def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where) -> dict:
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     try:
         return convert.fit(shapes, state_dict, published)
+    except convert.Damaged as error:
+        raise ValueError(f"{where}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{where} does not fit its config.json: {error}") from None
 
