@@ -31,7 +31,7 @@ def architecture(config: ConfigDict, stage: str) -> dict:
         return {"network": {k: config.cut[k] for k in GENERATOR}}
     if stage in config_lib.FEATURES:
         return {"network": {}}
-    net = json.loads(config[config_lib.networkconfig_lib.network_group(stage)].to_json())
+    net = json.loads(config[config_lib.network_group(stage)].to_json())
     if stage in ("encoder", "classifier"):
         net |= build.encoder_half_constants(config[stage])
     return {"network": net, **{key: config_lib.get(config, key) for key in CONTEXT}}
@@ -39,7 +39,7 @@ def architecture(config: ConfigDict, stage: str) -> dict:
 
 def architecture_of_record(record: Mapping, config: ConfigDict, stage: str) -> dict:
     """The `architecture` of a checkpoint's config (a plain dict), in the keys of today's."""
-    network = dict(record.get(config_lib.networkconfig_lib.network_group(stage), {}))
+    network = dict(record.get(config_lib.network_group(stage), {}))
     now = architecture(config, stage)
     found: dict[str, Any] = {"network": {k: network[k] for k in now["network"] if k in network}}
     for key in now:
@@ -137,11 +137,10 @@ def _keys(stage: str) -> str:
 
 
 def _flat(architecture: Mapping, stage: str) -> dict[str, Any]:
-    inner = {
-        f"{config_lib.network_group(stage)}.{k}": v for k, v in architecture["network"].items()
-    }
+    group = config_lib.network_group(stage)
+    inner = {f"{group}.{k}": v for k, v in architecture["network"].items()}
     rest = {k: v for k, v in architecture.items() if k != "network"}
-    free = [f"{config_lib.network_group(stage)}.{k}" for k in WITHOUT_EFFECT]
+    free = [f"{group}.{k}" for k in WITHOUT_EFFECT]
     return {k: v for k, v in {**inner, **rest}.items() if k not in free}
 
 

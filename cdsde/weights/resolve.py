@@ -20,6 +20,7 @@ import safetensors.numpy
 from absl import logging
 from ml_collections import ConfigDict
 
+from cdsde import config as config_lib
 from cdsde.networks import build
 from cdsde.runtime import files
 from cdsde.runtime.trees import digest, flatten, not_finite, unflatten

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 # --- the loop, around a network of one colour ---
 
 
-def one_colour(config) -> stages.Stage:
+def one_colour(config, domains) -> stages.Stage:
     """Learns the mean colour of the target's pictures; a draw joins in, so that keys matter."""
     width = config.score.channels
 
@@ -37,9 +37,7 @@ def one_colour(config) -> stages.Stage:
         error = (x.mean((1, 2)) - params["colour"].mean(0, keepdims=True) + noise) ** 2
         return jnp.mean(error), {"mean": jnp.mean(params["colour"])}
 
-    return stages.Stage(
-        (config.data.target,), lambda key: {"colour": jax.random.normal(key, (width, 3))}, loss
-    )
+    return stages.Stage(domains, lambda key: {"colour": jax.random.normal(key, (width, 3))}, loss)
 
 
 @pytest.fixture

@@ -60,6 +60,15 @@ def test_a_network_of_another_target_is_refused(trained, tiny, stage):
     resolve.load(tiny(**SWAPPED), workdir, stage, new_domains=True)
 
 
+def test_a_source_score_may_be_the_score_of_that_domain(tmp_path):
+    config = load_config("noto2fluent", {"data.source": "twemoji"})
+    config.weights.source_score = "shipped:score-twemoji-32"
+    resolve.load(config, tmp_path, "source_score")
+    config.weights.source_score = "shipped:score-fluent-32"
+    with pytest.raises(ValueError, match="on fluent, and the config's data.source is twemoji"):
+        resolve.load(config, tmp_path, "source_score")
+
+
 def test_guides_know_both_directions(trained, tiny):
     workdir = trained("encoder")
     resolve.load(tiny(**SWAPPED), workdir, "encoder")
