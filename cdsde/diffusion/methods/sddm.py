@@ -110,7 +110,7 @@ SDDM = Method(
         "blocks": Setting(16, "Number of blocks A along each side.", minimum=1),
         "energy": Setting("features", "Energies: VGG's first `features`, EGSDE's, or all three.",
                           tuple(NETWORKS)),
-        "weight": Setting(25.0, "Factor of the energies' length in equation (1).",
+        "weight": Setting(25.0, "Factor of the energies' length in equation (1).", minimum=0,
                           changeable=True, slider="λ, energies"),
         "detail": Setting(False, "Combine the gradients in each block by itself."),
         "factor": Setting(32, "Factor N of the content energy's low-pass.", minimum=1),
