@@ -8,6 +8,10 @@ from ml_collections import ConfigDict
 
 from cdsde.config import derived
 from cdsde.config.keys import EDITORS, GANS, GUIDED, GUIDED_SDES, KEYS, SDES
+from cdsde.diffusion.methods.method import Setting
+
+# Programs compute in 32 bits.
+LARGEST = {int: 2**31 - 1, float: 1e38}
 
 
 def validate(config: ConfigDict) -> None:
@@ -29,10 +33,12 @@ def validate(config: ConfigDict) -> None:
         GUIDED_SDES[config.method].check(config[config.method], config)
     if config.method in GANS or config.train.stage in GANS:
         _gan(config)
+    if config.method in EDITORS:
+        _edit(config)
 
 
 def _each_key(config: ConfigDict) -> None:
-    """Checks choices and minimum values, in the order of the table."""
+    """Checks choices and limits of numbers, in the order of the table."""
     for key, setting in KEYS.items():
         value: Any = derived.get(config, key)
         if value is None:
@@ -44,8 +50,25 @@ def _each_key(config: ConfigDict) -> None:
         if setting.choices and value not in setting.choices:
             allowed = ", ".join(str(c) for c in setting.choices if c != "")
             raise ValueError(f"config.{key} is '{value}'; choose one of {allowed}")
-        if setting.minimum is not None and value < setting.minimum:
-            raise ValueError(f"config.{key} is {value}; it must be at least {setting.minimum}")
+        _numbers(key, value, setting)
+
+
+def _numbers(key: str, value: Any, setting: Setting) -> None:
+    """Checks a number, or each one of a tuple, against the limits of its key and of 32 bits."""
+    if isinstance(setting.default, tuple):
+        if setting.minimum is None:
+            return
+        if not all(type(n) is int and setting.allows(n) and n <= LARGEST[int] for n in value):
+            raise ValueError(
+                f"config.{key} is {value}; it must be a tuple of whole numbers, each "
+                f"{setting.limits}, such as '(1, 2)'"
+            )
+    elif type(value) in LARGEST:
+        if not setting.allows(value):
+            raise ValueError(f"config.{key} is {value}; it must be {setting.limits or 'a number'}")
+        largest = setting.maximum or LARGEST[type(value)]
+        if not -largest <= value <= largest:
+            raise ValueError(f"config.{key} is {value}; it must be at most {largest}")
 
 
 def _methods(config: ConfigDict) -> None:
@@ -104,13 +127,16 @@ def _training(config: ConfigDict) -> None:
 def _networks(config: ConfigDict) -> None:
     for stage in GUIDED:
         for key in (f"{stage}.channel_mult", f"{stage}.attention_resolutions"):
-            numbers = derived.get(config, key)
-            min_length = 1 if key.endswith("mult") else 0
-            if len(numbers) < min_length or not all(type(n) is int and n > 0 for n in numbers):
+            if key.endswith("mult") and not derived.get(config, key):
                 raise ValueError(
-                    f"config.{key} is {numbers}; it must be a tuple of whole numbers above 0, such "
+                    f"config.{key} is (); it must be a tuple of whole numbers, one a level, such "
                     "as '(1, 2)'"
                 )
+        if config[stage].num_head_channels == 0:
+            raise ValueError(
+                f"config.{stage}.num_head_channels is 0; it must be at least 1, or -1 for a fixed "
+                "number of heads"
+            )
     size = config.data.image_size
     for stage in GUIDED if config.method in SDES else ():
         net = config[stage]
@@ -169,4 +195,26 @@ def _gan(config: ConfigDict) -> None:
         raise ValueError(
             f"config.cut.layers is {c.layers}; name entries of the generator up to {last}, its "
             "last residual block"
+        )
+
+
+def _edit(config: ConfigDict) -> None:
+    e = config.edit
+    if e.inversion != "p2p0":
+        return
+    if config.method == "pnp":
+        raise ValueError(
+            "config.edit.inversion is 'p2p0', which has no state at the first and last level, and "
+            "config.method is 'pnp', which needs one at each; choose next or current"
+        )
+    if e.steps < 3:
+        raise ValueError(
+            f"config.edit.inversion is 'p2p0', which leaves out the first and the last of its "
+            f"{e.steps} steps; set config.edit.steps to at least 3, or choose next or current"
+        )
+    if e.inversion_steps not in (None, e.steps):
+        raise ValueError(
+            f"config.edit.inversion_steps is {e.inversion_steps}, and config.edit.inversion is "
+            "'p2p0', which does not reach the levels of sampling; leave it out, or choose next or "
+            "current"
         )

@@ -24,7 +24,7 @@ from cdsde.config.training_keys import (
     TRAINING,
 )
 from cdsde.diffusion.methods import METHODS as GUIDED_SDES
-from cdsde.diffusion.methods.method import Setting
+from cdsde.diffusion.methods.method import Setting, seed_setting
 
 __all__ = [
     "EDITORS",
@@ -93,7 +93,9 @@ GROUPS: dict[str, dict[str, Setting]] = {
             "the target's folder that have the same name as the source's.",
             ("auto", "name"),
         ),
-        "image_size": Setting(256, "Side of the square images in pixels.", minimum=1),
+        "image_size": Setting(
+            256, "Side of the square images in pixels.", minimum=1, maximum=16384
+        ),
         "filter": Setting(
             "lanczos", "Filter that resizes the uint8 images.", ("lanczos", "bicubic", "bilinear")
         ),
@@ -113,6 +115,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
             int,
             "Size to which training images are resized before a random crop of `image_size`. "
             "None: no random crop.",
+            minimum=1,
         ),
         "workers": Setting(
             0,
@@ -127,7 +130,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
             "Noise schedule: β linear in the index, or ᾱ a squared cosine.",
             ("linear", "cosine"),
         ),
-        "num_steps": Setting(1000, "T, the number of noise levels.", minimum=1),
+        "num_steps": Setting(1000, "T, the number of noise levels.", minimum=1, maximum=10**6),
     },
     **NETWORKS,
     "weights": {
@@ -151,6 +154,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "start": Setting(
             int,
             "Start level M, the index of the first noise level plus 1. None: the method's `start`.",
+            minimum=1,
         ),
         "rounds": Setting(
             1,
@@ -180,7 +184,9 @@ GROUPS: dict[str, dict[str, Setting]] = {
             "`score.learn_sigma`.",
             ("fixedsmall", "fixedlarge", "learned"),
         ),
-        "eta": Setting(0.0, "η of `ddim` and `dpmpp_2m`: 0 solves the ODE, 1 the SDE.", minimum=0),
+        "eta": Setting(
+            0.0, "η of `ddim` and `dpmpp_2m`: 0 solves the ODE, 1 the SDE.", minimum=0, maximum=1
+        ),
         "clip": Setting(False, "Clip the predicted clean image to [-1, 1] in each step."),
         "follow": Setting(
             False,
@@ -192,7 +198,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
             "energies and take less time.",
             minimum=1,
         ),
-        "seed": Setting(0, "Seed of the noise."),
+        "seed": seed_setting("Seed of the noise."),
         "batch_size": Setting(16, "Images per batch over all devices of a process.", minimum=1),
         "limit": Setting(
             int, "Maximum number of images; the first ones are taken. None: all.", minimum=1
@@ -242,24 +248,38 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "regularise": Setting(
             True, "Regularise the inverted noise towards white noise (pix2pix-zero)."
         ),
-        "strength": Setting(1.0, "Factor of the text direction from source to target."),
-        "scale": Setting(float, "Scale of classifier-free guidance. None: the editor's own."),
+        "strength": Setting(
+            1.0, "Factor of the text direction from source to target.", minimum=-100, maximum=100
+        ),
+        "scale": Setting(
+            float, "Scale of classifier-free guidance. None: the editor's own.", minimum=0
+        ),
         "negative": Setting(
             str, "Negative text of classifier-free guidance. None: the editor's own."
         ),
-        "step": Setting(0.1, "Step size λ of the gradient step (pix2pix_zero, pix2pix_zerocon)."),
-        "map_weight": Setting(1.0, "λ_c of the loss on cross-attention maps."),
-        "feature_weight": Setting(3.0, "λ_e of the patch contrast (pix2pix_zerocon, cds)."),
-        "patches": Setting((1, 2), "Sides of the patches, in positions of a feature map."),
+        "step": Setting(
+            0.1, "Step size λ of the gradient step (pix2pix_zero, pix2pix_zerocon).", minimum=0
+        ),
+        "map_weight": Setting(1.0, "λ_c of the loss on cross-attention maps.", minimum=0),
+        "feature_weight": Setting(
+            3.0, "λ_e of the patch contrast (pix2pix_zerocon, cds).", minimum=0
+        ),
+        "patches": Setting(
+            (1, 2), "Sides of the patches, in positions of a feature map.", minimum=1
+        ),
         "num_patches": Setting(256, "Number of patches per layer.", minimum=1),
         "temperature": Setting(0.07, "τ of the patch contrast.", minimum=1e-4),
         "layers": Setting(
             "decoder", "Part of the U-Net whose features are contrasted.", ("decoder", "encoder")
         ),
-        "convolution": Setting(0.8, "Share of the steps that use the source's features (pnp)."),
-        "attention": Setting(0.5, "Share of the steps that use the source's attention (pnp)."),
+        "convolution": Setting(
+            0.8, "Share of the steps that use the source's features (pnp).", minimum=0, maximum=1
+        ),
+        "attention": Setting(
+            0.5, "Share of the steps that use the source's attention (pnp).", minimum=0, maximum=1
+        ),
         "iterations": Setting(200, "Number of gradient steps (dds, cds).", minimum=1),
-        "rate": Setting(0.1, "Step size of the gradient steps (dds, cds)."),
+        "rate": Setting(0.1, "Step size of the gradient steps (dds, cds).", minimum=0),
     },
     "eval": {
         "methods": Setting("", "Methods to compare, such as `sdedit,egsde`. Empty: `method`."),
@@ -320,7 +340,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
             "127.0.0.1",
             "Address of the page: `127.0.0.1` serves this machine only, `0.0.0.0` every machine.",
         ),
-        "port": Setting(7860, "Port of the page.", minimum=1),
+        "port": Setting(7860, "Port of the page.", minimum=1, maximum=65535),
         "tasks": Setting((), "Further configs that the page offers."),
     },
 }

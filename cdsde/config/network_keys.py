@@ -12,15 +12,19 @@ def _adm(num_res_blocks: int, attention: tuple[int, ...]) -> Group:
     return {
         "channels": Setting(128, "Base width; `channel_mult` multiplies it.", minimum=1),
         "channel_mult": Setting(
-            (1, 1, 2, 2, 4, 4), "Width of each resolution level, as a multiple of `channels`."
+            (1, 1, 2, 2, 4, 4),
+            "Width of each resolution level, as a multiple of `channels`.",
+            minimum=1,
         ),
         "num_res_blocks": Setting(
             num_res_blocks, "Residual blocks per resolution level.", minimum=1
         ),
         "attention_resolutions": Setting(
-            attention, "Sides of the feature maps that have attention, in positions."
+            attention, "Sides of the feature maps that have attention, in positions.", minimum=1
         ),
-        "num_head_channels": Setting(64, "Channels per attention head."),
+        "num_head_channels": Setting(
+            64, "Channels per attention head. -1: a fixed number of heads.", minimum=-1
+        ),
         "resblock_updown": Setting(True, "Residual blocks change the resolution between levels."),
         "group_channels": Setting(
             1,
@@ -60,7 +64,7 @@ NETWORKS: dict[str, Group] = {
             True,
             "The network has six output channels; the last three (a variance) are not used.",
         ),
-        "dropout": Setting(0.0, "Dropout rate in training.", minimum=0),
+        "dropout": Setting(0.0, "Dropout rate in training.", minimum=0, below=1),
         "prediction": Setting("eps", "Quantity that the network predicts.", ("eps", "v")),
     },
     "encoder": {
@@ -96,13 +100,17 @@ NETWORKS: dict[str, Group] = {
             256, "Width of the patch vectors that PatchNCE compares.", minimum=1
         ),
         "layers": Setting(
-            (0, 4, 8, 12, 16), "Layers of the generator whose features PatchNCE compares."
+            (0, 4, 8, 12, 16),
+            "Layers of the generator whose features PatchNCE compares.",
+            minimum=0,
         ),
         "num_patches": Setting(256, "Number of random positions per layer.", minimum=1),
         "temperature": Setting(0.07, "τ of PatchNCE.", minimum=1e-4),
         "gan": Setting("lsgan", "GAN loss.", ("lsgan", "nonsaturating")),
-        "gan_weight": Setting(1.0, "λ of the GAN loss."),
-        "nce_weight": Setting(float, "λ of PatchNCE. None: 1 for `cut`, 10 for `fastcut`."),
+        "gan_weight": Setting(1.0, "λ of the GAN loss.", minimum=0),
+        "nce_weight": Setting(
+            float, "λ of PatchNCE. None: 1 for `cut`, 10 for `fastcut`.", minimum=0
+        ),
         "identity": Setting(
             bool,
             "Train the generator to keep images of the target domain unchanged. None: True for "
@@ -116,12 +124,12 @@ NETWORKS: dict[str, Group] = {
     },
     "autoencoder": {
         "widths": Setting(
-            (32, 48, 64), "Width of each level; each level but the last halves the side."
+            (32, 48, 64), "Width of each level; each level but the last halves the side.", minimum=1
         ),
         "channels": Setting(4, "Number of channels of the latents.", minimum=1),
     },
     "latent": {
-        "widths": Setting((64, 112, 144), "Width of each level of the U-Net."),
+        "widths": Setting((64, 112, 144), "Width of each level of the U-Net.", minimum=1),
         "heads": Setting(4, "Number of attention heads of the U-Net.", minimum=1),
         "text_width": Setting(128, "Width of the text encoder.", minimum=1),
         "text_depth": Setting(2, "Number of layers of the text encoder.", minimum=1),

@@ -31,6 +31,8 @@ def _row(key: str, setting: Setting) -> str:
     shown = '""' if default == "" else str(default)
     choices = [f"`{choice}`" for choice in setting.choices if choice != ""]
     meaning = f"{setting.meaning} One of {', '.join(choices)}." if choices else setting.meaning
+    if any(limit is not None for limit in (setting.maximum, setting.above, setting.below)):
+        meaning = f"{meaning} {setting.limits[0].upper()}{setting.limits[1:]}."
     return f"| `{key}` | `{shown}` | {meaning.replace('|', chr(92) + '|')} |"
 
 

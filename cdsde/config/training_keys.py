@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdsde.diffusion.methods.method import Setting
+from cdsde.diffusion.methods.method import Setting, seed_setting
 
 Group = dict[str, Setting]
 GUIDED = ("score", "encoder", "classifier")  # networks of the SDE methods
@@ -21,7 +21,9 @@ def _training(steps: int, batch_size: int, learning_rate: float, **more: Setting
         "batch_size": Setting(
             batch_size, "Images per step over all devices; for CUT, pairs of images.", minimum=1
         ),
-        "learning_rate": Setting(learning_rate, "Peak learning rate, reached after the warm-up."),
+        "learning_rate": Setting(
+            learning_rate, "Peak learning rate, reached after the warm-up.", above=0
+        ),
         **more,
     }
 
@@ -47,7 +49,7 @@ def _guide_training(learning_rate: float, batch_size: int) -> Group:
         weight_decay=Setting(
             0.05, "Weight decay of AdamW, applied to matrices and kernels.", minimum=0
         ),
-        ema=Setting(0.999, "Decay of the moving average of the parameters.", minimum=0),
+        ema=Setting(0.999, "Decay of the moving average of the parameters.", minimum=0, below=1),
         max_index=Setting(1000, "Training draws noise levels below this index.", minimum=1),
     )
 
@@ -65,8 +67,8 @@ TRAINING: dict[str, Group] = {
         "batch_size": Setting(
             int, "Images per step. None: `batch_size` of the stage's group.", minimum=1
         ),
-        "seed": Setting(
-            0, "Seed of the initial parameters, the order of the images and the noise.", minimum=0
+        "seed": seed_setting(
+            "Seed of the initial parameters, the order of the images and the noise."
         ),
         "fine_tune": Setting(
             False, "Start from imported weights or `weights.STAGE`, not from random parameters."
@@ -105,11 +107,11 @@ TRAINING: dict[str, Group] = {
             ("adam", "muon"),
         ),
         muon_rate=Setting(
-            0.02, "Peak learning rate of Muon, for kernels; vectors use `learning_rate`."
+            0.02, "Peak learning rate of Muon, for kernels; vectors use `learning_rate`.", above=0
         ),
         **_schedule("constant"),
-        beta2=Setting(0.999, "β2 of Adam.", minimum=0),
-        ema=Setting(0.9999, "Decay of the moving average of the parameters.", minimum=0),
+        beta2=Setting(0.999, "β2 of Adam.", minimum=0, below=1),
+        ema=Setting(0.9999, "Decay of the moving average of the parameters.", minimum=0, below=1),
         snr_clip=Setting(
             0.0, "γ of min-SNR weighting; 0: all noise levels have weight 1.", minimum=0
         ),
@@ -119,10 +121,16 @@ TRAINING: dict[str, Group] = {
             ("index", "log_snr"),
         ),
         log_snr_mean=Setting(
-            2.4, "Mean of the normal distribution of `levels=log_snr`; the default is EDM's."
+            2.4,
+            "Mean of the normal distribution of `levels=log_snr`; the default is EDM's.",
+            minimum=-30,
+            maximum=30,
         ),
         log_snr_std=Setting(
-            2.4, "Standard deviation of that distribution; the default is EDM's.", minimum=1e-3
+            2.4,
+            "Standard deviation of that distribution; the default is EDM's.",
+            minimum=1e-3,
+            maximum=100,
         ),
     ),
     "train.encoder": {
@@ -146,7 +154,9 @@ TRAINING: dict[str, Group] = {
         1,
         2e-4,
         epoch=Setting(1334, "Steps per epoch; the learning rate decays once per epoch.", minimum=1),
-        ema=Setting(0.0, "Decay of the moving average of the generator; 0: no average.", minimum=0),
+        ema=Setting(
+            0.0, "Decay of the moving average of the generator; 0: no average.", minimum=0, below=1
+        ),
     ),
     "train.autoencoder": _training(
         2_000, 16, 1e-3, kl=Setting(1e-3, "Weight of the KL divergence.", minimum=0)
@@ -155,11 +165,15 @@ TRAINING: dict[str, Group] = {
         10_000,
         32,
         5e-4,
-        ema=Setting(0.999, "Decay of the moving average of the parameters.", minimum=0),
+        ema=Setting(0.999, "Decay of the moving average of the parameters.", minimum=0, below=1),
         snr_clip=Setting(
             5.0, "γ of min-SNR weighting; 0: all noise levels have weight 1.", minimum=0
         ),
-        drop_text=Setting(0.1, "Share of images trained without their caption.", minimum=0),
-        shift=Setting(0.0, "Maximum random shift of an image, as a share of its side."),
+        drop_text=Setting(
+            0.1, "Share of images trained without their caption.", minimum=0, maximum=1
+        ),
+        shift=Setting(
+            0.0, "Maximum random shift of an image, as a share of its side.", minimum=0, maximum=1
+        ),
     ),
 }

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from cdsde.data.embedded import ARCHIVES, EmbeddedSource
-from cdsde.data.sources import FolderSource, Item, Source
+from cdsde.data.sources import FolderSource, Item, Source, content
 
 
 class JoinedSource:
@@ -22,10 +22,19 @@ class JoinedSource:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Item:
+        source, inner = self._place(index)
+        return {**source[inner], "id": self.ids[index]}
+
+    def content(self, index: int) -> str:
+        """The hash of the image's content."""
+        return content(*self._place(index))
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        """The source of an image, and its position there."""
         index = range(len(self))[operator.index(index)]
         part = bisect.bisect_right(self._ends, index)
         source = self._sources[part]
-        return {**source[index - self._ends[part] + len(source)], "id": self.ids[index]}
+        return source, index - self._ends[part] + len(source)
 
     def __repr__(self) -> str:
         return f"JoinedSource({', '.join(map(repr, self._sources))})"

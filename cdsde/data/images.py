@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from cdsde.runtime.files import replacing
 
@@ -175,10 +175,11 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return (np.clip((image + 1) / 2, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
 
 
-def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+def write_png(path: str | os.PathLike, image: np.ndarray, **told: str) -> None:
     """Writes an image as PNG: uint8, or float in [-1, 1], `[H, W, 3]`. Creates the folder.
 
-    The write is atomic: a killed run leaves no incomplete image.
+    The write is atomic: a killed run leaves no incomplete image. The texts `told` are stored in the
+    file under their names, for `told_by`.
 
     Raises:
       ValueError: the image is not `[H, W, 3]`.
@@ -187,8 +188,20 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"'{path}' needs an image [H, W, 3], not {list(image.shape)}: pass one.")
     image = image if image.dtype == np.uint8 else to_uint8(image)
+    texts = PngImagePlugin.PngInfo()
+    for name, text in told.items():
+        texts.add_text(name, text)
     with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
+        Image.fromarray(image).save(temporary, format="PNG", pnginfo=texts)
+
+
+def told_by(path: str | os.PathLike) -> dict[str, str] | None:
+    """The texts that `write_png` stored in a file, without decoding it; None for a broken file."""
+    try:
+        with Image.open(path) as image:
+            return {name: text for name, text in image.info.items() if isinstance(text, str)}
+    except Exception:  # as in `decode`: Pillow raises nearly any type on broken bytes
+        return None
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:

@@ -7,6 +7,7 @@ positions otherwise. Sources can be pickled; another process opens its own files
 """
 
 import difflib
+import hashlib
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -52,6 +53,21 @@ def captions(source: Source, indices: Iterable[int] | None = None) -> list[str]:
     return [source.caption(j) for j in (range(len(source)) if indices is None else indices)]
 
 
+def content(source: Source, index: int) -> str:
+    """What identifies an image by its content, whatever its name: a hash, 32 hexadecimal digits.
+
+    Of a file it is the hash of its bytes, of other data that of the pixels.
+    """
+    if hasattr(source, "content"):
+        return source.content(index)
+    image = source[index]["image"]
+    return _hash(str(image.shape).encode() + np.ascontiguousarray(image).tobytes())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
 def image_id(name: str) -> int:
     """Hashes an image's id to a number, 0 to 2^32 - 1, from which the image's noise key derives.
 
@@ -88,6 +104,10 @@ class FilesSource:
     def __getitem__(self, index: int) -> Item:
         name = self.ids[index]
         return {"image": images.decode(self._folder / name), "id": name}
+
+    def content(self, index: int) -> str:
+        """The hash of the file's bytes."""
+        return _hash((self._folder / self.ids[index]).read_bytes())
 
     def caption(self, index: int) -> str:
         """The caption: the text file beside the image, NAME.txt for NAME.png.

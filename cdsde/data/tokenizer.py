@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 LENGTH = 77
@@ -20,25 +21,45 @@ class ClipTokenizer(NamedTuple):
 
     Attributes:
       words: converts a text to ids without start and end.
-      start, end: ids of the special tokens; the end token is also the padding.
-      length: number of ids of every text.
+      start, end: ids of the special tokens.
+      length: number of ids of every text, the window.
+      pad: id of the padding; None: the end token.
     """
 
     words: Tokenizer
     start: int
     end: int
     length: int = LENGTH
+    pad: int | None = None
 
     def count(self, text: str) -> int:
         """The number of ids of a text, with start and end, before truncation."""
         return len(self.words.encode(text).ids) + 2
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids, int32 `[B, length]`: start, words, end, padding; a long text is truncated."""
-        rows = np.full((len(texts), self.length), self.end, np.int32)
+        """Token ids, int32 `[B, length]`: start, words, end, padding.
+
+        A text that is longer than the window is cut, with a warning.
+        """
+        pad = self.end if self.pad is None else self.pad
+        rows = np.full((len(texts), self.length), pad, np.int32)
+        cut = []
         for row, text in zip(rows, texts, strict=True):
-            ids = [self.start, *self.words.encode(text).ids[: self.length - 2]]
+            words = self.words.encode(text).ids
+            ids = [self.start, *words[: self.length - 2], self.end]
             row[: len(ids)] = ids
+            if len(words) > self.length - 2:
+                cut.append(text)
+        if cut:
+            logging.warning(
+                "%d of %d texts are longer than the %d tokens of the text encoder and are cut; the "
+                "first, of %d tokens, is '%s'",
+                len(cut),
+                len(texts),
+                self.length,
+                self.count(cut[0]),
+                cut[0],
+            )
         return rows
 
 
@@ -63,7 +84,30 @@ def load(folder: str | Path) -> ClipTokenizer:
         )
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return of_vocabulary(vocabulary, merges, settings.get("model_max_length", LENGTH))
+    path = folder / "special_tokens_map.json"  # takes precedence, as in transformers
+    settings |= json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    loaded = of_vocabulary(vocabulary, merges, _length(settings, folder))
+    return loaded._replace(pad=_pad(settings, vocabulary, folder))
+
+
+def _length(settings: dict, folder: Path) -> int:
+    """The window; transformers writes 10^30 where a tokenizer has none."""
+    length = settings.get("model_max_length", LENGTH)
+    if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 3:
+        raise ValueError(
+            f"{folder}/tokenizer_config.json sets model_max_length to {length!r}; it must be a "
+            "number of tokens, 3 or more"
+        )
+    return LENGTH if length > 10**6 else int(length)
+
+
+def _pad(settings: dict, vocabulary: dict[str, int], folder: Path) -> int:
+    """The id of the padding, which SD-2.x has other than the end token."""
+    token = settings.get("pad_token") or END
+    token = token.get("content") if isinstance(token, dict) else token
+    if token not in vocabulary:
+        raise ValueError(f"{folder} names the pad_token {token!r}, which is not in its vocab.json")
+    return vocabulary[token]
 
 
 def of_vocabulary(vocabulary: dict[str, int], merges, length: int = LENGTH) -> ClipTokenizer:
@@ -108,13 +152,14 @@ def save(folder: str | Path, tokenizer: ClipTokenizer) -> None:
     (folder / "vocab.json").write_text(text, encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(merge) for merge in model["merges"])]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    pad = tokenizer.words.id_to_token(tokenizer.end if tokenizer.pad is None else tokenizer.pad)
     settings = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": tokenizer.length,
         "bos_token": START,
         "eos_token": END,
         "unk_token": END,
-        "pad_token": END,
+        "pad_token": pad,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
 
@@ -146,5 +191,8 @@ def word_positions(tokenize: ClipTokenizer, text: str, words: str) -> np.ndarray
         if ids and list(row[start : start + len(ids)]) == ids:
             matches[start : start + len(ids)] = True
     if not matches.any():
-        raise ValueError(f"the text '{text}' does not hold the word '{words}'")
+        cut = (
+            f" within the first {tokenize.length} tokens" if tokenize.count(text) > len(row) else ""
+        )
+        raise ValueError(f"the text '{text}' does not hold the word '{words}'{cut}")
     return matches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from cdsde.weights.resolve import SHIPPED, shipped_folder
 
 OWN_SCALE = {"pnp": 7.5, "dds": 7.5, "cds": 7.5}  # w of classifier-free guidance; others: 5
 WITHOUT_INVERSION = ("dds", "cds")
+LEVELS = (50, 949)  # of dds and cds, as published: from the first to below the second
 GUIDED = ("pix2pix_zero", "pix2pix_zerocon")
 
 
@@ -33,6 +35,7 @@ class Model(NamedTuple):
       schedule: noise levels.
       encoder: text encoder.
       digests: SHA-256 of each network's parameters, for records.
+      files: SHA-256 of the model's JSON files and merges, which say how to use the parameters.
     """
 
     unet: Any
@@ -42,6 +45,7 @@ class Model(NamedTuple):
     schedule: ddim.LatentSchedule
     encoder: text_directions.Encoder
     digests: dict[str, str]
+    files: str
 
 
 def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
@@ -69,11 +73,39 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     unet, unet_params = diffusers.load_unet(folder / "unet", dtype=dtype, remat=remat)
     vae, vae_params, factor = diffusers.load_vae(folder / "vae", dtype=dtype)
     text, text_params = diffusers.load_text_encoder(folder / "text_encoder")
+    tokenize = tokenize._replace(length=min(tokenize.length, text.text.positions))
     encoder = text_directions.Encoder(text, text_params, tokenize)
     params = {"unet": unet_params, "vae": vae_params}
     networks = {**params, "text_encoder": text_params}
     digests = {name: trees.digest(p) for name, p in networks.items()}
-    return Model(unet, vae, params, factor, schedule, encoder, digests)
+    return Model(unet, vae, params, factor, schedule, encoder, digests, _digest_of_files(folder))
+
+
+def _digest_of_files(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
+        for path in sorted([*(folder / part).glob("*.json"), *(folder / part).glob("*.txt")]):
+            digest.update(f"{part}/{path.name}".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def check_levels(model: Model, config: ConfigDict) -> None:
+    """Checks that the model's schedule has the levels of the config's steps, before any work.
+
+    Raises:
+      ValueError: it has not; the message names numbers of steps that work.
+    """
+    e = config.edit
+    if config.method in WITHOUT_INVERSION:
+        if (count := len(model.schedule.alpha_bar)) < LEVELS[1]:
+            raise ValueError(
+                f"the model's scheduler has {count} noise levels, and {config.method} draws levels "
+                f"of {LEVELS[0]} to {LEVELS[1] - 1}; choose another config.method"
+            )
+        return
+    ddim.inversion(model.schedule, e.inversion_steps or e.steps, e.inversion)
+    if e.inversion_steps not in (None, e.steps):
+        ddim.shared(model.schedule, e.steps, e.inversion_steps, e.inversion)
 
 
 def program(model: Model, config: ConfigDict):
@@ -148,7 +180,7 @@ def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids)
         shifts = regularise.draw_shifts(noise_key, (len(up.t), 5, 5), z.shape[-1], z.shape[1])
     top, states = ddim.run(z, up, eps_fn, adjust=adjust, per_step=shifts)
     if inversion_steps != e.steps:
-        states = states[ddim.shared(up, down)]
+        states = states[ddim.shared(schedule, e.steps, inversion_steps, e.inversion)]
         top = states[-1]
     if method in GUIDED:
         return guided(unet, down, config, texts, top, patch_key)
@@ -190,7 +222,7 @@ def _score_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
     """DDS and CDS. The seed draws each iteration's level; seed and image id draw its noise."""
     e = config.edit
     level_key, noise_key, patch_key = jax.random.split(key, 3)
-    levels = jax.random.randint(level_key, (e.iterations,), 50, 949)
+    levels = jax.random.randint(level_key, (e.iterations,), *LEVELS)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, image_ids)
     noise = jax.vmap(lambda k: jax.random.normal(k, (e.iterations, *z.shape[1:])))(keys)
     contrast = {}
@@ -223,18 +255,37 @@ def texts_of(model: Model, config: ConfigDict, captions: list[str]) -> editors.T
     """The texts for editing images with these captions, float32 `[B, 77, D]` each.
 
     Raises:
-      ValueError: a bank of sentences is missing or empty, or a caption does not contain the word to
-        be swapped.
+      ValueError: a bank of sentences is missing or empty, a caption does not contain the word to be
+        swapped, or the word lies beyond the window of the text encoder.
     """
-    e, source = config.edit, model.encoder(captions)
+    e, tokenize = config.edit, model.encoder.tokenize
+    for text in captions:
+        _check_window(tokenize, text, bare(e.source))
+    source = model.encoder(captions)
     if config.method in GUIDED:
+        for concept, bank in zip((e.source, e.target), banks(e), strict=True):
+            for text in bank:
+                _check_window(tokenize, text, bare(concept))
         direction = text_directions.direction(model.encoder, *banks(e))
         target = source + e.strength * direction[None]
         negative = source if e.negative is None else model.encoder([e.negative])
     else:
-        target = model.encoder([swapped(c, e.source, e.target) for c in captions])
+        changed = [swapped(c, e.source, e.target) for c in captions]
+        for text in changed:
+            _check_window(tokenize, text, bare(e.target))
+        target = model.encoder(changed)
         negative = model.encoder([e.negative or ""])
     return editors.Texts(source, target, np.broadcast_to(negative, source.shape))
+
+
+def _check_window(tokenize: tokenizer.ClipTokenizer, text: str, words: str) -> None:
+    """Checks that the words that are edited are not cut off where the text holds them."""
+    start = place_of(words, text)
+    if start is not None and tokenize.count(text[: start + len(words)]) > tokenize.length:
+        raise ValueError(
+            f"the text encoder reads {tokenize.length} tokens, and in '{text}' the word '{words}', "
+            "which is edited, comes after them; shorten the text"
+        )
 
 
 def banks(e: ConfigDict) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """`--mode=edit`: edit images by words into one PNG each, and write their reconstructions.
 
-An interrupted run continues where it stopped. A folder with results of other settings is refused.
+An interrupted run continues where it stopped; an image whose content or caption has changed is
+edited again. A folder with results of other settings is refused.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from cdsde import config as config_lib
 from cdsde.data import (
     captions,
     contact_sheet,
+    content,
     decode,
     eval_batches,
     inputs,
     to_uint8,
+    told_by,
     write_png,
 )
 from cdsde.edit import pipeline
@@ -55,16 +58,17 @@ def edit(config: ConfigDict, workdir) -> Path:
             f"config.data.image_size is {config.data.image_size}; the model takes multiples of "
             f"{halvings}"
         )
+    pipeline.check_levels(model, config)
     names = records.output_names(source.ids)
     chosen = chosen_images(config, source)
     config = with_sentences(config)
     mine = chosen[jax.process_index() :: jax.process_count()]
-    todo = [j for j in mine if not (folder / names[j]).exists()]
-    captions = captions_of(config, source, todo)
-    texts = pipeline.texts_of(model, config, list(captions.values())) if todo else None
+    todo = [j for j in mine if not _finished(config, folder / names[j], source, j)]
+    said = captions_of(config, source, todo)
+    texts = pipeline.texts_of(model, config, list(said.values())) if todo else None
     records.claim(folder, _record(config, model), names)
     if texts is not None:
-        _edit(config, model, source, folder, names, texts, todo)
+        _edit(config, model, source, folder, names, said, texts, todo)
     mesh.barrier("edited")
     if jax.process_index() == 0 and config.sample.sheet:
         _write_sheet(config, source, folder, names, chosen[: config.sample.sheet])
@@ -80,8 +84,25 @@ def _check(config: ConfigDict) -> None:
             raise ValueError(f"config.{key} is not given; --mode=edit needs it")
 
 
-def _edit(config, model, source, folder: Path, names, texts, todo: list[int]) -> None:
-    """Edit the images at positions `todo`, in batches; row n of `texts` belongs to `todo[n]`."""
+def _finished(config: ConfigDict, path: Path, source, j: int) -> bool:
+    """Whether an image's result is written, from its present content and caption.
+
+    Results of earlier versions do not tell, and count as such.
+    """
+    if not path.exists() or (told := told_by(path)) is None:
+        return False
+    if told.get("source") not in (None, content(source, j)):
+        return False
+    if "caption" not in told or config.edit.caption or config.model.captioner is not None:
+        return True  # the record and the image determine the caption
+    return told["caption"] == captions(source, [j])[0]
+
+
+def _edit(config, model, source, folder: Path, names, said, texts, todo: list[int]) -> None:
+    """Edit the images at positions `todo`, in batches; row n of `texts` belongs to `todo[n]`.
+
+    `said` is `{image id: caption}`.
+    """
     text_rows = {source.ids[j]: n for n, j in enumerate(todo)}
     devices = mesh.make_mesh(jax.local_devices())
     params = mesh.put_replicated(model.params, devices)
@@ -93,7 +114,7 @@ def _edit(config, model, source, folder: Path, names, texts, todo: list[int]) ->
         batch_size=mesh.round_up(config.sample.batch_size, devices),
         indices=todo,
     )
-    by_id = dict(zip(source.ids, names, strict=True))
+    by_id = {source.ids[j]: (names[j], j) for j in todo}
     (folder / RECONSTRUCTION).mkdir(exist_ok=True)
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
         for batch in batches:
@@ -103,10 +124,11 @@ def _edit(config, model, source, folder: Path, names, texts, todo: list[int]) ->
             results = [mesh.local_rows(x) for x in run(params, images, rows, key, ids)]
             for row in np.flatnonzero(batch["mask"]):
                 edited, reconstructed = (to_uint8(result[row]) for result in results)
-                name = by_id[batch["name"][row]]
+                name, j = by_id[batch["name"][row]]
+                told = {"source": content(source, j), "caption": said[source.ids[j]]}
                 # The result last: its existence marks the image as finished.
                 write_png(folder / RECONSTRUCTION / name, reconstructed)
-                write_png(folder / name, edited)
+                write_png(folder / name, edited, **told)
                 bar.update()
 
 
@@ -212,6 +234,7 @@ def _record(config: ConfigDict, model: pipeline.Model) -> dict:
     settings |= {"method": config.method, "split": s.split, "seed": s.seed}
     settings["image_size"] = config.data.image_size
     record = {"edit": settings, "dtype": config.dtype, "weights": model.digests}
+    record["model_files"] = model.files
     record["captioner"] = config.model.captioner
     if config.method in pipeline.GUIDED:
         # Hashes the sentences, not the names of their files.

@@ -24,6 +24,8 @@ import numpy as np
 from cdsde.diffusion import schedules
 
 INVERSIONS = ("next", "current", "p2p0")
+P2P0_STEPS = 3  # least number of steps of p2p0, of which one is left
+PREDICTIONS = ("epsilon", "v_prediction", "sample")  # what a network's output may mean
 
 
 class LatentSchedule(NamedTuple):
@@ -32,7 +34,7 @@ class LatentSchedule(NamedTuple):
     Attributes:
       alpha_bar: ᾱ, float32 `[T]`.
       offset: index of the lowest rung.
-      prediction: meaning of the network's output: "epsilon" or "v_prediction".
+      prediction: meaning of the network's output, one of `PREDICTIONS`; "sample": the clean latent.
       clean: ᾱ of the clean latent: None for ᾱ_0, or 1 (diffusers' `set_alpha_to_one`).
     """
 
@@ -64,13 +66,20 @@ def rungs(schedule: LatentSchedule, steps: int) -> tuple[np.ndarray, int]:
     """Ascending indices of the rungs, `[steps]`, and their spacing.
 
     Raises:
-      ValueError: `steps` is below 1 or not below the number of levels.
+      ValueError: `steps` is below 1 or not below the number of levels, or the highest rung lies
+        beyond the levels.
     """
     count = len(schedule.alpha_bar)
     if not 1 <= steps < count:
         raise ValueError(f"{steps} steps do not fit into {count} levels; take 1 to {count - 1}")
     spacing = count // steps
-    return np.arange(steps) * spacing + schedule.offset, spacing
+    t = np.arange(steps) * spacing + schedule.offset
+    if t[-1] >= count:
+        raise ValueError(
+            f"{steps} steps from level {schedule.offset} on (steps_offset of the scheduler) end at "
+            f"level {t[-1]}, and the last level is {count - 1}; take another number of steps"
+        )
+    return t, spacing
 
 
 def sampling(schedule: LatentSchedule, steps: int) -> Ladder:
@@ -81,10 +90,19 @@ def sampling(schedule: LatentSchedule, steps: int) -> Ladder:
 
 
 def inversion(schedule: LatentSchedule, steps: int, kind: str = "next") -> Ladder:
-    """The moves from the clean latent up; `kind` is one of `INVERSIONS`."""
+    """The moves from the clean latent up; `kind` is one of `INVERSIONS`.
+
+    Raises:
+      ValueError: as `rungs`, or `kind` is "p2p0" and no move is left.
+    """
     t, spacing = rungs(schedule, steps)
     a = schedule.alpha_bar
     if kind == "p2p0":
+        if steps < P2P0_STEPS:
+            raise ValueError(
+                f"an inversion of the kind p2p0 leaves out the first and the last of its {steps} "
+                f"moves, so that nothing is inverted; take at least {P2P0_STEPS} steps, or next"
+            )
         t = t[1:-1]
         return Ladder(t, a[t - 1], a[t + spacing - 1])
     start = _alpha_bar(schedule, t - spacing)
@@ -98,22 +116,36 @@ def _alpha_bar(schedule: LatentSchedule, t: np.ndarray) -> np.ndarray:
     return np.where(t < 0, schedule.clean_alpha_bar, schedule.alpha_bar[np.maximum(t, 0)])
 
 
-def shared(up: Ladder, down: Ladder) -> np.ndarray:
-    """Positions of a sampling ladder's levels among the states of a finer inversion, `[steps + 1]`.
+def shared(schedule: LatentSchedule, steps: int, inversion_steps: int, kind: str) -> np.ndarray:
+    """Where the levels of sampling are among the states of a finer inversion, `[steps + 1]`.
 
-    They index the states of `run(x, up, ...)`: the clean one, then the rungs of `down`, ascending.
+    The positions index the states of `run(x, inversion(...), ...)`: the clean one, then the state
+    at each level of `sampling(schedule, steps)`, ascending. A state counts by the level that it has
+    reached, whatever the level at which its noise was predicted.
 
     Raises:
-      ValueError: `up` does not contain a rung of `down`.
+      ValueError: the inversion does not pass all levels of sampling.
     """
-    rungs_down, rungs_up = np.asarray(down.t)[::-1], np.asarray(up.t)
-    if not np.isin(rungs_down, rungs_up).all():
+    needed = sampling(schedule, steps).start[::-1]
+    reached = inversion(schedule, inversion_steps, kind).end
+    if kind == "p2p0" or not np.isin(needed, reached).all():
+        remedy = "leave it out, or take edit.inversion=next"
+        if kind != "p2p0":
+            remedy = f"take one of {', '.join(map(str, _finer(schedule, steps)))}"
         raise ValueError(
-            f"an inversion of {len(rungs_up)} steps does not pass the levels of {len(rungs_down)} "
-            "sampling steps; take a multiple of them that divides the schedule alike, or one less "
-            "than its levels"
+            f"config.edit.inversion_steps is {inversion_steps}, and an inversion of the kind "
+            f"{kind} with so many does not pass the levels of {steps} sampling steps; {remedy}"
         )
-    return np.concatenate([[0], 1 + np.searchsorted(rungs_up, rungs_down)])
+    return np.concatenate([[0], 1 + np.searchsorted(-reached, -needed)])
+
+
+def _finer(schedule: LatentSchedule, steps: int) -> list[int]:
+    """Numbers of inversion steps that pass the levels of `steps` sampling steps."""
+    count = len(schedule.alpha_bar)
+    spacing = count // steps
+    finer = [n for n in range(spacing, 0, -1) if spacing % n == 0]
+    # As many as fit: the highest rung must exist, and there is one level more than steps.
+    return [min(count // n, (count - 1 - schedule.offset) // n + 1, count - 1) for n in finer]
 
 
 def move(x: jax.Array, eps: jax.Array, start, end) -> jax.Array:
@@ -125,7 +157,8 @@ def to_eps(schedule: LatentSchedule, x: jax.Array, out: jax.Array, t) -> jax.Arr
     """ε of a network's output `out` at `x` and index `t`, by the schedule's prediction type."""
     if schedule.prediction == "epsilon":
         return out
-    return schedules.v_to_eps(x, out, schedules.gather(schedule.alpha_bar, t))
+    convert = {"v_prediction": schedules.v_to_eps, "sample": schedules.x0_to_eps}
+    return convert[schedule.prediction](x, out, schedules.gather(schedule.alpha_bar, t))
 
 
 def run(

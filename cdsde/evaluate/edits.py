@@ -19,7 +19,17 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import metrics
-from cdsde.data import captions, decode, eval_batches, inputs, resize, tokenizer, write_png
+from cdsde.data import (
+    captions,
+    content,
+    decode,
+    eval_batches,
+    inputs,
+    resize,
+    tokenizer,
+    told_by,
+    write_png,
+)
 from cdsde.edit import pipeline
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks
@@ -216,7 +226,8 @@ def _attention_masks(config, workdir, source, chosen, names) -> Path:
     model = pipeline.load(config.model.path)
     e, size, devices = config.edit, config.data.image_size, mesh.make_mesh(jax.local_devices())
     texts = edit_run.captions_of(config, source, chosen)
-    decisive = [list(texts.values()), e.source, size, e.steps, model.digests]
+    decisive = [list(texts.values()), e.source, size, e.steps, e.inversion]
+    decisive += [model.digests, model.files]
     name = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:8]
     folder = Path(workdir) / "eval" / f"masks-{name}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,12 +235,16 @@ def _attention_masks(config, workdir, source, chosen, names) -> Path:
     params = mesh.put_replicated(model.params, devices)
     words = pipeline.bare(e.source)
     mine = [chosen[n] for n in mesh.share(len(chosen))]
-    by_id = dict(zip(source.ids, names, strict=True))
+    by_id = {source.ids[j]: (names[j], j) for j in mine}
     batches = eval_batches(
         source,
         inputs.reading(config),
         batch_size=mesh.round_up(config.sample.batch_size, devices),
-        indices=[j for j in mine if not (folder / names[j]).exists()],
+        indices=[
+            j
+            for j in mine
+            if (told_by(folder / names[j]) or {}).get("source") != content(source, j)
+        ],
     )
     for batch in batches:
         captions_of_batch = [texts[name] for name in batch["name"]]
@@ -242,6 +257,7 @@ def _attention_masks(config, workdir, source, chosen, names) -> Path:
         masks = attention_masks.enlarged(maps, size)
         for row in np.flatnonzero(batch["mask"]):
             picture = np.repeat(np.uint8(255) * masks[row][..., None], 3, -1)
-            write_png(folder / by_id[batch["name"][row]], picture)
+            mask, j = by_id[batch["name"][row]]
+            write_png(folder / mask, picture, source=content(source, j))
     mesh.barrier("masks")
     return folder

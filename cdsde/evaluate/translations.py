@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import metrics
-from cdsde.data import contact_sheet, decode, inputs, write_png
+from cdsde.data import contact_sheet, content, decode, inputs, told_by, write_png
 from cdsde.evaluate import extractors, realism, shapes
 from cdsde.runtime import files, mesh, progress, records
 
@@ -225,24 +225,32 @@ def measure(
       chosen: positions of the images; default: the first `config.sample.limit`.
 
     Raises:
-      ValueError: a result is missing or of another size.
+      ValueError: a result is missing, of another size, or of another image of that name.
     """
     folder = Path(folder)
     names = records.output_names(source.ids)
     chosen = list(range(len(source)))[: config.sample.limit] if chosen is None else chosen
     missing = [names[j] for j in chosen if not (folder / names[j]).exists()]
+    mode = "edit" if config.method in config_lib.EDITORS else "sample"
     if missing:
-        mode = "edit" if config.method in config_lib.EDITORS else "sample"
         raise ValueError(
             f"{len(missing)} of {len(chosen)} results are missing in {folder} (first: "
             f"{missing[0]}); run --mode={mode} with the same config first"
+        )
+    mine = list(mesh.share(len(chosen)))
+    told = {j: told_by(folder / names[j]) for j in (chosen[n] for n in mine)}
+    stale = [j for j, t in told.items() if t and t.get("source") not in (None, content(source, j))]
+    if stale:
+        raise ValueError(
+            f"{len(stale)} of {len(told)} results in {folder} were made from other images than "
+            f"those that now have their names (first: {names[stale[0]]}); run --mode={mode} with "
+            "the same config, which makes these again"
         )
     against = {TO_SOURCE: source} | ({TO_PAIR: pairs} if pairs is not None else {})
     result, truth = (
         written(config, source, folder),
         {title: resized(config, images) for title, images in against.items()},
     )
-    mine = list(mesh.share(len(chosen)))
     columns: dict[str, list] = {}
     for start in range(0, len(mine), 64):
         part = [chosen[n] for n in mine[start : start + 64]]

@@ -27,7 +27,7 @@ SHEET = "sheet.png"  # beside the images: a contact sheet of the first ones
 # Newer keys are left out of a record where they have no effect, so that older records match.
 NEUTRAL = (("sample", "match_colours", 0), ("sample", "guide_every", 1), ("data", "fit", "crop"))
 
-
+LATER = ("model_files",)  # keys that records of earlier versions do not have
 # Keys of earlier versions in records, and the value without an effect.
 RETIRED = {
     "contrastive_sde": {"reference": "perturbed", "band": 0, "cutoff": 0, "domain_band": 0},
@@ -124,7 +124,11 @@ def claim(folder: Path, record: dict, names: Sequence[str]) -> None:
     path = folder / RECORD
     if path.exists():
         old, new = as_of_today(json.loads(path.read_text())), json.loads(json.dumps(record))
-        changed = sorted(key for key in new | old if old.get(key) != new.get(key))
+        changed = sorted(
+            key
+            for key in new | old
+            if old.get(key) != new.get(key) and not (key in LATER and key not in old)
+        )
         if changed:
             raise ValueError(
                 f"{folder} holds results made with other settings (different: "

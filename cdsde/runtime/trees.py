@@ -1,10 +1,11 @@
-"""Parameter trees as flat dicts, and the digest that identifies a network in records."""
+"""Parameter trees: flat dicts, damaged values, and the digest that identifies a network."""
 
 from __future__ import annotations
 
 import hashlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -33,3 +34,25 @@ def digest(params) -> str:
         h.update(f"{name}{value.shape}{value.dtype}".encode())
         h.update(np.ascontiguousarray(value).tobytes())
     return h.hexdigest()
+
+
+def not_finite(tree) -> list[str]:
+    """Names of the leaves that hold NaN or infinite values; arrays of the host or of devices.
+
+    Arrays that are split over processes are looked at by all of them together.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    floating = [(path, x) for path, x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    on_host = all(isinstance(x, np.ndarray) for _, x in floating)
+    values = [x for _, x in floating]
+    finite = [np.isfinite(x).all() for x in values] if on_host else _finite(values)
+    return [_name(path) for (path, _), good in zip(floating, finite, strict=True) if not good]
+
+
+@jax.jit
+def _finite(values):
+    return [jnp.isfinite(x).all() for x in values]
+
+
+def _name(path) -> str:
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

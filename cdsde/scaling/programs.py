@@ -161,7 +161,7 @@ def _latent_diffusion(config: ConfigDict, devices, batch: int):
     # Parameters only, without the collections of a forward pass (attention maps, features).
     shapes = {name: {"params": variables["params"]} for name, variables in shapes.items()}
     schedule = ddim.LatentSchedule(schedules.scaled_linear().alpha_bar)
-    sd = pipeline.Model(unet, vae, shapes, diffusers.SCALING_FACTOR, schedule, None, {})
+    sd = pipeline.Model(unet, vae, shapes, diffusers.SCALING_FACTOR, schedule, None, {}, "")
     latents = _rows((batch, side, side, 4), jnp.float32, devices)
     text = _rows((batch, TOKENS, TEXT_WIDTH), jnp.float32, devices)
     return sd, latents, editors.Texts(text, text, text), _everywhere(key, devices)

@@ -16,14 +16,14 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.data import inputs, train_iterator, write_png
-from cdsde.runtime import compiler, mesh, preemption, profile, progress
+from cdsde.runtime import compiler, mesh, preemption, profile, progress, trees
 from cdsde.runtime.files import replacing
 from cdsde.train import previews, stages, state
-from cdsde.weights import checkpoint, resolve
+from cdsde.weights import checkpoint, knowledge, resolve
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss became NaN or infinite."""
+    """The loss, the gradient or the training state became NaN or infinite."""
 
 
 def pending_stages(config: ConfigDict, workdir) -> tuple[str, ...]:
@@ -157,9 +157,12 @@ def _first_state(run: Run, stage: stages.Stage, initial: state.TrainState) -> st
        training would replace.
     """
     if step := run.saved.latest_step():
+        where = f"{run.saved.directory}/{step}"
+        record = checkpoint.config_of_step(run.saved.directory, step)
+        knowledge.check_resumed(record, run.config, run.name, where)
         return _restore(run.saved, step, initial)
     if run.training.fine_tune:
-        params = resolve.load(run.config, run.workdir, run.name)[0]
+        params = resolve.load(run.config, run.workdir, run.name, new_domains=True)[0]
         params = jax.device_put(params, mesh.network_sharded(params, run.devices))
         # A copy: the step donates its argument's buffers, and a buffer can be donated only once.
         ema = jax.tree.map(jnp.copy, params)
@@ -282,15 +285,19 @@ def _check_finite(run: Run, values: dict, n: int) -> None:
     # NaN stays in parameters and moments, so that a check at every log row misses none.
     if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
         return
-    kept = run.saved.latest_step()
-    where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was written yet"
     group = "cut" if run.name in config_lib.GANS else run.name
     warmup = " or raise its warmup" if "warmup" in run.config.train[group] else ""
     raise NonFiniteLoss(
         f"{run.name}: the loss is {values['loss']} and the gradient {values['gradient_norm']} at "
-        f"step {n}; {where} in {run.saved.directory}. Lower config.train.{group}.learning_rate"
+        f"step {n}; {_kept(run)}. Lower config.train.{group}.learning_rate"
         f"{warmup}, and start again"
     )
+
+
+def _kept(run: Run) -> str:
+    kept = run.saved.latest_step()
+    where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was written yet"
+    return f"{where} in {run.saved.directory}"
 
 
 def _parts(current: state.TrainState):
@@ -301,9 +308,23 @@ def _parts(current: state.TrainState):
 
 def _save(run: Run, n: int, current: state.TrainState) -> None:
     rest, ema = _parts(current)
+    # A bad checkpoint would replace a good one, and the averages are in no loss.
+    if damaged := trees.not_finite({**rest, "ema": ema}):
+        raise NonFiniteLoss(
+            f"{run.name}: {len(damaged)} arrays of the training state hold NaN or infinite values "
+            f"at step {n} (first: {damaged[0]}); {_kept(run)}"
+        )
     checkpoint.save(run.saved, n, rest, ema, json.loads(run.config.to_json_best_effort()))
 
 
 def _restore(saved, step: int, current: state.TrainState) -> state.TrainState:
     rest, ema = checkpoint.restore(saved, step, *_parts(current))
+    if damaged := trees.not_finite({**rest, "ema": ema}):
+        older = [str(n) for n in sorted(saved.all_steps()) if 0 < n < step]
+        remedy = f"from step {older[-1]}" if older else "from the beginning"
+        raise ValueError(
+            f"the checkpoint {saved.directory}/{step} is damaged: {len(damaged)} of its arrays "
+            f"hold NaN or infinite values (first: {damaged[0]}); delete that folder, and training "
+            f"goes on {remedy}"
+        )
     return state.TrainState(ema=ema, **rest)

@@ -89,6 +89,15 @@ def score(config: ConfigDict, domains: tuple[str, ...]) -> Stage:
     return Stage(domains, model.init, loss)
 
 
+def _check_levels(config: ConfigDict, training: ConfigDict, name: str) -> None:
+    """Raises a ValueError where a guide would be trained on levels that do not exist."""
+    if training.max_index > config.sde.num_steps:
+        raise ValueError(
+            f"config.train.{name}.max_index is {training.max_index}, and there are "
+            f"{config.sde.num_steps} noise levels (config.sde.num_steps); lower it"
+        )
+
+
 def encoder(config: ConfigDict) -> Stage:
     """The encoder's stage: NT-Xent of an image and its second view (views.py).
 
@@ -100,6 +109,7 @@ def encoder(config: ConfigDict) -> Stage:
     model = build.encoder_model(config)
     schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "encoder")
+    _check_levels(config, training, "encoder")
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 6)
@@ -130,6 +140,7 @@ def classifier(config: ConfigDict) -> Stage:
     model = build.classifier_model(config)
     schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "classifier")
+    _check_levels(config, training, "classifier")
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 4)

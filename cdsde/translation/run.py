@@ -1,8 +1,9 @@
 """`--mode=sample`: translate images into one PNG each, for folders of any size.
 
 Each process takes its share of the images and splits batches over its devices. An interrupted run
-continues where it stopped: files that exist are not made again. A folder with results of other
-settings is refused.
+continues where it stopped: results of the same images are not made again. Each result tells the
+content of its source image, so that a picture that was replaced under its name is translated again.
+A folder with results of other settings is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from cdsde import config as config_lib
-from cdsde.data import contact_sheet, decode, eval_batches, inputs, to_uint8, write_png
+from cdsde.data import (
+    contact_sheet,
+    content,
+    decode,
+    eval_batches,
+    inputs,
+    to_uint8,
+    told_by,
+    write_png,
+)
 from cdsde.runtime import mesh, records
 from cdsde.translation import film
 from cdsde.translation.compiled import Sampler, load_sampler
@@ -47,7 +57,7 @@ def sample(config: ConfigDict, workdir, loaded: tuple[Sampler, dict] | None = No
     records.claim(folder, records.settings_record(config, origins, source), names)
     chosen = list(range(len(source))[: config.sample.limit])
     mine = chosen[jax.process_index() :: jax.process_count()]
-    todo = [j for j in mine if not _finished(config, folder, names[j])]
+    todo = [j for j in mine if not _finished(config, folder, names[j], source, j)]
     logging.info(
         "%s: %d of %d images to translate, %d network evaluations each, on %d %s device(s)",
         config.method,
@@ -66,11 +76,20 @@ def sample(config: ConfigDict, workdir, loaded: tuple[Sampler, dict] | None = No
     return folder
 
 
-def _finished(config: ConfigDict, folder: Path, name: str) -> bool:
+def _finished(config: ConfigDict, folder: Path, name: str, source, j: int) -> bool:
     """Whether an image's result is written, and its trajectory if the config needs one."""
-    if not (folder / name).exists():
+    if not (folder / name).exists() or not _is_result_of(folder / name, source, j):
         return False
     return not config.sample.trajectory or not film.missing(folder / film.FOLDER, name)
+
+
+def _is_result_of(path: Path, source, j: int) -> bool:
+    """Whether a file was made from the present content of image j of a source.
+
+    Results of earlier versions do not tell, and count as such.
+    """
+    told = told_by(path)
+    return told is not None and told.get("source") in (None, content(source, j))
 
 
 def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: list[int]) -> None:
@@ -88,19 +107,19 @@ def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: l
         batch_size=min(mesh.round_up(config.sample.batch_size, devices), most),
         indices=todo,
     )
-    by_id = dict(zip(source.ids, names, strict=True))
+    by_id = {source.ids[j]: (names[j], j) for j in todo}
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
 
         def write(batch, fetch):
             y, states = fetch()
             images = to_uint8(y)
             for row in np.flatnonzero(batch["mask"]):
-                name = by_id[batch["name"][row]]
+                name, j = by_id[batch["name"][row]]
                 if keep:
                     frames = states[:, :, row].reshape(-1, *images[row].shape)
                     film.write(folder / film.FOLDER, name, batch["image"][row], frames)
                 # Written last: its existence marks the image as finished.
-                write_png(folder / name, images[row])
+                write_png(folder / name, images[row], source=content(source, j))
                 bar.update()
 
         working = None

@@ -115,7 +115,12 @@ def open_ema(workdir, stage: str, shapes):
 
 def saved_config(workdir, stage: str) -> dict:
     """The resolved config of the run that wrote a stage's newest checkpoint."""
-    folder = Path(stage_folder(workdir, stage) / str(latest_step(workdir, stage)) / "config")
+    return config_of_step(stage_folder(workdir, stage), latest_step(workdir, stage))
+
+
+def config_of_step(directory, step: int | None) -> dict:
+    """The resolved config of the run that wrote a step; `directory` is a stage's folder."""
+    folder = Path(directory) / str(step) / "config"
     return json.loads((folder / "metadata").read_text())
 
 

@@ -23,12 +23,11 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde.networks import build
 from cdsde.runtime import files
-from cdsde.runtime.trees import digest, flatten, unflatten
-from cdsde.weights import checkpoint
+from cdsde.runtime.trees import digest, flatten, not_finite, unflatten
+from cdsde.weights import checkpoint, knowledge
+from cdsde.weights.knowledge import architecture
 
 SHIPPED = "shipped:"
-# Keys outside the network's group that determine whether parameters fit and what they mean.
-CONTEXT = ("data.image_size", "sde.schedule", "sde.num_steps")
 
 
 def shipped_folder(kind: str = "checkpoints") -> Path:
@@ -36,30 +35,35 @@ def shipped_folder(kind: str = "checkpoints") -> Path:
     return Path(str(resources.files("cdsde") / "assets" / kind))
 
 
-def architecture(config: ConfigDict, stage: str) -> dict:
-    """The keys that a checkpoint of the stage must share: its network's group and `CONTEXT`."""
-    if stage in config_lib.GANS:  # checkpoints contain the generator, which alone translates
-        return {"network": {k: config.cut[k] for k in ("channels", "num_blocks")}}
-    if stage in config_lib.FEATURES:
-        return {"network": {}}
-    net = json.loads(config[config_lib.network_group(stage)].to_json())
-    if stage in ("encoder", "classifier"):
-        net |= build.encoder_half_constants(config[stage])
-    return {"network": net, **{key: config_lib.get(config, key) for key in CONTEXT}}
-
-
-def load(config: ConfigDict, workdir, stage: str):
+def load(config: ConfigDict, workdir, stage: str, new_domains: bool = False):
     """Parameters of a stage's network (host arrays, float32) and a line about their origin.
 
+    Args:
+      config: the task.
+      workdir: its work folder.
+      stage: the network.
+      new_domains: whether the network may have been trained on other domains than the config's,
+        because it is trained on.
+
     Raises:
-      ValueError: there are none, or they do not fit the config; the message names a remedy.
+      ValueError: there are none, or they do not fit the config, or they know other domains; the
+        message names a remedy.
     """
     source = origin(config, workdir, stage)
     if checkpoint.latest_step(workdir, stage) is not None:
+        record = checkpoint.saved_config(workdir, stage)
+        _check_fit(knowledge.architecture_of_record(record, config, stage), config, stage, source)
         params = checkpoint.open_ema(workdir, stage, shapes(config, stage))
     else:
-        params = _load_named(config, stage, source)
+        params, record = _load_named(config, stage, source)
+    if not new_domains:
+        knowledge.check_domains(record, config, stage, source)
     params = jax.tree.map(np.asarray, params)
+    if damaged := not_finite(params):
+        raise ValueError(
+            f"{source} is damaged: {len(damaged)} parameters hold NaN or infinite values (first: "
+            f"{damaged[0]}); take another checkpoint or file of the {stage} network"
+        )
     source = f"{source} (sha256 {digest(params)[:12]})"
     logging.info("%s: %s", stage, source)
     return params, source
@@ -96,7 +100,8 @@ def shapes(config: ConfigDict, stage: str):
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), tree)
 
 
-def _load_named(config: ConfigDict, stage: str, name: str):
+def _load_named(config: ConfigDict, stage: str, name: str) -> tuple[dict, dict]:
+    """The parameters in a file, and the card beside it."""
     if name.startswith(SHIPPED):
         path = shipped_folder() / f"{name.removeprefix(SHIPPED)}.safetensors"
         if not path.exists():
@@ -114,10 +119,10 @@ def _load_named(config: ConfigDict, stage: str, name: str):
             f"config.weights.{stage}={name} has no card {card.name} beside it, so it is not a file "
             f"of cdsde; bring published weights in with --mode=import"
         )
-    saved = json.loads(card.read_text())["architecture"]
-    _check_architecture(saved, architecture(config, stage), stage, name)
+    about = json.loads(card.read_text())
+    _check_fit(about["architecture"], config, stage, name)
     flat = safetensors.numpy.load_file(path)
-    return unflatten({k: np.asarray(v, np.float32) for k, v in flat.items()})
+    return unflatten({k: np.asarray(v, np.float32) for k, v in flat.items()}), about
 
 
 def shipped_names() -> list[str]:
@@ -134,24 +139,10 @@ def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None
     )
 
 
-def _check_architecture(saved: dict, expected: dict, stage: str, name: str) -> None:
-    """Raises a ValueError that names the config keys in which a checkpoint differs."""
-    group = config_lib.network_group(stage)
-    saved = {**{f"{group}.{k}": v for k, v in saved["network"].items()}, **saved}
-    expected = {**{f"{group}.{k}": v for k, v in expected["network"].items()}, **expected}
-    # Dropout does not change sampling; "network" is flattened above.
-    ignored = ("network", f"{group}.dropout")
-    wrong = [
-        f"config.{k} is {expected.get(k)}, the weights have {saved.get(k)}"
-        for k in sorted(set(saved) | set(expected))
-        if k not in ignored and _plain(saved.get(k)) != _plain(expected.get(k))
-    ]
-    if wrong:
+def _check_fit(saved: dict, config: ConfigDict, stage: str, name: str) -> None:
+    """Raises a ValueError that names the config keys in which an `architecture` differs."""
+    if wrong := knowledge.differences(saved, config, stage):
         raise ValueError(
             f"{name} does not fit the config: {'; '.join(wrong)}; leave these keys as they are, or "
             f"train your own network with --mode=train --config.train.stage={stage}"
         )
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value

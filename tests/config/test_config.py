@@ -288,7 +288,22 @@ RANGES = [
     ("sample.limit", 0, "at least 1"),
     ("sample.sheet", -1, "at least 0"),
     ("eval.bootstrap", 0, "at least 1"),
-    ("sample.start", 0, "must lie in 1..1000"),
+    ("sample.start", 0, "must be at least 1"),
+    ("sample.eta", 2.0, "at least 0 and at most 1"),
+    ("sample.eta", -1.0, "at least 0 and at most 1"),
+    ("train.score.ema", 2.0, "at least 0 and below 1"),
+    ("train.score.ema", 1.0, "at least 0 and below 1"),
+    ("train.score.ema", -1.0, "at least 0 and below 1"),
+    ("train.clip_norm", -1.0, "at least 0"),
+    ("train.score.warmup", -1, "at least 0"),
+    ("train.score.learning_rate", -1e-4, "above 0"),
+    ("train.score.learning_rate", 0.0, "above 0"),
+    ("score.dropout", 1.5, "at least 0 and below 1"),
+    ("score.num_head_channels", 0, "at least 1, or -1"),
+    ("egsde.domain_weight", -1.0, "at least 0"),
+    ("cut.layers", (-1,), "each at least 0"),
+    ("edit.patches", (1, 0), "each at least 1"),
+    ("latent.widths", (0.5, 64), "a tuple of whole numbers"),
     ("sample.start", 1001, "must lie in 1..1000"),
     ("sample.steps", 501, "more than the 500 noise levels below config.sample.start"),
     ("data.image_size", 66, "not a multiple of 4"),
@@ -306,6 +321,72 @@ def test_a_value_out_of_range_is_told_the_range(key, value, wanted):
             make()
         text = str(error.value)
         assert one_sentence(text) and f"config.{key}" in text
+
+
+NUMBERS = {
+    key: setting
+    for key, setting in KEYS.items()
+    if type(setting.default) in (int, float) or setting.default in (int, float)
+}
+
+
+def refused(key: str, value):
+    """The sentence about a value, which is the same on the command line and in Python."""
+    said = set()
+    for make in both_ways(key, value):
+        with pytest.raises((ValueError, command_line.UserError)) as error:
+            make()
+        said.add(str(error.value))
+        assert one_sentence(str(error.value)) and f"config.{key}" in str(error.value)
+    return said
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_has_a_range_and_is_held_to_it(key):
+    setting = NUMBERS[key]
+    whole = int in (setting.default, type(setting.default))
+    step = 1 if whole else 1e-3
+    lower = setting.minimum if setting.above is None else setting.above
+    upper = setting.maximum if setting.below is None else setting.below
+    assert lower is not None, f"{key} has no lower limit"
+    if setting.above is None:
+        refused(key, lower - step)
+    else:
+        refused(key, float(lower))
+    if upper is not None:
+        refused(key, upper + step if setting.below is None else float(upper))
+    refused(key, 2**63 if whole else 1e300)
+    if not whole:
+        for value in (float("nan"), float("inf"), float("-inf")):
+            refused(key, value)
+
+
+def test_numbers_at_their_limits_are_taken():
+    for key, setting in NUMBERS.items():
+        for limit in (setting.minimum, setting.maximum):
+            if limit is not None:
+                assert setting.allows(limit), key
+        if not isinstance(setting.default, type):
+            assert setting.allows(setting.default), key
+
+
+def test_tuples_of_numbers_are_held_to_their_range():
+    tuples = {k: s for k, s in KEYS.items() if isinstance(s.default, tuple) and s.default}
+    for key, setting in tuples.items():
+        assert setting.minimum is not None, f"{key} has no lower limit"
+        for wrong in (setting.minimum - 1, 1.5, "a", True):
+            with pytest.raises(ValueError, match=f"config.{key} is .*tuple of whole numbers"):
+                load_config(FOLDER, {key: (wrong,)})
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key.endswith("seed")])
+def test_every_seed_is_another_one(key):
+    refused(key, -1)
+    refused(key, 2**32)
+    refused(key, 2**40)
+    seeds = [load_config(FOLDER, {key: n}) for n in (0, 1, 2**31, 2**32 - 1)]
+    keys = {jax.random.key_data(jax.random.key(config_lib.get(c, key))).tobytes() for c in seeds}
+    assert len(keys) == 4
 
 
 def test_the_nearest_names():
@@ -381,3 +462,22 @@ def test_guidance_is_left_out_only_where_there_is_some(method):
 def test_a_cache_without_a_name_is_refused():
     with pytest.raises(ValueError, match="config.cache is empty; name a folder"):
         load_config(CONFIGS[0].parent / "twemoji2fluent.py", {"cache": ""})
+
+
+EDIT = str(CONFIGS[0].parent / "edit_cat2dog.py")
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"edit.steps": 1}, "config.edit.steps to at least 3"),
+        ({"edit.steps": 2}, "config.edit.steps to at least 3"),
+        ({"edit.inversion_steps": 100}, "config.edit.inversion_steps is 100, .*leave it out"),
+        ({"method": "pnp"}, "config.method is 'pnp'.* choose next or current"),
+    ],
+)
+def test_p2p0_is_refused_where_nothing_is_inverted(changes, wanted):
+    assert load_config(EDIT, {"edit.inversion": "p2p0"}).edit.steps == 50
+    with pytest.raises(ValueError, match=wanted) as error:
+        load_config(EDIT, {"edit.inversion": "p2p0", **changes})
+    assert one_sentence(str(error.value)) and "p2p0" in str(error.value)

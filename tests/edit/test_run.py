@@ -9,7 +9,7 @@ from helpers import files, one_sentence
 from PIL import Image
 
 from cdsde import load_config
-from cdsde.data import inputs
+from cdsde.data import content, inputs, write_png
 from cdsde.edit import pipeline, text_directions
 from cdsde.edit import run as edit_run
 
@@ -80,6 +80,38 @@ def test_an_edit_from_folder_to_folder(task, tmp_path, on_devices, method):
         edit_run.edit(config, tmp_path)
 
 
+def test_an_edit_is_known_by_the_content_and_the_caption_of_its_picture(task, tmp_path):
+    config = task(edit__caption=None)
+    folder, path = tmp_path / "pictures", tmp_path / "out" / "0.png"
+    (folder / "0.txt").write_text("a photo of a cat")
+    source = inputs.open_input(config)
+
+    def done(config=config):
+        return edit_run._finished(config, path, source, 0)
+
+    assert not done()
+    write_png(path, np.zeros((8, 8, 3), np.uint8))  # an earlier version's
+    assert done()
+    told = {"source": content(source, 0), "caption": "a photo of a cat"}
+    write_png(path, np.zeros((8, 8, 3), np.uint8), **told)
+    assert done()
+    (folder / "0.txt").write_text("a photo of a tiger")
+    assert not done() and done(task(edit__caption=CAPTION))
+    (folder / "0.txt").write_text("a photo of a cat")
+    assert done()
+    (folder / "1.png").rename(folder / "0.png")
+    assert not done()
+
+
+def test_what_says_how_to_use_the_weights_is_in_the_record(golden, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(golden / "latent" / "model", folder)
+    before = pipeline._digest_of_files(folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("0.012", "0.013"))
+    assert pipeline._digest_of_files(folder) != before
+
+
 def test_what_is_missing_is_named(task, tmp_path, golden):
     def said(message, **changes):
         with pytest.raises(ValueError, match=message) as error:
@@ -101,6 +133,39 @@ def test_what_is_missing_is_named(task, tmp_path, golden):
         said(f"without_{part}/{part}.* ", model__path=folder)
     with pytest.raises(ValueError, match="config.method is 'paint'; choose one of .*ddim"):
         task(method="paint")
+
+
+def test_what_is_edited_lies_within_the_window(golden, caplog):
+    model = pipeline.load(golden / "latent" / "model")
+    tokenize = model.encoder.tokenize
+    assert tokenize.length == 77 == model.encoder.module.text.positions
+
+    def texts(caption, method="ddim", **changes):
+        keys = {key.replace("__", "."): value for key, value in changes.items()}
+        config = load_config(CONFIG, {"method": method, **keys})
+        return pipeline.texts_of(model, config, [caption])
+
+    with caplog.at_level("WARNING"):
+        texts(CAPTION)
+        assert "are cut" not in caplog.text
+        got = texts(f"a cat {'x ' * 90}")
+    assert "1 of 1 texts are longer than the 77 tokens" in caplog.text
+    assert (got.source != got.target).any()
+    for method in ("ddim", "dds", "pix2pix_zerocon"):
+        with pytest.raises(ValueError, match="reads 77 tokens, .* 'cat'.* shorten the text") as e:
+            texts("x " * 90 + "a cat", method)
+        assert one_sentence(str(e.value))
+    # The last place within the window, and the first beyond it.
+    one = tokenize.count("x x") - tokenize.count("x")
+    most = (77 - tokenize.count("cat")) // one
+    texts("x " * most + "cat")
+    with pytest.raises(ValueError, match="shorten the text"):
+        texts("x " * (most + 1) + "cat")
+    with pytest.raises(ValueError, match="which is edited, comes after them"):
+        texts("x " * most + "cat", edit__target="a large black dog")
+    long = ("x " * 90 + "{}",)
+    with pytest.raises(ValueError, match="which is edited, comes after them"):
+        texts("a cat", "pix2pix_zero", edit__templates=long)
 
 
 def test_words_are_swapped():

@@ -283,17 +283,57 @@ def test_edit_direction(folder, close):
     close(encode([said["source_prompt"]])[0] + delta, "edit_direction", "c_hat")
 
 
-def test_a_finer_inversion_passes_the_levels_of_sampling():
+@pytest.mark.parametrize("kind", ["next", "current"])
+@pytest.mark.parametrize("finer", [100, 999])
+def test_a_finer_inversion_passes_the_levels_of_sampling(kind, finer):
     schedule = ddim.LatentSchedule(schedules.scaled_linear().alpha_bar)
-    down = ddim.sampling(schedule, 50)
-    up = ddim.inversion(schedule, 999)
-    at = ddim.shared(up, down)
+    down, up = ddim.sampling(schedule, 50), ddim.inversion(schedule, finer, kind)
+    at = ddim.shared(schedule, 50, finer, kind)
     assert at[0] == 0 and len(at) == 51
-    np.testing.assert_array_equal(np.asarray(up.t)[at[1:] - 1], down.t[::-1])
+    # By the level that a state has reached, not that of its prediction.
+    np.testing.assert_array_equal(up.end[at[1:] - 1], down.start[::-1])
     # Predicting no noise, both ways come to the same states.
     x = jnp.ones((1, 2, 2, 4))
     _, states = ddim.run(x, up, lambda x, t: jnp.zeros_like(x))
     _, coarse = ddim.run(x, ddim.inversion(schedule, 50), lambda x, t: jnp.zeros_like(x))
     np.testing.assert_allclose(states[at], coarse, rtol=1e-4)
-    with pytest.raises(ValueError, match="does not pass the levels of 50 sampling steps"):
-        ddim.shared(ddim.inversion(schedule, 30), down)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2])
+@pytest.mark.parametrize("steps", [7, 30, 50, 998])
+def test_an_inversion_of_other_levels_is_told_those_that_pass(offset, steps):
+    schedule = ddim.LatentSchedule(schedules.scaled_linear().alpha_bar, offset)
+    for kind in ("next", "current"):
+        with pytest.raises(ValueError, match=f"does not pass the levels of {steps} samp") as error:
+            ddim.shared(schedule, steps, steps - 1, kind)
+        named = str(error.value).split("take one of ")[1].split(", ")
+        assert all(len(ddim.shared(schedule, steps, int(n), kind)) == steps + 1 for n in named)
+
+
+def test_p2p0_has_moves_and_no_finer_ones():
+    schedule = ddim.LatentSchedule(schedules.scaled_linear().alpha_bar)
+    for steps in (1, 2):
+        with pytest.raises(ValueError, match="nothing is inverted; take at least 3 steps"):
+            ddim.inversion(schedule, steps, "p2p0")
+    assert len(ddim.inversion(schedule, 3, "p2p0").t) == 1
+    with pytest.raises(ValueError, match="leave it out, or take edit.inversion=next"):
+        ddim.shared(schedule, 50, 999, "p2p0")
+
+
+def test_levels_beyond_the_schedule_are_refused():
+    schedule = ddim.LatentSchedule(schedules.scaled_linear().alpha_bar, offset=20)
+    with pytest.raises(ValueError, match=r"50 steps from level 20 on .* end at level 1000, and"):
+        ddim.sampling(schedule, 50)
+
+
+def test_a_network_may_predict_the_clean_latent():
+    a = schedules.scaled_linear().alpha_bar
+    z, e = jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 4))
+    x = schedules.perturb(z, e, a[500])
+    for prediction, out in (
+        ("epsilon", e),
+        ("sample", z),
+        ("v_prediction", np.sqrt(a[500]) * e - np.sqrt(1 - a[500]) * z),
+    ):
+        got = ddim.to_eps(ddim.LatentSchedule(a, prediction=prediction), x, out, 500)
+        np.testing.assert_allclose(got, e, atol=1e-5)

@@ -10,7 +10,7 @@ from helpers import one_sentence, quick_extractor, read_json
 from PIL import Image
 from scipy.signal import convolve2d
 
-from cdsde.data import decode, inputs, open_domain, resize, write_png
+from cdsde.data import content, decode, inputs, open_domain, resize, write_png
 from cdsde.evaluate import extractors, realism, translations
 from cdsde.runtime import records
 
@@ -281,6 +281,24 @@ def test_missing_results_are_counted_and_named(emoji, tmp_path):
         translations.evaluate(emoji(sample__limit=3), tmp_path)["sdedit"]["L2 to source"]["value"]
         > 0
     )
+
+
+def test_results_of_pictures_that_were_replaced_are_refused(tiny, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    for name, image in zip("ab", pixels, strict=True):
+        Image.fromarray(image).save(folder / f"{name}.png")
+    config = tiny(method="sdedit", sample__input=folder, eval__reference="", eval__bootstrap=20)
+    source = inputs.open_input(config)
+    out = records.output_folder(config, tmp_path)
+    for j, name in enumerate(("a.png", "b.png")):
+        write_png(out / name, pixels[j], source=content(source, j))
+    translations.evaluate(config, tmp_path)
+    Image.fromarray(pixels[0]).save(folder / "b.png")
+    with pytest.raises(ValueError, match=r"1 of 2 results .* other images .*\(first: b.png\)") as e:
+        translations.evaluate(config, tmp_path)
+    assert one_sentence(str(e.value))
 
 
 def test_results_of_another_size(emoji, tmp_path):

@@ -1,6 +1,7 @@
 """The networks of latent diffusion against diffusers' and transformers' numbers (golden/latent)."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +181,37 @@ def test_tokenizer(folder, name, where):
     assert len(pairs) > 10
     for text, ids in pairs:
         np.testing.assert_array_equal(tokenize([text])[0], ids, err_msg=repr(text))
+
+
+def test_the_padding_and_the_window_of_a_tokenizer(folder, tmp_path):
+    where = tmp_path / "tokenizer"
+    shutil.copytree(folder / "model" / "tokenizer", where)
+    plain = tokenizer.load(where)
+    (ids,) = plain(["a cat"])
+    assert ids[-1] == plain.end and len(ids) == 77
+
+    def written(name, **fields):
+        path = where / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+        return tokenizer.load(where)
+
+    written("tokenizer_config.json", pad_token="a</w>")
+    assert tokenizer.load(where)(["a cat"])[0][-1] == plain.end
+    padded = written("special_tokens_map.json", pad_token={"content": "!"})  # as in SD-2.x
+    (other,) = padded(["a cat"])
+    words = plain.count("a cat")
+    np.testing.assert_array_equal(other[:words], ids[:words])
+    assert (other[words:] == json.loads((where / "vocab.json").read_text())["!"]).all()
+    tokenizer.save(tmp_path / "saved", padded)
+    np.testing.assert_array_equal(tokenizer.load(tmp_path / "saved")(["a cat"])[0], other)
+    assert written("tokenizer_config.json", model_max_length=10**30).length == 77
+    assert written("tokenizer_config.json", model_max_length=20)(["a cat"]).shape == (1, 20)
+    for wrong in (None, "long", 1):
+        with pytest.raises(ValueError, match="sets model_max_length to"):
+            written("tokenizer_config.json", model_max_length=wrong)
+    written("tokenizer_config.json", model_max_length=77)
+    with pytest.raises(ValueError, match="names the pad_token 'nothing', which is not in its voc"):
+        written("special_tokens_map.json", pad_token="nothing")
 
 
 def test_full_size(folder):

@@ -4,6 +4,7 @@ import csv
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import struct
 
@@ -17,7 +18,7 @@ from train_helpers import assert_same_bits, distance, rows
 from cdsde import load_config
 from cdsde.networks import build
 from cdsde.runtime import mesh, progress
-from cdsde.train import loop, previews, stages
+from cdsde.train import loop, previews, stages, state
 from cdsde.weights import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 # --- the loop, around a network of one colour ---
 
 
-def one_colour(config) -> stages.Stage:
+def one_colour(config, domains) -> stages.Stage:
     """Learns the mean colour of the target's pictures; a draw joins in, so that keys matter."""
     width = config.score.channels
 
@@ -36,9 +37,7 @@ def one_colour(config) -> stages.Stage:
         error = (x.mean((1, 2)) - params["colour"].mean(0, keepdims=True) + noise) ** 2
         return jnp.mean(error), {"mean": jnp.mean(params["colour"])}
 
-    return stages.Stage(
-        (config.data.target,), lambda key: {"colour": jax.random.normal(key, (width, 3))}, loss
-    )
+    return stages.Stage(domains, lambda key: {"colour": jax.random.normal(key, (width, 3))}, loss)
 
 
 @pytest.fixture
@@ -188,13 +187,84 @@ def test_a_changed_network_does_not_pass_for_the_old_one(toy, tiny, tmp_path):
         r"checkpoints/score/2 does not fit the config in 1 parameters \(colour: saved "
         r"\(32, 3\), config asks for \(64, 3\)\); use the config it was trained with"
     )
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(ValueError, match="config.score.channels is 64, the weights have 32"):
         loop.train_stage(wider, tmp_path, "score")
     shapes = {"colour": jax.ShapeDtypeStruct((64, 3), jnp.float32)}
     with pytest.raises(ValueError, match=expected):
         checkpoint.open_ema(tmp_path, "score", shapes)
     with pytest.raises(ValueError, match="no checkpoint of 'encoder' under .*checkpoints/encoder"):
         checkpoint.open_ema(tmp_path, "encoder", shapes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"score__prediction": "eps"}, "config.score.prediction is eps, the weights have v"),
+        ({"sde__schedule": "cosine"}, "config.sde.schedule is cosine, the weights have linear"),
+        ({"sde__num_steps": 500, "sample__start": 400}, "config.sde.num_steps is 500"),
+        ({"score__group_channels": 2}, "config.score.group_channels is 2, the weights have 4"),
+        ({"score__num_head_channels": 16}, "config.score.num_head_channels is 16"),
+        ({"score__attention_resolutions": (8,)}, "config.score.attention_resolutions is [8]"),
+        ({"score__use_scale_shift_norm": False}, "config.score.use_scale_shift_norm is False"),
+        ({"data__image_size": 32}, "config.data.image_size is 32, the weights have 16"),
+        ({"data__source": "yellow", "data__target": "blue"}, "blue, the weights have yellow"),
+    ],
+)
+def test_training_does_not_go_on_from_another_ones_weights(toy, tiny, tmp_path, changes, named):
+    loop.train_stage(tiny(train__steps=1), tmp_path, "score")
+    with pytest.raises(ValueError) as error:
+        loop.train_stage(tiny(train__steps=2, **changes), tmp_path, "score")
+    assert named in str(error.value) and "checkpoints/score/1" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_change_a_networks_meaning_may_change(toy, tiny, tmp_path):
+    loop.train_stage(tiny(train__steps=1), tmp_path, "score")
+    free = {"score__dropout": 0.1, "train__batch_size": 16, "data__flip": False, "method": "egsde"}
+    assert int(loop.train_stage(tiny(train__steps=2, **free), tmp_path, "score").step) == 2
+    # Another domain is a new training, from the weights of the old one.
+    other = {"data__source": "yellow", "data__target": "blue", "train__fine_tune": True}
+    moved = tiny(train__steps=1, train__stage="score", **other)
+    with pytest.raises(ValueError, match="the weights have yellow"):
+        loop.train_stage(moved, tmp_path, "score")
+
+
+def damaged(value):
+    return lambda tree: jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(value), tree)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_training_does_not_go_on_from_a_damaged_checkpoint(toy, tiny, tmp_path, monkeypatch, value):
+    real = checkpoint.save
+
+    def breaks(m, step, rest, ema, config):
+        real(m, step, rest, damaged(value)(ema) if step == 4 else ema, config)
+
+    monkeypatch.setattr(checkpoint, "save", breaks)
+    loop.train_stage(tiny(train__steps=4), tmp_path, "score")
+    monkeypatch.setattr(checkpoint, "save", real)
+    with pytest.raises(ValueError, match=r"score/4 is damaged: 1 .*ema/colour.* on from step 2"):
+        loop.train_stage(tiny(train__steps=8), tmp_path, "score")
+    shutil.rmtree(tmp_path / "checkpoints" / "score" / "4")
+    assert int(loop.train_stage(tiny(train__steps=8), tmp_path, "score").step) == 8
+
+
+def test_a_good_checkpoint_is_not_pruned_for_a_bad_one(toy, tiny, tmp_path, monkeypatch):
+    """The averages are in no loss: they may be bad while all that is reported is good."""
+    config = tiny(train__steps=6, train__keep=1)
+    real = state.advance
+
+    def advance(*arguments):
+        new = real(*arguments)
+        bad = jax.tree.map(lambda x: jnp.where(new.step >= 3, jnp.nan, x), new.ema)
+        return new._replace(ema=bad)
+
+    monkeypatch.setattr(state, "advance", advance)
+    with pytest.raises(loop.NonFiniteLoss, match=r"at step 4 \(first: ema/colour\); the checkp"):
+        loop.train_stage(config, tmp_path, "score")
+    assert checkpoint.latest_step(tmp_path, "score") == 2
+    shapes = {"colour": jax.ShapeDtypeStruct((config.score.channels, 3), jnp.float32)}
+    assert np.isfinite(checkpoint.open_ema(tmp_path, "score", shapes)["colour"]).all()
 
 
 def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(toy, tiny, tmp_path):

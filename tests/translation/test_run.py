@@ -194,6 +194,35 @@ def test_more_images_of_a_finished_run_are_added(task, five, tmp_path):
     assert all(files(folder)[n] == before[n] for n in ("a.png", "b.png", "settings.json"))
 
 
+def test_a_picture_replaced_under_its_name_is_translated_again(task, five, tmp_path):
+    config = task(sample__input=five)
+    folder = translation_run.sample(config, tmp_path)
+    before, old = files(folder), results(folder)
+    picture(77, (30, 30)).save(five / "b.jpg")
+    translation_run.sample(config, tmp_path)
+    assert {n for n, t in files(folder).items() if t != before[n]} == {"b.png", "sheet.png"}
+    fresh = results(translation_run.sample(config, tmp_path / "fresh"))
+    assert_same_pictures(results(folder), fresh, levels=1)
+    assert (fresh["b.png"] != old["b.png"]).any()
+    # A result that is no picture any more is made again, too.
+    (folder / "a.png").write_bytes(b"")
+    translation_run.sample(config, tmp_path)
+    assert_same_pictures(results(folder), fresh, levels=1)
+
+
+def test_a_picture_of_a_domain_is_known_by_its_content(task, pictures, tmp_path):
+    root = tmp_path / "mine"
+    shutil.copytree(pictures, root)
+    names = {"data__root": root, "data__source": "blue, yellow"}
+    config = task(**names, data__domains=("blue", "yellow"))
+    folder = translation_run.sample(config, tmp_path)
+    before = files(folder)
+    picture(77).save(root / "val" / "yellow" / "1.png")
+    config.sample.sheet = 0
+    translation_run.sample(config, tmp_path)
+    assert {n for n, t in files(folder).items() if t != before[n]} == {"yellow_1.png"}
+
+
 CHANGES = [
     ({"sample.seed": 1}, "sample"),
     ({"sample.steps": 3}, "sample"),

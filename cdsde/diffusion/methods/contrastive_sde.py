@@ -75,7 +75,11 @@ CONTRASTIVE_SDE = Method(
     settings={
         "start": start_setting(500),
         "weight": Setting(
-            500.0, "λ of the contrastive energy.", changeable=True, slider="λ, encoder's space"
+            500.0,
+            "λ of the contrastive energy.",
+            minimum=0,
+            changeable=True,
+            slider="λ, encoder's space",
         ),
         "space": Setting(
             "embedding",
@@ -98,6 +102,7 @@ CONTRASTIVE_SDE = Method(
         "content_weight": Setting(
             2.0,
             "λ_i of the content energy; 0 switches it off.",
+            minimum=0,
             changeable=True,
             slider="λ_i, low frequencies",
         ),
@@ -112,6 +117,7 @@ CONTRASTIVE_SDE = Method(
             0.0,
             "λ_d of the contrast of domains, an energy that falls by 1 from the source domain's "
             "mean features to the target's.",
+            minimum=0,
             changeable=True,
             slider="λ_d, towards the target",
         ),

@@ -42,13 +42,21 @@ EGSDE = Method(
     settings={
         "start": start_setting(500),
         "domain_weight": Setting(
-            500.0, "λ_s of the domain energy.", changeable=True, slider="λ_s, away from the source"
+            500.0,
+            "λ_s of the domain energy.",
+            minimum=0,
+            changeable=True,
+            slider="λ_s, away from the source",
         ),
         "domain_similarity": Setting(
             "cosine", "Similarity of the classifier's features in the domain energy.", SIMILARITIES
         ),
         "content_weight": Setting(
-            2.0, "λ_i of the content energy.", changeable=True, slider="λ_i, low frequencies"
+            2.0,
+            "λ_i of the content energy.",
+            minimum=0,
+            changeable=True,
+            slider="λ_i, low frequencies",
         ),
         "content_similarity": Setting(
             "neg_l2", "Similarity of the low-passed images in the content energy.", SIMILARITIES

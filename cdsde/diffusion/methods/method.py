@@ -18,7 +18,8 @@ class Setting(NamedTuple):
       default: the default value. A type means that the key may be None, and is None by default.
       meaning: its effect, written for users; "None: ..." explains the value None.
       choices: the allowed values; empty where every value of the type is allowed.
-      minimum: the smallest allowed number.
+      minimum, maximum: the smallest and the largest allowed number; of a tuple, of each number.
+      above, below: limits that are themselves not allowed.
       changeable: whether a compiled translation accepts another value without a new compilation.
         Only numbers that become a weight or a level qualify; other settings are part of the
         compiled program.
@@ -29,8 +30,32 @@ class Setting(NamedTuple):
     meaning: str
     choices: tuple = ()
     minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
     changeable: bool = False
     slider: str = ""
+
+    @property
+    def limits(self) -> str:
+        """The allowed numbers in words, such as "at least 0 and below 1"; "" without limits."""
+        words = {
+            "at least": self.minimum,
+            "above": self.above,
+            "at most": self.maximum,
+            "below": self.below,
+        }
+        return " and ".join(f"{word} {x}" for word, x in words.items() if x is not None)
+
+    def allows(self, number: float) -> bool:
+        """Whether a number lies within the limits; NaN does not."""
+        return (
+            (self.minimum is None or number >= self.minimum)
+            and (self.above is None or number > self.above)
+            and (self.maximum is None or number <= self.maximum)
+            and (self.below is None or number < self.below)
+            and number == number
+        )
 
 
 class Term(NamedTuple):
@@ -148,6 +173,11 @@ class Method(NamedTuple):
     def changeable(self) -> tuple[str, ...]:
         """Names of the settings that may change without a new compilation."""
         return tuple(name for name, setting in self.settings.items() if setting.changeable)
+
+
+def seed_setting(meaning: str) -> Setting:
+    """A seed: JAX's keys take 32 bits, and numbers beyond them would repeat those within."""
+    return Setting(0, meaning, minimum=0, maximum=2**32 - 1)
 
 
 def start_setting(default: int) -> Setting:

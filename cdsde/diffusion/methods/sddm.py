@@ -107,7 +107,9 @@ SETTINGS = {
     "energy": Setting(
         "features", "Energies: VGG's first `features`, EGSDE's, or all three.", tuple(NETWORKS)
     ),
-    "weight": Setting(25.0, "Factor in equation (1).", changeable=True, slider="λ, energies"),
+    "weight": Setting(
+        25.0, "Factor in equation (1).", minimum=0, changeable=True, slider="λ, energies"
+    ),
     "detail": Setting(False, "Combine the gradients in each block by itself."),
     "factor": Setting(32, "Factor N of the content energy's low-pass.", minimum=1),
 }

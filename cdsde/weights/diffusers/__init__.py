@@ -8,12 +8,14 @@ from cdsde.weights.diffusers.networks import (
     load_unet,
     load_vae,
     read_config,
+    unet_of,
 )
-from cdsde.weights.diffusers.schedule import read_schedule
+from cdsde.weights.diffusers.schedule import Scheduler, read_schedule, read_scheduler
 from cdsde.weights.diffusers.writing import Parts, save, state_dict
 
 __all__ = [
     "Parts",
+    "Scheduler",
     "SCALING_FACTOR",
     "load_blip",
     "load_clip",
@@ -22,6 +24,8 @@ __all__ = [
     "load_vae",
     "read_config",
     "read_schedule",
+    "read_scheduler",
     "save",
     "state_dict",
+    "unet_of",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from cdsde.networks.stable_diffusion.clip import (
 )
 from cdsde.networks.stable_diffusion.unet import UNet
 from cdsde.networks.stable_diffusion.vae import AutoencoderKL
+from cdsde.weights.diffusers import fields as json_fields
+from cdsde.weights.diffusers import supported
 from cdsde.weights.torch import convert
 
 WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -49,10 +51,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
       ValueError: the file does not exist.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"there is no {path}; a model in diffusers' layout has one in each part")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json_fields.read(
+        Path(folder) / "config.json", "a model in diffusers' layout has one in each part"
+    )
 
 
 def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
@@ -97,15 +98,30 @@ def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where) -> dict:
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     try:
         return convert.fit(shapes, state_dict, published)
+    except convert.Damaged as error:
+        raise ValueError(f"{where}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{where} does not fit its config.json: {error}") from None
 
 
 def _fields(config: Mapping[str, Any], names: Mapping[str, str], where) -> dict[str, Any]:
-    missing = [key for key in names.values() if key not in config]
+    missing = [key for key in names.values() if config.get(key) is None]
     if missing:
         raise ValueError(f"{where}/config.json does not contain {', '.join(missing)}")
     return {field: config[key] for field, key in names.items()}
+
+
+def _transformer(
+    config: Mapping[str, Any],
+    names: Mapping[str, str],
+    where,
+    only: Mapping[str, tuple],
+    free: Collection[str] = (),
+) -> dict[str, Any]:
+    """The fields `names` of a file of transformers, after a check of all others."""
+    path = Path(where) / "config.json"
+    json_fields.check(config, path, names.values(), only, {*json_fields.TRANSFORMERS, *free})
+    return _fields(config, names, where)
 
 
 def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
@@ -114,28 +130,35 @@ def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
     Raises:
       ValueError: the config needs something that `UNet` does not support.
     """
+    path = Path(where) / "config.json"
+    json_fields.check(config, path, supported.UNET, supported.UNET_ONLY, supported.UNET_FREE)
+    names = {"widths": "block_out_channels", "blocks": "layers_per_block"}
+    names |= {"groups": "norm_num_groups", "eps": "norm_eps", "out_channels": "out_channels"}
+    names |= {"inputs": "in_channels", "downs": "down_block_types", "ups": "up_block_types"}
+    read = _fields({"norm_eps": 1e-5, "norm_num_groups": 32, **config}, names, where)
     known = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-    downs = config["down_block_types"]
-    ups = [name.replace("Up", "Down") for name in reversed(config["up_block_types"])]
+    downs = read.pop("downs")
+    ups = [name.replace("Up", "Down") for name in reversed(read.pop("ups"))]
     if ups != list(downs) or not set(downs) <= set(known):
         raise ValueError(
-            f"{where}/config.json has the blocks {', '.join(downs)}; supported are "
+            f"{path} has the blocks {', '.join(downs)}; supported are "
             f"{' and '.join(known)}, with the same blocks in encoder and decoder"
         )
-    for key in ("class_embed_type", "addition_embed_type", "encoder_hid_dim"):
-        if config.get(key) is not None:
-            raise ValueError(f"{where}/config.json sets {key}, which SD-1.x and 2.x do not have")
-    heads = config.get("num_attention_heads") or config["attention_head_dim"]
+    if (inputs := read.pop("inputs")) != read["out_channels"]:
+        raise ValueError(
+            f"{path} sets in_channels to {inputs} and out_channels to {read['out_channels']}; both "
+            "must be the channels of the latents (models for inpainting are not supported)"
+        )
+    if not isinstance(read["blocks"], int):
+        raise ValueError(f"{path} sets layers_per_block to {read['blocks']}; it must be one number")
+    read["widths"] = tuple(read["widths"])
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 8
     count = len(downs)
     return UNet(
-        widths=tuple(config["block_out_channels"]),
+        **read,
         attention=tuple(known[name] for name in downs),
-        blocks=config["layers_per_block"],
         heads=tuple(heads) if isinstance(heads, list) else (heads,) * count,
-        groups=config["norm_num_groups"],
-        eps=config["norm_eps"],
-        out_channels=config["out_channels"],
-        linear=config.get("use_linear_projection", False),
+        linear=config.get("use_linear_projection") or False,
         **fields,
     )
 
@@ -145,6 +168,11 @@ def load_unet(folder: str | Path, **fields) -> tuple[UNet, dict]:
     config = read_config(folder)
     module = unet_of(config, str(folder), **fields)
     side = 2 ** (len(module.widths) - 1)
+    if not isinstance(config.get("cross_attention_dim"), int):
+        raise ValueError(
+            f"{folder}/config.json sets cross_attention_dim to "
+            f"{config.get('cross_attention_dim')}; it must be the width of the text encoder"
+        )
     inputs = (
         jnp.zeros((1, side, side, config["in_channels"])),
         jnp.zeros(1),
@@ -155,16 +183,25 @@ def load_unet(folder: str | Path, **fields) -> tuple[UNet, dict]:
 
 def load_vae(folder: str | Path, **fields) -> tuple[AutoencoderKL, dict, float]:
     """`AutoencoderKL`, its parameters, and the factor that scales latents."""
-    config = read_config(folder)
+    config, path = read_config(folder), Path(folder) / "config.json"
+    json_fields.check(config, path, supported.VAE, supported.VAE_ONLY, supported.VAE_FREE)
+    for field, block in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
+        if other := set(config.get(field) or ()) - {f"{block}Block2D"}:
+            raise ValueError(
+                f"{path} has {field} {', '.join(sorted(other))}; only {block}Block2D is supported"
+            )
     names = {"blocks": "layers_per_block", "groups": "norm_num_groups"}
-    names |= {"latent_channels": "latent_channels", "out_channels": "out_channels"}
-    module = AutoencoderKL(
-        widths=tuple(config["block_out_channels"]), **_fields(config, names, folder), **fields
-    )
+    names |= {"latent_channels": "latent_channels", "widths": "block_out_channels"}
+    read = _fields(config, names, folder)
+    read["widths"] = tuple(read["widths"])
+    module = AutoencoderKL(**read, **fields)
+    factor = json_fields.number(config, "scaling_factor", path, default=SCALING_FACTOR)
+    if factor <= 0:
+        raise ValueError(f"{path} sets scaling_factor to {factor}; it must be above 0")
     side = 2 ** (len(module.widths) - 1)
-    inputs = (jnp.zeros((1, side, side, config["in_channels"])),)
+    inputs = (jnp.zeros((1, side, side, 3)),)
     params = fit(module, inputs, _renamed_attention(read_weights(folder)), folder)
-    return module, params, config.get("scaling_factor") or SCALING_FACTOR
+    return module, params, factor
 
 
 def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -187,9 +224,8 @@ def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.nda
 
 
 def _text(config: Mapping[str, Any], where, **fields) -> TextTransformer:
-    return TextTransformer(
-        **_fields(config, TEXT, where), end=config.get("eos_token_id", 2), **fields
-    )
+    read = _transformer(config, TEXT, where, supported.TEXT_ONLY)
+    return TextTransformer(**read, end=config.get("eos_token_id", 2), **fields)
 
 
 def _without_positions(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -208,10 +244,24 @@ def load_text_encoder(folder: str | Path, **fields) -> tuple[CLIPTextModel, dict
     return module, fit(module, (jnp.zeros((1, 1), int),), weights, folder)
 
 
+def _pair(folder: str | Path) -> dict[str, Any]:
+    """The config of a model of images and texts, whose parts are in `vision_config`, `text_config`.
+
+    Raises:
+      ValueError: a part is missing, or a field is unknown.
+    """
+    config = read_config(folder)
+    free = {*json_fields.TRANSFORMERS, *supported.PAIR_FREE, "model_type"}
+    json_fields.check(config, Path(folder) / "config.json", supported.PAIR, {}, free)
+    _fields(config, {name: name for name in supported.PAIR}, folder)
+    return config
+
+
 def load_clip(folder: str | Path, **fields) -> tuple[CLIP, dict]:
     """`CLIP` (both encoders) and its parameters."""
-    config = read_config(folder)
-    vision = VisionTransformer(**_fields(config["vision_config"], VISION, folder), **fields)
+    config = _pair(folder)
+    read = _transformer(config["vision_config"], VISION, folder, supported.VISION_ONLY)
+    vision = VisionTransformer(**read, **fields)
     text = _text(config["text_config"], folder, **fields)
     module = CLIP(text, vision, config["projection_dim"])
     inputs = (jnp.zeros((1, 1), int), jnp.zeros((1, vision.image_size, vision.image_size, 3)))
@@ -220,14 +270,17 @@ def load_clip(folder: str | Path, **fields) -> tuple[CLIP, dict]:
 
 def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
     """`BLIP`, the captioner, and its parameters."""
-    config = read_config(folder)
+    config = _pair(folder)
     text = config["text_config"]
+    ends = {"begin": "bos_token_id", "end": "sep_token_id", "pad": "pad_token_id"}
     module = BLIP(
-        Vision(**_fields(config["vision_config"], VISION, folder)),
-        Decoder(**_fields(text, TEXT, folder)),
-        begin=text["bos_token_id"],
-        end=text["sep_token_id"],
-        pad=text["pad_token_id"],
+        Vision(
+            **_transformer(
+                config["vision_config"], VISION, folder, supported.VISION_ONLY, supported.BLIP_FREE
+            )
+        ),
+        Decoder(**_transformer(text, TEXT, folder, supported.BLIP_TEXT_ONLY, supported.BLIP_FREE)),
+        **_fields(text, ends, folder),
     )
     side = module.vision.image_size
     weights = _without_positions(read_weights(folder))

@@ -34,6 +34,10 @@ WRAPPERS += ("state_dict", "model_state_dict", "model", "net", "params")
 LISTED_KEYS = 12  # maximum for each sort of mismatch in an error message
 
 
+class Damaged(ValueError):
+    """Weights of the right names and shapes that hold NaN or infinite values."""
+
+
 def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict]:
     """Loads published weights into the network of `kind`.
 
@@ -102,6 +106,8 @@ def from_state_dict(
     shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs, **labels)
     try:
         return network.apply, fit(shapes, state_dict, functools.partial(_published, spec))
+    except Damaged:
+        raise
     except ValueError as error:
         raise ValueError(
             f"the weights do not fit kind '{kind}': {error}; {_hint(arch, inferred, kind)}."
@@ -121,11 +127,18 @@ def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callab
 
     Raises:
       ValueError: keys are missing, unexpected or of another shape; the message lists them.
+      Damaged: weights hold NaN or infinite values.
     """
     leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(shapes["params"])
     names = {path: published(path, leaf.shape) for path, leaf in leaves.items()}
     if problems := _mismatches(state_dict, dict(names.values())):
         raise ValueError(problems)
+    damaged = [name for name, _ in names.values() if not np.isfinite(state_dict[name]).all()]
+    if damaged:
+        raise Damaged(
+            f"{len(damaged)} of the weights hold NaN or infinite values ({_listed(damaged)}): get "
+            "the file again, or another checkpoint of that training"
+        )
     params = {}
     for path, (name, _) in names.items():
         value = state_dict[name]
