@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+_UNFINISHED: set[Path] = set()  # the temporary files that this process writes now
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -20,10 +22,18 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
+    _UNFINISHED.add(temporary)
     try:
         yield temporary
         temporary.replace(path)
     finally:
+        temporary.unlink(missing_ok=True)
+        _UNFINISHED.discard(temporary)
+
+
+def discard_unfinished() -> None:
+    """Deletes the temporary files of this process, for an end in the middle of everything."""
+    for temporary in list(_UNFINISHED):
         temporary.unlink(missing_ok=True)
 
 

@@ -46,8 +46,13 @@ def train(config: ConfigDict, workdir) -> None:
     Raises:
       ValueError: unusable data or config, before the first step.
       NonFiniteLoss: the loss diverged; the last good checkpoint is kept.
-      preemption.Preempted: after SIGTERM; a checkpoint of the current step is written.
+      preemption.Preempted: after SIGTERM or Ctrl-C; a checkpoint of the current step is
+        written.
     """
+    wanted = (config.train.stage,) if config.train.stage else ()
+    # A stage whose last checkpoint is broken is not finished.
+    for stage in wanted or config_lib.needed_stages(config.method):
+        checkpoint.set_aside_broken(workdir, stage)
     pending = pending_stages(config, workdir)
     if not pending:
         logging.info("nothing to train: %s has all that %s needs", workdir, config.method)
@@ -109,7 +114,8 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
     Raises:
       ValueError: unusable data or config, before the first step.
       NonFiniteLoss: the loss diverged.
-      preemption.Preempted: after SIGTERM; a checkpoint of the current step is written.
+      preemption.Preempted: after SIGTERM or Ctrl-C; a checkpoint of the current step is
+        written.
     """
     c = config_lib.stage_training(config, name)
     devices = mesh.make_mesh(fsdp=config.mesh.fsdp)
@@ -121,6 +127,7 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
     stage = stages.make(config, name, workdir)
     batches = open_data(config, stage, name)
     step, init = compiled(config, name, stage, devices)
+    checkpoint.set_aside_broken(workdir, name)
     with checkpoint.manager(workdir, name, config.train.keep) as saved:
         run = Run(config, name, Path(workdir), c, step, devices, saved)
         current = _first_state(run, stage, init())
@@ -214,7 +221,7 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
     rate = progress.Rate(first, run.training.steps)
     preview = previews.Preview(run.config) if run.name == "score" and t.sample_every else None
     trace = profile.Trace(folder / "profile", first, t.profile)
-    unreported = None
+    unreported, n, stop = None, first, False
     try:
         for n in range(first + 1, run.training.steps + 1):
             batch = {key: rows for key, rows in next(data).items() if key != "id"}
@@ -228,7 +235,7 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
                 rate.restart(n)
             trace.after(n, metrics)
             last = n == run.training.steps
-            stop = not last and watch.reached(n)
+            stop = watch.reached(n)
             keep = last or stop or n % t.checkpoint_every == 0
             if keep:  # only a state that was checked is saved
                 _report(run, writer, rate, n, metrics)
@@ -236,18 +243,19 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
             elif n % t.log_every == 0:
                 unreported = n, metrics
             if stop:
-                run.saved.wait_until_finished()
-                raise preemption.Preempted(
-                    f"{run.name} was stopped by SIGTERM after step {n} of {run.training.steps}; "
-                    f"the checkpoint is in {run.saved.directory}/{n}, and the same command goes "
-                    "on from it"
-                )
+                break
             if preview is not None and (last or n % t.sample_every == 0):
                 sheet = preview(mesh.to_host(current.ema, run.devices))
                 if writer is not None:
                     writer.image(n, "samples", sheet)
                     write_png(folder / f"sheet_{n:07d}.png", sheet)
         run.saved.wait_until_finished()
+        if stop or watch.received:  # also after the last step: there may be further stages
+            raise watch.stopped(
+                run.name,
+                f"after step {n} of {run.training.steps}; the checkpoint is in "
+                f"{run.saved.directory}/{n}, and the same command goes on from it",
+            )
     finally:
         trace.close()
         if writer is not None:

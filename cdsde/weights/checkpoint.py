@@ -15,7 +15,13 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
+
+from cdsde.runtime import mesh
+from cdsde.weights import wholeness
+
+SET_ASIDE = "broken-"  # prefix of the folder of a broken step that a training has found
 
 
 def stage_folder(workdir, stage: str) -> epath.Path:
@@ -25,7 +31,9 @@ def stage_folder(workdir, stage: str) -> epath.Path:
 
 def manager(workdir, stage: str, keep: int = 2) -> ocp.CheckpointManager:
     """A manager for writing that keeps `keep` steps; as a context it finishes the last save."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, cleanup_tmp_directories=True
+    )
     return ocp.CheckpointManager(stage_folder(workdir, stage), options=options)
 
 
@@ -78,7 +86,7 @@ def restore(m: ocp.CheckpointManager, step: int, state, ema):
     Raises:
       ValueError: the saved parameters have other shapes, because the config has changed.
     """
-    _check_shapes(m, step, "ema", ema)
+    _check_shapes(epath.Path(m.directory) / str(step), "ema", ema)
     restored = m.restore(
         step,
         args=ocp.args.Composite(
@@ -90,43 +98,111 @@ def restore(m: ocp.CheckpointManager, step: int, state, ema):
 
 
 def latest_step(workdir, stage: str) -> int | None:
-    """Step of the newest finished checkpoint of a stage, or None."""
+    """Step of the newest finished checkpoint of a stage, or None; it may be broken."""
+    return max(_steps(workdir, stage), default=None)
+
+
+def newest_whole(workdir, stage: str, training: bool = False) -> int | None:
+    """Step of the newest checkpoint that can be read, or None if there is no checkpoint.
+
+    Newer ones that are broken are named in a warning.
+
+    Args:
+      workdir, stage: the stage of a work folder.
+      training: whether the training state is needed, too. Imported weights, step 0, have none.
+
+    Raises:
+      ValueError: there are checkpoints, and all of them are broken.
+    """
+    folder, faults = stage_folder(workdir, stage), {}
+    for step in sorted(_steps(workdir, stage), reverse=True):
+        items = ("state", "ema") if training and step else ("ema",)
+        faults[step] = wholeness.fault(Path(folder / str(step)), items)
+        if faults[step] is None:
+            break
+    broken = {step: reason for step, reason in faults.items() if reason}
+    for step, reason in broken.items():
+        logging.warning("the checkpoint %s/%d is broken: %s", folder, step, reason)
+    if not broken:
+        return max(faults, default=None)
+    if len(broken) == len(faults):
+        named = "; ".join(f"step {step}: {reason}" for step, reason in broken.items())
+        raise ValueError(
+            f"no checkpoint in {folder} is whole ({named}); put a copy of one there, or delete the "
+            "folder to begin again"
+        )
+    whole = min(faults)
+    logging.warning("the newest whole checkpoint of %s is step %d: it is taken", stage, whole)
+    return whole
+
+
+def set_aside_broken(workdir, stage: str) -> None:
+    """Renames broken checkpoints that are newer than the newest whole one, for a training.
+
+    Raises:
+      ValueError: there are checkpoints, and all of them are broken.
+    """
+    folder, whole = stage_folder(workdir, stage), newest_whole(workdir, stage, training=True)
+    newer = [step for step in _steps(workdir, stage) if step > (whole or 0)]
+    mesh.barrier("checkpoints are examined")
+    for step in newer if jax.process_index() == 0 else ():
+        target = folder / f"{SET_ASIDE}{step}"
+        if target.exists():
+            target.rmtree()
+        (folder / str(step)).rename(target)
+        logging.warning("%s/%d is now %s", folder, step, target)
+    mesh.barrier("broken checkpoints are set aside")
+
+
+def _steps(workdir, stage: str) -> list[int]:
     folder = stage_folder(workdir, stage)
-    if not folder.exists():
-        return None
-    steps = ocp.utils.checkpoint_steps(folder)
-    return max(steps) if steps else None
+    return list(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
-def open_ema(workdir, stage: str, shapes):
-    """The averaged parameters of a stage's newest checkpoint, with the shardings of `shapes`.
+def open_ema(workdir, stage: str, shapes, step: int | None = None):
+    """The averaged parameters of a stage's newest whole checkpoint, sharded as `shapes`.
+
+    Args:
+      workdir, stage: the stage of a work folder.
+      shapes: the tree of parameters as ShapeDtypeStructs.
+      step: the result of `newest_whole`, where it is known.
 
     Raises:
       ValueError: there is no checkpoint, or its shapes differ because the config has changed.
     """
-    step = latest_step(workdir, stage)
+    step = newest_whole(workdir, stage) if step is None else step
     if step is None:
         raise ValueError(f"no checkpoint of '{stage}' under {stage_folder(workdir, stage)}")
-    m = ocp.CheckpointManager(stage_folder(workdir, stage))
-    _check_shapes(m, step, "ema", shapes)
-    args = ocp.args.Composite(ema=ocp.args.StandardRestore(_abstract(shapes)))
-    return m.restore(step, args=args)["ema"]
+    folder = stage_folder(workdir, stage) / str(step)
+    _check_shapes(folder, "ema", shapes)
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(folder / "ema", _abstract(shapes))
 
 
-def saved_config(workdir, stage: str) -> dict:
-    """The resolved config of the run that wrote a stage's newest checkpoint."""
-    folder = Path(stage_folder(workdir, stage) / str(latest_step(workdir, stage)) / "config")
-    return json.loads((folder / "metadata").read_text())
+def saved_config(workdir, stage: str, step: int | None = None) -> dict:
+    """The resolved config of the run that wrote a checkpoint of a stage (default: the newest).
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
+    step = latest_step(workdir, stage) if step is None else step
+    folder = Path(stage_folder(workdir, stage) / str(step) / "config")
+    try:
+        return json.loads((folder / "metadata").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder}/metadata, the config of the training, is missing or damaged; put a copy "
+            "there, or take another checkpoint"
+        ) from error
 
 
 def _abstract(tree):
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
-def _check_shapes(m: ocp.CheckpointManager, step: int, item: str, tree) -> None:
+def _check_shapes(folder: epath.Path, item: str, tree) -> None:
     """Raises a ValueError that names differing parameters; Orbax's error names only shapes."""
-    path = epath.Path(m.directory) / str(step) / item
-    saved = ocp.StandardCheckpointHandler().metadata(path)
+    saved = ocp.StandardCheckpointHandler().metadata(folder / item)
     actual = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(saved)}
     expected = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
     wrong = [k for k in sorted(expected | actual) if actual.get(k) != expected.get(k)]
@@ -136,7 +212,7 @@ def _check_shapes(m: ocp.CheckpointManager, step: int, item: str, tree) -> None:
             for k in wrong[:3]
         )
         raise ValueError(
-            f"the checkpoint in {m.directory}/{step} does not fit the config in {len(wrong)} "
+            f"the checkpoint in {folder} does not fit the config in {len(wrong)} "
             f"parameters ({shown}); use the config it was trained with or another --workdir"
         )
 

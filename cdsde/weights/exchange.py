@@ -116,7 +116,8 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
     Raises:
       ValueError: the training log is missing.
     """
-    trained = checkpoint.saved_config(workdir, stage)
+    step = checkpoint.newest_whole(workdir, stage)
+    trained = checkpoint.saved_config(workdir, stage, step)
     log = Path(workdir) / "logs" / stage / "metrics.csv"
     if not log.exists():
         raise ValueError(
@@ -127,7 +128,7 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
     return {
         "stage": stage,
-        "step": checkpoint.latest_step(workdir, stage),
+        "step": step,
         "seed": trained["train"]["seed"],
         "data": trained["data"],
         "training": trained["train"][config_lib.network_group(stage)],

@@ -1,8 +1,8 @@
 """Finds and loads the parameters of trained networks.
 
-The stage's newest checkpoint in the work folder takes precedence over `config.weights.STAGE`, which
-names shipped weights ("shipped:NAME") or a file that `--mode=export --config.export.format=cdsde`
-wrote. Nothing is initialised at random, and nothing is downloaded.
+The stage's newest whole checkpoint in the work folder takes precedence over `config.weights.STAGE`,
+which names shipped weights ("shipped:NAME") or a file that `--mode=export
+--config.export.format=cdsde` wrote. Nothing is initialised at random, and nothing is downloaded.
 
 An exported file is float16 safetensors, with its card (architecture, training, origin) beside it as
 FILE.json; the shipped files are in `cdsde/assets/checkpoints/`.
@@ -54,11 +54,13 @@ def load(config: ConfigDict, workdir, stage: str):
     Raises:
       ValueError: there are none, or they do not fit the config; the message names a remedy.
     """
-    source = origin(config, workdir, stage)
-    if checkpoint.latest_step(workdir, stage) is not None:
-        params = checkpoint.open_ema(workdir, stage, shapes(config, stage))
-    else:
+    step = checkpoint.newest_whole(workdir, stage)
+    if step is None:
+        source = origin(config, workdir, stage)
         params = _load_named(config, stage, source)
+    else:
+        source = f"{checkpoint.stage_folder(workdir, stage)}/{step}"
+        params = checkpoint.open_ema(workdir, stage, shapes(config, stage), step)
     params = jax.tree.map(np.asarray, params)
     source = f"{source} (sha256 {digest(params)[:12]})"
     logging.info("%s: %s", stage, source)
@@ -66,7 +68,7 @@ def load(config: ConfigDict, workdir, stage: str):
 
 
 def origin(config: ConfigDict, workdir, stage: str) -> str:
-    """The source that `load` reads: path of a checkpoint, or `config.weights.STAGE`.
+    """The source that `load` reads: path of the newest checkpoint, or `config.weights.STAGE`.
 
     Raises:
       ValueError: there is none; the message names a remedy.
