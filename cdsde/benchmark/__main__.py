@@ -100,8 +100,8 @@ def _write(results: dict, folder: Path) -> None:
     used = {point["run"] for point in results["points"]}
     results["runs"] = {k: v for k, v in sorted(results["runs"].items()) if k in used}
     files.write_json(folder / "results.json", results)
-    (folder / "table.md").write_text(summary.report(results))
-    (folder / "report.html").write_text(page.page(results, folder))
+    files.write_bytes(folder / "table.md", summary.report(results).encode())
+    files.write_bytes(folder / "report.html", page.page(results, folder).encode())
 
 
 def _names(value: str, allowed, flag: str) -> list[str]:

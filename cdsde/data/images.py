@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
 
-from cdsde.runtime.files import replacing
+from cdsde.runtime.files import write_bytes
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp")
 FILTERS = {
@@ -182,13 +182,15 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
     Raises:
       ValueError: the image is not `[H, W, 3]`.
+      OSError: the file cannot be written.
     """
     path, image = Path(path), np.asarray(image)
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"'{path}' needs an image [H, W, 3], not {list(image.shape)}: pass one.")
     image = image if image.dtype == np.uint8 else to_uint8(image)
-    with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, format="PNG")
+    write_bytes(path, data.getvalue())
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:

@@ -94,7 +94,6 @@ def _edit(config, model, source, folder: Path, names, texts, todo: list[int]) ->
         indices=todo,
     )
     by_id = dict(zip(source.ids, names, strict=True))
-    (folder / RECONSTRUCTION).mkdir(exist_ok=True)
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
         for batch in batches:
             positions = [text_rows[name] for name in batch["name"]]

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.data import inputs, train_iterator, write_png
-from cdsde.runtime import compiler, mesh, preemption, profile, progress
-from cdsde.runtime.files import replacing
+from cdsde.runtime import compiler, files, mesh, preemption, profile, progress
 from cdsde.train import previews, stages, state
 from cdsde.weights import checkpoint, resolve
 
@@ -147,8 +146,7 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
         if jax.process_index() == 0:
             table = parameter_overview.get_parameter_overview(current.params, include_stats=False)
             path = run.workdir / "logs" / name / "parameters.txt"
-            with replacing(path) as temporary:
-                temporary.write_text(f"{table}\n")
+            files.write_bytes(path, f"{table}\n".encode())
         if first < c.steps:
             with preemption.Watch() as watch:
                 current = _loop(run, current, batches(first), watch)

@@ -18,9 +18,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from cdsde.runtime import mesh
+from cdsde.runtime import files, mesh
 from cdsde.weights import wholeness
 
+OVERHEAD = 2**18  # bytes of a checkpoint beside its arrays
 SET_ASIDE = "broken-"  # prefix of the folder of a broken step that a training has found
 
 
@@ -41,10 +42,13 @@ def save(m: ocp.CheckpointManager, step: int, state, ema, config: dict) -> None:
     """Starts a save and returns as soon as the arrays are copied.
 
     Raises:
+      OSError: there is no space for it.
       RuntimeError: Orbax refused because a later step exists.
     """
     if m.latest_step() == step:
         return
+    m.wait_until_finished()  # which may make room: the save before deletes an older step
+    _check_space(epath.Path(m.directory), step, (state, ema))
     saved = m.save(
         step,
         args=ocp.args.Composite(
@@ -69,12 +73,24 @@ def save_imported(workdir, stage: str, params, config: dict) -> epath.Path:
     folder = stage_folder(workdir, stage)
     if latest_step(workdir, stage) is not None:
         raise ValueError(f"{folder} already holds a checkpoint; use another --workdir or delete it")
+    _check_space(folder, 0, params)
     with ocp.CheckpointManager(folder) as m:
         args = ocp.args.Composite(
             ema=ocp.args.StandardSave(params), config=ocp.args.JsonSave(config)
         )
         m.save(0, args=args)
     return folder
+
+
+def _check_space(folder: epath.Path, step: int, tree) -> None:
+    """Raises an OSError where the disk has no space for a tree of arrays.
+
+    Orbax reports a full disk late, with hundreds of lines, and leaves an unfinished folder.
+    """
+    target = Path(folder) / str(step)
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + OVERHEAD
+    if not mesh.of_first_process(files.free_space(target) >= needed):
+        raise files.disk_full(target, needed)
 
 
 def restore(m: ocp.CheckpointManager, step: int, state, ema):

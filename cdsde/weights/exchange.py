@@ -79,7 +79,6 @@ def export_weights(config: ConfigDict, workdir) -> Path:
     params, origin = resolve.load(config, workdir, stage)
     default = Path(workdir) / "export" / f"{stage}.safetensors"
     path = Path(config.export.path or default)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if config.export.format == "published":
         convert.save_state_dict(path, params, kind_of(config, stage))
     else:

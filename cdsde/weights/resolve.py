@@ -130,7 +130,7 @@ def shipped_names() -> list[str]:
 def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None:
     """Writes parameters as float16 safetensors, and beside them the card with the architecture."""
     half = {name: value.astype(np.float16) for name, value in flatten(params).items()}
-    path.write_bytes(safetensors.numpy.save(half))
+    files.write_bytes(path, safetensors.numpy.save(half))
     files.write_json(
         path.with_suffix(".json"), {**card, "architecture": architecture(config, stage)}
     )
