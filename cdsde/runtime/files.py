@@ -62,6 +62,8 @@ def writing(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
         if error.errno in FULL:
             raise disk_full(path, size) from error
         reason = (error.strerror or str(error)).lower()
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "there is a file where a folder is needed"
         told = OSError(f"'{path}' cannot be written: {reason}; choose another folder")
         raise told from error
 

@@ -162,7 +162,7 @@ def _first_state(run: Run, stage: stages.Stage, initial: state.TrainState) -> st
        training would replace.
     """
     if step := run.saved.latest_step():
-        return _restore(run.saved, step, initial)
+        return _restore(run, step, initial)
     if run.training.fine_tune:
         params = resolve.load(run.config, run.workdir, run.name)[0]
         params = jax.device_put(params, mesh.network_sharded(params, run.devices))
@@ -307,9 +307,15 @@ def _parts(current: state.TrainState):
 
 def _save(run: Run, n: int, current: state.TrainState) -> None:
     rest, ema = _parts(current)
-    checkpoint.save(run.saved, n, rest, ema, json.loads(run.config.to_json_best_effort()))
+    checkpoint.save(run.saved, n, rest, ema, _plain(run.config))
 
 
-def _restore(saved, step: int, current: state.TrainState) -> state.TrainState:
-    rest, ema = checkpoint.restore(saved, step, *_parts(current))
+def _plain(config: ConfigDict) -> dict:
+    return json.loads(config.to_json_best_effort())
+
+
+def _restore(run: Run, step: int, current: state.TrainState) -> state.TrainState:
+    group = "cut" if run.name in config_lib.GANS else run.name
+    keys = "train.clip_norm", f"train.{group}.optimizer", f"train.{group}.weight_decay"
+    rest, ema = checkpoint.restore(run.saved, step, *_parts(current), _plain(run.config), keys)
     return state.TrainState(ema=ema, **rest)

@@ -11,7 +11,9 @@ next run ignores.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -93,16 +95,26 @@ def _check_space(folder: epath.Path, step: int, tree) -> None:
         raise files.disk_full(target, needed)
 
 
-def restore(m: ocp.CheckpointManager, step: int, state, ema):
+def restore(m: ocp.CheckpointManager, step: int, state, ema, config: dict, keys: Sequence[str]):
     """Restores a step with the shardings of the trees `state` and `ema` (arrays or shapes).
+
+    Args:
+      m: the manager of the stage.
+      step: the step.
+      state, ema: the trees, with the optimiser's state in `state["opt_state"]`.
+      config: the config of this run, as `save` takes it.
+      keys: the keys that decide which numbers an optimiser keeps.
 
     Returns:
       `(state, ema)`.
 
     Raises:
-      ValueError: the saved parameters have other shapes, because the config has changed.
+      ValueError: the saved parameters have other shapes, or the saved optimiser keeps other
+        numbers, because the config has changed.
     """
-    _check_shapes(epath.Path(m.directory) / str(step), "ema", ema)
+    folder = epath.Path(m.directory) / str(step)
+    _check_shapes(folder, "ema", ema)
+    _check_optimiser(folder, state["opt_state"], config, keys)
     restored = m.restore(
         step,
         args=ocp.args.Composite(
@@ -216,11 +228,42 @@ def _abstract(tree):
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
+def _check_optimiser(folder: epath.Path, opt_state, config: dict, keys: Sequence[str]) -> None:
+    """Raises a ValueError that names the keys because of which the optimiser's state differs."""
+    saved = ocp.StandardCheckpointHandler().metadata(folder / "state")["opt_state"]
+    if _shapes(saved) == _shapes(opt_state):
+        return
+    path = Path(folder) / "config" / "metadata"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    values = {key: (_value(before, key), _value(config, key)) for key in keys}
+    changed = "; ".join(
+        f"config.{key} is {now}, and was {then}"
+        for key, (then, now) in values.items()
+        if then != now
+    )
+    raise ValueError(
+        f"the optimiser does not fit the checkpoint in {folder} "
+        f"({changed or 'it keeps other numbers'}); go on with the values it was trained with, or "
+        "begin in another --workdir"
+    )
+
+
+def _value(config: dict, key: str):
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
 def _check_shapes(folder: epath.Path, item: str, tree) -> None:
     """Raises a ValueError that names differing parameters; Orbax's error names only shapes."""
-    saved = ocp.StandardCheckpointHandler().metadata(folder / item)
-    actual = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(saved)}
-    expected = {_name(p): tuple(v.shape) for p, v in jax.tree_util.tree_leaves_with_path(tree)}
+    actual = _shapes(ocp.StandardCheckpointHandler().metadata(folder / item))
+    expected = _shapes(tree)
     wrong = [k for k in sorted(expected | actual) if actual.get(k) != expected.get(k)]
     if wrong:
         shown = "; ".join(
@@ -234,4 +277,6 @@ def _check_shapes(folder: epath.Path, item: str, tree) -> None:
 
 
 def _name(path) -> str:
-    return "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+    # Keys of dicts, fields of tuples with names, positions.
+    parts = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
+    return "/".join(map(str, parts))

@@ -65,7 +65,7 @@ def test_a_full_disk_is_a_sentence_with_path_and_bytes(tmp_path, full):
 def test_what_else_keeps_a_file_from_being_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     text = said(lambda: files.write_json(tmp_path / "file" / "a.json", {}))
-    assert text.startswith(f"'{tmp_path}/file/a.json' cannot be written: not a directory")
+    assert text.startswith(f"'{tmp_path}/file/a.json' cannot be written: there is a file where a")
 
 
 def test_rows_of_a_log_need_room(tmp_path, full):

@@ -332,6 +332,30 @@ def test_ctrl_c_before_the_first_step_and_the_second_one_end_at_once(
         assert checkpoint.latest_step(tmp_path, "score") is None
 
 
+OTHER_OPTIMISERS = {
+    "train.score.optimizer": ("adam", "muon"),
+    "train.clip_norm": (0.0, 1.0),
+    "train.encoder.weight_decay": (0.0, 0.05),
+}
+
+
+@pytest.mark.parametrize("key", OTHER_OPTIMISERS)
+def test_another_optimiser_is_named(toy, tiny, tmp_path, monkeypatch, key):
+    monkeypatch.setattr(stages, "encoder", one_colour)
+    stage = "encoder" if "encoder" in key else "score"
+    now, then = OTHER_OPTIMISERS[key]
+    loop.train_stage(tiny(train__steps=2, **{key: then}), tmp_path, stage)
+    expected = (
+        f"{stage}/2 .config.{key} is {now}, and was {then}.; go on with the values it was trained"
+    )
+    with pytest.raises(ValueError, match=expected) as error:
+        loop.train_stage(tiny(train__steps=4, **{key: now}), tmp_path, stage)
+    assert "\n" not in str(error.value)
+    # What leaves the optimiser's numbers as they are may change.
+    changes = {key: then, "train.score.learning_rate": 1e-5, "train.encoder.warmup": 0}
+    assert int(loop.train_stage(tiny(train__steps=4, **changes), tmp_path, stage).step) == 4
+
+
 def test_pending_stages(toy, tiny, tmp_path):
     def pending(**changes):
         return loop.pending_stages(tiny(**changes), tmp_path)
