@@ -17,6 +17,7 @@ def validate(config: ConfigDict) -> None:
       ValueError: one sentence that names the key, its value and the allowed values.
     """
     _each_key(config)
+    _texts(config)
     if not config.cache:
         raise ValueError("config.cache is empty; name a folder, or choose auto or off")
     _methods(config)
@@ -46,6 +47,22 @@ def _each_key(config: ConfigDict) -> None:
             raise ValueError(f"config.{key} is '{value}'; choose one of {allowed}")
         if setting.minimum is not None and value < setting.minimum:
             raise ValueError(f"config.{key} is {value}; it must be at least {setting.minimum}")
+
+
+def _texts(config: ConfigDict) -> None:
+    """Checks tuples of texts, and that a sentence has one field, the empty one."""
+    for key in (key for key, setting in KEYS.items() if setting.default == ()):
+        value = derived.get(config, key)
+        if not all(isinstance(text, str) and text.strip() for text in value):
+            raise ValueError(
+                f"config.{key} is {value}; it must be a tuple of texts, such as \"('a', 'b')\""
+            )
+    for template in config.edit.templates:
+        if "{}" not in template or set("{}") & set(template.replace("{}", "")):
+            raise ValueError(
+                f"config.edit.templates has '{template}'; each sentence has {{}} in place of the "
+                "object, and no other braces"
+            )
 
 
 def _methods(config: ConfigDict) -> None:

@@ -23,6 +23,18 @@ FILTERS = {
 }
 
 
+class BrokenImage(ValueError):
+    """An image file that is missing, empty, truncated or not an image; the message is a sentence.
+
+    Attributes:
+      problem: the sentence without its advice.
+    """
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(f"{problem}: {advice}")
+        self.problem = problem
+
+
 def decode(data: bytes | str | os.PathLike, name: str | None = None) -> np.ndarray:
     """Decodes one image file to RGB.
 
@@ -38,7 +50,7 @@ def decode(data: bytes | str | os.PathLike, name: str | None = None) -> np.ndarr
       uint8 `[H, W, 3]`.
 
     Raises:
-      ValueError: the file is missing, empty, truncated or not an image.
+      BrokenImage: the file is missing, empty, truncated or not an image; a ValueError.
     """
     is_bytes = isinstance(data, bytes | bytearray | memoryview)
     name = name or ("<bytes>" if is_bytes else os.fspath(data))
@@ -46,12 +58,12 @@ def decode(data: bytes | str | os.PathLike, name: str | None = None) -> np.ndarr
         with Image.open(io.BytesIO(data) if is_bytes else data) as image:
             return _to_rgb(image)
     except FileNotFoundError:
-        raise ValueError(f"Image file '{name}' does not exist: check the path.") from None
+        raise BrokenImage(f"Image file '{name}' does not exist", "check the path.") from None
     # Pillow's readers raise nearly any type on broken bytes (SyntaxError, struct.error, ...).
     except Exception as error:
-        raise ValueError(
-            f"Image '{name}' cannot be decoded ({type(error).__name__}: {error}): "
-            "replace the file by a whole PNG, JPEG, WebP or BMP, or remove it."
+        raise BrokenImage(
+            f"Image '{name}' cannot be decoded ({type(error).__name__}: {error})",
+            "replace the file by a whole PNG, JPEG, WebP or BMP, or remove it.",
         ) from error
 
 

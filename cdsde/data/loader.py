@@ -14,7 +14,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from cdsde.data.images import Reading
+from cdsde.data.images import BrokenImage, Reading
 from cdsde.data.sources import Source, image_id
 from cdsde.runtime.padding import pad
 
@@ -229,6 +229,7 @@ def eval_batches(
     *,
     batch_size: int,
     indices: Sequence[int] | None = None,
+    broken: dict[str, str] | None = None,
 ) -> Iterator[dict]:
     """Iterates once over a source in order; decodes the next batch while this one is in use.
 
@@ -237,25 +238,43 @@ def eval_batches(
       reading: resizes images to S pixels.
       batch_size: B; the last batch is padded by repeating the last image.
       indices: positions in the source, in the order of the output; None takes all.
+      broken: gets `{id: what is wrong}` of each image that cannot be decoded, which is then left
+        out; None: such an image is an error.
 
     Yields:
       dict of `image` uint8 `[B, S, S, 3]`, `id` uint32 `[B]` (`image_id`), `name` list of B ids,
       `mask` bool `[B]`, False for padding. No batch without indices.
 
     Raises:
-      ValueError: a size is not positive (at the call), or an image is broken (at its batch).
+      ValueError: a size is not positive (at the call), or an image is broken (at its batch) and
+        `broken` is None.
     """
     _check_positive(image_size=reading.size, batch_size=batch_size)
     positions = list(range(len(source)) if indices is None else indices)
-    return _eval_batches(source, reading, batch_size, positions)
+    return _eval_batches(source, reading, batch_size, positions, broken)
 
 
 def _eval_batches(
-    source: Source, reading: Reading, batch_size: int, indices: list[int]
+    source: Source,
+    reading: Reading,
+    batch_size: int,
+    indices: list[int],
+    broken: dict[str, str] | None,
 ) -> Iterator[dict]:
-    def make(start: int) -> dict:
-        chosen = indices[start : start + batch_size]
-        items = [source[index] for index in chosen]
+    def read(index: int):
+        try:
+            return source[index]
+        except BrokenImage as error:
+            if broken is None:
+                raise
+            broken[source.ids[index]] = error.problem
+            return None
+
+    def make(start: int) -> dict | None:
+        read_ones = map(read, indices[start : start + batch_size])
+        items = [item for item in read_ones if item is not None]
+        if not items:
+            return None
         pixels = np.stack([reading(item["image"]) for item in items])
         names = [item["id"] for item in items]
         ids = np.array([image_id(name) for name in names], np.uint32)
@@ -264,7 +283,7 @@ def _eval_batches(
             "image": images,
             "id": ids,
             "name": names + names[-1:] * (batch_size - len(names)),
-            "mask": np.arange(batch_size) < len(chosen),
+            "mask": np.arange(batch_size) < len(items),
         }
 
     with futures.ThreadPoolExecutor(1) as executor:
@@ -273,7 +292,8 @@ def _eval_batches(
             current = upcoming or executor.submit(make, start)
             following = start + batch_size
             upcoming = executor.submit(make, following) if following < len(indices) else None
-            yield current.result()
+            if (batch := current.result()) is not None:
+                yield batch
 
 
 def _check_sources(sources: Sequence[Source]) -> None:

@@ -219,7 +219,7 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
     rate = progress.Rate(first, run.training.steps)
     preview = previews.Preview(run.config) if run.name == "score" and t.sample_every else None
     trace = profile.Trace(folder / "profile", first, t.profile)
-    unreported, n, stop = None, first, False
+    batch, unreported, n, stop = None, None, first, False
     try:
         for n in range(first + 1, run.training.steps + 1):
             batch = {key: rows for key, rows in next(data).items() if key != "id"}
@@ -256,6 +256,8 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
             )
     finally:
         trace.close()
+        batch = None  # the memory that it shares with a worker is freed with it
+        data.close()  # ends the workers; at the end of the program it would be too late
         if writer is not None:
             writer.close()
     return current
