@@ -7,8 +7,11 @@ the run was stopped and resumed. The number of finished steps is the position in
 
 import functools
 import operator
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent import futures
+from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import grain
@@ -217,10 +220,30 @@ def _batches(dataset: grain.MapDataset, size: int, workers: int) -> grain.Datase
     # An element is a batch here: Grain's default of 500 prefetched elements would fill the memory.
     iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
     if workers:
+        _start_tracker()
         iterable = iterable.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         )
     return iter(iterable)
+
+
+def _start_tracker() -> None:
+    """Starts the process that frees the workers' shared memory, before a worker would start it.
+
+    Python lets SIGINT through in the thread that starts it, which the workers would inherit: Ctrl-C
+    would be a trace of each. The process warns of what killed workers leave, although it frees it.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if warnings is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = warnings
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def eval_batches(

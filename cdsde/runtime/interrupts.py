@@ -19,13 +19,14 @@ EXIT_CODE = 128 + signal.SIGINT  # what shells report of a program that Ctrl-C h
 def take() -> None:
     """From now on a thread takes every SIGINT; programs call this before they import anything slow.
 
-    It calls the handler of SIGINT that is installed then, as Python would, and ends the process
-    where that raises KeyboardInterrupt, as Python's own does.
+    It calls the handler of SIGINT that is installed then, as Python would. The one that this
+    function installs ends the process.
     """
     # A shell starts programs in the background of a script with SIGINT ignored.
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     # Threads and processes that start later inherit the mask: nobody else gets the signal.
+    signal.signal(signal.SIGINT, _end)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     threading.Thread(target=_listen, name="interrupts", daemon=True).start()
 
@@ -34,14 +35,11 @@ def _listen() -> None:
     while True:
         signal.sigwait([signal.SIGINT])
         handler = signal.getsignal(signal.SIGINT)
-        try:
-            if callable(handler):
-                handler(signal.SIGINT, None)
-        except KeyboardInterrupt:
-            _end()
+        if callable(handler):
+            handler(signal.SIGINT, None)
 
 
-def _end() -> None:
+def _end(number, frame) -> None:
     # Written to the descriptor: another thread may hold the lock of sys.stderr.
     text = "stopped by Ctrl-C; files that are complete stay, and the same command makes the rest"
     os.write(2, f"\n{text}\n".encode())

@@ -37,9 +37,10 @@ class Preempted(Exception):
 class Watch:
     """A context that watches for SIGTERM and Ctrl-C; the previous handlers return at its end.
 
-    Before the first call of `reached` there is no work to save, and Ctrl-C raises
-    KeyboardInterrupt; so does every Ctrl-C after the first one. Outside the main thread, where
-    Python allows no handler, it watches nothing.
+    Before the first call of `reached` there is no work to save, and Ctrl-C does what it did before
+    (KeyboardInterrupt, or see interrupts.py); so does every Ctrl-C after the first one. Where SIGINT
+    is ignored, it stays so. Outside the main thread, where Python allows no handler, it watches
+    nothing.
 
     Attributes:
       received: whether this process has received one of the two.
@@ -53,10 +54,13 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if threading.current_thread() is threading.main_thread():
-            handlers = {signal.SIGINT: self._interrupt}
+            handlers = {}
+            if callable(signal.getsignal(signal.SIGINT)):
+                handlers[signal.SIGINT] = self._interrupt
             if self._single_process:
                 handlers[signal.SIGTERM] = self._record
-            self._previous_handlers = {n: signal.signal(n, h) for n, h in handlers.items()}
+            for name, handler in handlers.items():
+                self._previous_handlers[name] = signal.signal(name, handler)
         return self
 
     def __exit__(self, *error) -> None:
@@ -80,7 +84,8 @@ class Watch:
 
     def _interrupt(self, number, frame) -> None:
         if self._interrupted or not self._unsaved:
-            raise KeyboardInterrupt
+            self._previous_handlers[signal.SIGINT](number, frame)
+            return
         self._interrupted = self.received = True
         logging.warning("Ctrl-C: the work is saved after this step; a second one ends at once")
         if not self._single_process:  # the others learn of it from the service

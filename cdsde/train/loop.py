@@ -35,8 +35,14 @@ def pending_stages(config: ConfigDict, workdir) -> tuple[str, ...]:
         # Imported weights, step 0, are a finished network.
         return done is None or 0 < done < config_lib.stage_training(config, stage).steps
 
-    needed = [s for s in config_lib.needed_stages(config) if s not in config_lib.FEATURES]
-    return tuple(filter(lacks, needed))
+    return tuple(filter(lacks, _wanted(config)))
+
+
+def _wanted(config: ConfigDict) -> list[str]:
+    """`train.stage`, or all stages that the method needs and that are trained here."""
+    if config.train.stage:
+        return [config.train.stage]
+    return [s for s in config_lib.needed_stages(config) if s not in config_lib.FEATURES]
 
 
 def train(config: ConfigDict, workdir) -> None:
@@ -48,9 +54,8 @@ def train(config: ConfigDict, workdir) -> None:
       preemption.Preempted: after SIGTERM or Ctrl-C; a checkpoint of the current step is
         written.
     """
-    wanted = (config.train.stage,) if config.train.stage else ()
     # A stage whose last checkpoint is broken is not finished.
-    for stage in wanted or config_lib.needed_stages(config.method):
+    for stage in _wanted(config):
         checkpoint.set_aside_broken(workdir, stage)
     pending = pending_stages(config, workdir)
     if not pending:

@@ -2,8 +2,8 @@ import io
 import os
 import struct
 import threading
-from pathlib import Path
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest

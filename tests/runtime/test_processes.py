@@ -158,12 +158,14 @@ def test_training_over_two_processes_killed_and_resumed(training, tmp_path, comp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "number, count", [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)]
+    "number, count, workers",
+    [(signal.SIGTERM, 1, 0), (signal.SIGTERM, 2, 0), (signal.SIGINT, 1, 0), (signal.SIGINT, 1, 2)],
 )
 def test_a_signal_saves_the_work_of_a_training(
-    training, tmp_path, compiled_programs, number, count
+    training, tmp_path, compiled_programs, number, count, workers
 ):
-    long = training(tmp_path / "cut", train__steps=10_000, train__checkpoint_every=10_000)
+    often = {"train__steps": 10_000, "train__checkpoint_every": 10_000}
+    long = training(tmp_path / "cut", data__workers=workers, **often)
     started = start(long, count, compiled_programs)
     table = tmp_path / "cut" / "logs" / "score" / "metrics.csv"
     wait_for(started, lambda: table.exists() and table.read_text().count("\n") > 3)
@@ -172,7 +174,7 @@ def test_a_signal_saves_the_work_of_a_training(
     (step,) = saved_steps(tmp_path / "cut")
     name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
     assert f"stopped by {name} after step {step} of 10000" in outputs[0]
-    assert "Traceback" not in outputs[0]
+    assert "Traceback" not in outputs[0] and "leaked" not in outputs[0]
     # On one process, whatever it was before.
     run(training(tmp_path / "cut", train__steps=step + 2), 1, compiled_programs)
     run(training(tmp_path / "whole", train__steps=step + 2), 1, compiled_programs)
