@@ -38,9 +38,8 @@ class Watch:
     """A context that watches for SIGTERM and Ctrl-C; the previous handlers return at its end.
 
     Before the first call of `reached` there is no work to save, and Ctrl-C does what it did before
-    (KeyboardInterrupt, or see interrupts.py); so does every Ctrl-C after the first one. Where SIGINT
-    is ignored, it stays so. Outside the main thread, where Python allows no handler, it watches
-    nothing.
+    (KeyboardInterrupt, or see interrupts.py); so does every Ctrl-C after the first one. An ignored
+    SIGINT stays so. Outside the main thread, where Python allows no handler, it watches nothing.
 
     Attributes:
       received: whether this process has received one of the two.

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 # --- the loop, around a network of one colour ---
 
 
-def one_colour(config) -> stages.Stage:
+def one_colour(config, domains) -> stages.Stage:
     """Learns the mean colour of the target's pictures; a draw joins in, so that keys matter."""
     width = config.score.channels
 
@@ -38,9 +38,7 @@ def one_colour(config) -> stages.Stage:
         error = (x.mean((1, 2)) - params["colour"].mean(0, keepdims=True) + noise) ** 2
         return jnp.mean(error), {"mean": jnp.mean(params["colour"])}
 
-    return stages.Stage(
-        (config.data.target,), lambda key: {"colour": jax.random.normal(key, (width, 3))}, loss
-    )
+    return stages.Stage(domains, lambda key: {"colour": jax.random.normal(key, (width, 3))}, loss)
 
 
 @pytest.fixture
@@ -341,7 +339,7 @@ OTHER_OPTIMISERS = {
 
 @pytest.mark.parametrize("key", OTHER_OPTIMISERS)
 def test_another_optimiser_is_named(toy, tiny, tmp_path, monkeypatch, key):
-    monkeypatch.setattr(stages, "encoder", one_colour)
+    monkeypatch.setattr(stages, "encoder", lambda config: one_colour(config, ("yellow",)))
     stage = "encoder" if "encoder" in key else "score"
     now, then = OTHER_OPTIMISERS[key]
     loop.train_stage(tiny(train__steps=2, **{key: then}), tmp_path, stage)
