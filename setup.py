@@ -51,6 +51,8 @@ setup(
         "safetensors>=0.5",
         "scipy>=1.14",
         "tensorboardX>=2.6.2.2",
+        # Reads the arrays of checkpoints; Orbax requires it, too.
+        "tensorstore>=0.1.84",
         "tensorflow-datasets>=4.9.10",
         "tokenizers>=0.21",
         "tqdm>=4.66",

@@ -9,41 +9,41 @@ from __future__ import annotations
 
 import sys
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from cdsde.runtime import interrupts
 
-from cdsde.config import EDITORS, adopt_sampling, checks, command_line
-from cdsde.runtime import logs
-
+# Everything else is imported after `interrupts.take()`, by the functions that need it.
 MODES = ("train", "sample", "eval", "edit", "serve", "import", "export")
 
-FLAGS = flags.FLAGS
-MODE = flags.DEFINE_enum(
-    "mode",
-    None,
-    MODES,
-    "train: the networks that the method needs and that have no weights; sample: translate images; "
-    "eval: measure the results; edit: change images by words; "
-    "serve: open a demo page; "
-    "import: convert published PyTorch weights into the work folder; "
-    "export: write a network to config.export.path.",
-    required=True,
-)
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of checkpoints, logs, samples and results (default: runs/TASK)."
-)
-COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    None,
-    "For several processes: HOST:PORT of the first one, the same for all; 'auto' where JAX gets it "
-    "from SLURM, Open MPI, GKE or a TPU pod.",
-)
-PROCESSES = flags.DEFINE_integer(
-    "processes", None, "Number of processes; with --coordinator=HOST:PORT."
-)
-PROCESS = flags.DEFINE_integer(
-    "process", None, "Index of this process, from 0; with --coordinator=HOST:PORT."
-)
+
+def define_flags() -> None:
+    """Defines the flags of this program, except --config (command_line.py)."""
+    from absl import flags
+
+    flags.DEFINE_enum(
+        "mode",
+        None,
+        MODES,
+        "train: the networks that the method needs and that have no weights; sample: translate "
+        "images; "
+        "eval: measure the results; edit: change images by words; "
+        "serve: open a demo page; "
+        "import: convert published PyTorch weights into the work folder; "
+        "export: write a network to config.export.path.",
+        required=True,
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Folder of checkpoints, logs, samples and results (default: runs/TASK)."
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "For several processes: HOST:PORT of the first one, the same for all; 'auto' where JAX "
+        "gets it from SLURM, Open MPI, GKE or a TPU pod.",
+    )
+    flags.DEFINE_integer("processes", None, "Number of processes; with --coordinator=HOST:PORT.")
+    flags.DEFINE_integer(
+        "process", None, "Index of this process, from 0; with --coordinator=HOST:PORT."
+    )
 
 
 def run(argv) -> None:
@@ -52,32 +52,37 @@ def run(argv) -> None:
     Raises:
       SystemExit: the program failed (one sentence goes to standard error) or was preempted.
     """
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+
+    from cdsde.config import adopt_sampling, checks
+
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument '{argv[1]}'; overrides are --config.KEY=VALUE")
-    config = FLAGS.config
-    adopt_sampling(config, config_flags.get_override_values(FLAGS["config"]))
-    workdir = WORKDIR.value or f"runs/{config.task}"
+    given = flags.FLAGS
+    config, mode = given.config, given.mode
+    adopt_sampling(config, config_flags.get_override_values(given["config"]))
+    workdir = given.workdir or f"runs/{config.task}"
     try:
         checks.validate(config)
-        _check_mode(MODE.value, config)
-        if COORDINATOR.value is None and (PROCESSES.value, PROCESS.value) != (None, None):
+        _check_mode(mode, config)
+        if given.coordinator is None and (given.processes, given.process) != (None, None):
             raise ValueError(
                 "--processes and --process are given without --coordinator=HOST:PORT, so each "
                 "process would do all of the work; add it"
             )
-        # Imported late, so that --help and the report of a mistyped key are fast.
-        if COORDINATOR.value:
+        if given.coordinator:
             from cdsde.runtime import mesh
 
-            mesh.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+            mesh.connect(given.coordinator, given.processes, given.process)
         from cdsde.runtime import cache, preemption
 
         cache.keep_programs(config.cache)
         try:
-            _program(MODE.value, config)(config, workdir)
+            _program(mode, config)(config, workdir)
         except preemption.Preempted as reason:
             logging.warning("%s", reason)
-            sys.exit(preemption.EXIT_CODE)
+            sys.exit(reason.exit_code)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         # Prints one sentence; --verbosity=1 shows the trace.
         logging.debug("", exc_info=True)
@@ -88,6 +93,8 @@ def run(argv) -> None:
 
 def _check_mode(mode: str, config) -> None:
     """Raises ValueError where the mode does not fit the method."""
+    from cdsde.config import EDITORS
+
     if mode in ("sample", "serve") and config.method in EDITORS:
         raise ValueError(
             f"config.method is '{config.method}', which edits by words: use --mode=edit"
@@ -101,6 +108,8 @@ def _check_mode(mode: str, config) -> None:
 
 def _program(mode: str, config):
     """The function `(config, workdir)` of a mode."""
+    from cdsde.config import EDITORS
+
     if mode == "train":
         from cdsde.train.loop import train
 
@@ -132,6 +141,13 @@ def _program(mode: str, config):
 
 def main() -> None:
     """Entry point of `cdsde` and `python -m cdsde.main`."""
+    interrupts.take()
+    from absl import app
+
+    from cdsde.config import command_line
+    from cdsde.runtime import logs
+
+    define_flags()
     logs.show_own()
     app.run(run, flags_parser=command_line.parse)
 

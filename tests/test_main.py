@@ -1,8 +1,10 @@
 """The command line as people meet it: processes of their own, a whole task by overrides alone."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +94,65 @@ def test_no_other_framework_is_loaded(tmp_path):
     )
     done = cdsde(code, module=("-c",))
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+# --- Ctrl-C ---
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "eval", "edit", "serve"])
+def test_ctrl_c_is_one_sentence_and_code_130(mode, tmp_path):
+    config = "emoji_words" if mode == "edit" else "twemoji2fluent"
+    program = subprocess.Popen(
+        [sys.executable, "-m", "cdsde.main", f"--config={config}", f"--mode={mode}"],
+        stderr=subprocess.PIPE, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+    )  # fmt: skip
+    # While it imports its own modules: they are mapped right after JAX's library.
+    maps = Path(f"/proc/{program.pid}/maps")
+    while program.poll() is None and "jaxlib" not in maps.read_text():
+        time.sleep(0.01)
+    program.send_signal(signal.SIGINT)
+    said = program.communicate(timeout=60)[1]
+    assert program.returncode == 130
+    assert one_sentence(said.strip()) and said.strip().startswith("stopped by Ctrl-C; ")
+    assert list(tmp_path.iterdir()) == []
+
+
+ENDLESS = """
+import multiprocessing, signal, sys, threading, time
+from pathlib import Path
+from cdsde.runtime import files, interrupts
+
+def work():
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    interrupts.take()
+    worker = multiprocessing.get_context("spawn").Process(target=work, daemon=True)
+    worker.start()
+    print(worker.pid, flush=True)
+    with files.replacing("half.png") as temporary:
+        temporary.write_bytes(b"half")
+        print("writing", flush=True)
+        # As a compilation does, this does not come back to Python's signal handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        threading.Lock().acquire() and time.sleep(1000)
+"""
+
+
+def test_ctrl_c_leaves_no_half_file_and_no_process(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(ENDLESS)
+    program = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+    )  # fmt: skip
+    worker = int(program.stdout.readline())
+    assert program.stdout.readline() == "writing\n"
+    program.send_signal(signal.SIGINT)
+    assert one_sentence(program.communicate(timeout=60)[1].strip()) and program.returncode == 130
+    assert [p.name for p in tmp_path.iterdir()] == ["program.py"]
+    state = Path(f"/proc/{worker}/stat")
+    assert not state.exists() or " Z " in state.read_text()
 
 
 # --- a folder of somebody else's pictures ---

@@ -14,7 +14,7 @@ from absl import flags
 
 from cdsde.benchmark import plan
 from cdsde.config import command_line
-from cdsde.runtime import files, logs
+from cdsde.runtime import files, interrupts, logs
 
 PARTS = ("main", "fronts", "ablations", "solvers", "convergence")
 TASKS = "twemoji2fluent,noto2fluent,fluent2twemoji"
@@ -78,7 +78,7 @@ def benchmark(argv=None) -> None:
         sys.exit(f"error: {error}")
     except preemption.Preempted as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(preemption.EXIT_CODE)
+        sys.exit(stopped.exit_code)
     print(summary.report(results))
     print(f"report: {(path.parent / 'report.html').resolve()}")
 
@@ -100,8 +100,8 @@ def _write(results: dict, folder: Path) -> None:
     used = {point["run"] for point in results["points"]}
     results["runs"] = {k: v for k, v in sorted(results["runs"].items()) if k in used}
     files.write_json(folder / "results.json", results)
-    (folder / "table.md").write_text(summary.report(results))
-    (folder / "report.html").write_text(page.page(results, folder))
+    files.write_bytes(folder / "table.md", summary.report(results).encode())
+    files.write_bytes(folder / "report.html", page.page(results, folder).encode())
 
 
 def _names(value: str, allowed, flag: str) -> list[str]:
@@ -113,4 +113,5 @@ def _names(value: str, allowed, flag: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    interrupts.take()
     benchmark()

@@ -21,6 +21,7 @@ def validate(config: ConfigDict) -> None:
       ValueError: one sentence that names the key, its value and the allowed values.
     """
     _each_key(config)
+    _texts(config)
     if not config.cache:
         raise ValueError("config.cache is empty; name a folder, or choose auto or off")
     _methods(config)
@@ -69,6 +70,22 @@ def _numbers(key: str, value: Any, setting: Setting) -> None:
         largest = setting.maximum or LARGEST[type(value)]
         if not -largest <= value <= largest:
             raise ValueError(f"config.{key} is {value}; it must be at most {largest}")
+
+
+def _texts(config: ConfigDict) -> None:
+    """Checks tuples of texts, and that a sentence has one field, the empty one."""
+    for key in (key for key, setting in KEYS.items() if setting.default == ()):
+        value = derived.get(config, key)
+        if not all(isinstance(text, str) and text.strip() for text in value):
+            raise ValueError(
+                f"config.{key} is {value}; it must be a tuple of texts, such as \"('a', 'b')\""
+            )
+    for template in config.edit.templates:
+        if "{}" not in template or set("{}") & set(template.replace("{}", "")):
+            raise ValueError(
+                f"config.edit.templates has '{template}'; each sentence has {{}} in place of the "
+                "object, and no other braces"
+            )
 
 
 def _methods(config: ConfigDict) -> None:

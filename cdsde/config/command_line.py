@@ -219,7 +219,10 @@ def wrong_type(config: ConfigDict, key: str, value) -> str:
     """The error sentence for a value that does not have the type of its key."""
     expected = _type(config, key)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    name = names.get(expected, "a tuple such as '(1, 2)'" if expected is tuple else expected)
+    tuples = "a tuple such as '(1, 2)'"
+    if key in keys.KEYS and keys.KEYS[key].default == ():
+        tuples = "a tuple of texts such as \"('a', 'b')\""
+    name = names.get(expected, tuples if expected is tuple else expected)
     return f"config.{key} is {name}, and '{value}' is not"
 
 

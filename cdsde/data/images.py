@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps, PngImagePlugin
 
-from cdsde.runtime.files import replacing
+from cdsde.runtime.files import write_bytes
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp")
 FILTERS = {
@@ -21,6 +21,18 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
+
+
+class BrokenImage(ValueError):
+    """An image file that is missing, empty, truncated or not an image; the message is a sentence.
+
+    Attributes:
+      problem: the sentence without its advice.
+    """
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(f"{problem}: {advice}")
+        self.problem = problem
 
 
 def decode(data: bytes | str | os.PathLike, name: str | None = None) -> np.ndarray:
@@ -38,7 +50,7 @@ def decode(data: bytes | str | os.PathLike, name: str | None = None) -> np.ndarr
       uint8 `[H, W, 3]`.
 
     Raises:
-      ValueError: the file is missing, empty, truncated or not an image.
+      BrokenImage: the file is missing, empty, truncated or not an image; a ValueError.
     """
     is_bytes = isinstance(data, bytes | bytearray | memoryview)
     name = name or ("<bytes>" if is_bytes else os.fspath(data))
@@ -46,12 +58,12 @@ def decode(data: bytes | str | os.PathLike, name: str | None = None) -> np.ndarr
         with Image.open(io.BytesIO(data) if is_bytes else data) as image:
             return _to_rgb(image)
     except FileNotFoundError:
-        raise ValueError(f"Image file '{name}' does not exist: check the path.") from None
+        raise BrokenImage(f"Image file '{name}' does not exist", "check the path.") from None
     # Pillow's readers raise nearly any type on broken bytes (SyntaxError, struct.error, ...).
     except Exception as error:
-        raise ValueError(
-            f"Image '{name}' cannot be decoded ({type(error).__name__}: {error}): "
-            "replace the file by a whole PNG, JPEG, WebP or BMP, or remove it."
+        raise BrokenImage(
+            f"Image '{name}' cannot be decoded ({type(error).__name__}: {error})",
+            "replace the file by a whole PNG, JPEG, WebP or BMP, or remove it.",
         ) from error
 
 
@@ -183,16 +195,17 @@ def write_png(path: str | os.PathLike, image: np.ndarray, **told: str) -> None:
 
     Raises:
       ValueError: the image is not `[H, W, 3]`.
+      OSError: the file cannot be written.
     """
     path, image = Path(path), np.asarray(image)
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"'{path}' needs an image [H, W, 3], not {list(image.shape)}: pass one.")
     image = image if image.dtype == np.uint8 else to_uint8(image)
-    texts = PngImagePlugin.PngInfo()
+    texts, data = PngImagePlugin.PngInfo(), io.BytesIO()
     for name, text in told.items():
         texts.add_text(name, text)
-    with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG", pnginfo=texts)
+    Image.fromarray(image).save(data, format="PNG", pnginfo=texts)
+    write_bytes(path, data.getvalue())
 
 
 def told_by(path: str | os.PathLike) -> dict[str, str] | None:

@@ -23,6 +23,20 @@ def open_input(config: ConfigDict) -> Source:
     return JoinedSource(parts) if len(parts) > 1 else parts[names[0]]
 
 
+def raise_broken(broken: dict[str, str], count: int) -> None:
+    """Raises a ValueError that lists the images that `eval_batches` has left out, if any.
+
+    Args:
+      broken: `{id: what is wrong}`.
+      count: number of images that were to be read.
+    """
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {count} images have no result, the others are done: "
+            f"{'; '.join(broken.values())}; replace the file by a whole picture, or remove it"
+        )
+
+
 def open_truth(config: ConfigDict) -> Source | None:
     """Opens the true pairs of `open_input`'s images, in the same order; None without pairs."""
     if config.sample.input is not None:

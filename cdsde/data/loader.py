@@ -7,14 +7,17 @@ the run was stopped and resumed. The number of finished steps is the position in
 
 import functools
 import operator
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent import futures
+from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from cdsde.data.images import Reading
+from cdsde.data.images import BrokenImage, Reading
 from cdsde.data.sources import Source, image_id
 from cdsde.runtime.padding import pad
 
@@ -217,10 +220,30 @@ def _batches(dataset: grain.MapDataset, size: int, workers: int) -> grain.Datase
     # An element is a batch here: Grain's default of 500 prefetched elements would fill the memory.
     iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
     if workers:
+        _start_tracker()
         iterable = iterable.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         )
     return iter(iterable)
+
+
+def _start_tracker() -> None:
+    """Starts the process that frees the workers' shared memory, before a worker would start it.
+
+    Python lets SIGINT through in the thread that starts it, which the workers would inherit: Ctrl-C
+    would be a trace of each. The process warns of what killed workers leave, although it frees it.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if warnings is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = warnings
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def eval_batches(
@@ -229,6 +252,7 @@ def eval_batches(
     *,
     batch_size: int,
     indices: Sequence[int] | None = None,
+    broken: dict[str, str] | None = None,
 ) -> Iterator[dict]:
     """Iterates once over a source in order; decodes the next batch while this one is in use.
 
@@ -237,25 +261,43 @@ def eval_batches(
       reading: resizes images to S pixels.
       batch_size: B; the last batch is padded by repeating the last image.
       indices: positions in the source, in the order of the output; None takes all.
+      broken: gets `{id: what is wrong}` of each image that cannot be decoded, which is then left
+        out; None: such an image is an error.
 
     Yields:
       dict of `image` uint8 `[B, S, S, 3]`, `id` uint32 `[B]` (`image_id`), `name` list of B ids,
       `mask` bool `[B]`, False for padding. No batch without indices.
 
     Raises:
-      ValueError: a size is not positive (at the call), or an image is broken (at its batch).
+      ValueError: a size is not positive (at the call), or an image is broken (at its batch) and
+        `broken` is None.
     """
     _check_positive(image_size=reading.size, batch_size=batch_size)
     positions = list(range(len(source)) if indices is None else indices)
-    return _eval_batches(source, reading, batch_size, positions)
+    return _eval_batches(source, reading, batch_size, positions, broken)
 
 
 def _eval_batches(
-    source: Source, reading: Reading, batch_size: int, indices: list[int]
+    source: Source,
+    reading: Reading,
+    batch_size: int,
+    indices: list[int],
+    broken: dict[str, str] | None,
 ) -> Iterator[dict]:
-    def make(start: int) -> dict:
-        chosen = indices[start : start + batch_size]
-        items = [source[index] for index in chosen]
+    def read(index: int):
+        try:
+            return source[index]
+        except BrokenImage as error:
+            if broken is None:
+                raise
+            broken[source.ids[index]] = error.problem
+            return None
+
+    def make(start: int) -> dict | None:
+        read_ones = map(read, indices[start : start + batch_size])
+        items = [item for item in read_ones if item is not None]
+        if not items:
+            return None
         pixels = np.stack([reading(item["image"]) for item in items])
         names = [item["id"] for item in items]
         ids = np.array([image_id(name) for name in names], np.uint32)
@@ -264,7 +306,7 @@ def _eval_batches(
             "image": images,
             "id": ids,
             "name": names + names[-1:] * (batch_size - len(names)),
-            "mask": np.arange(batch_size) < len(chosen),
+            "mask": np.arange(batch_size) < len(items),
         }
 
     with futures.ThreadPoolExecutor(1) as executor:
@@ -273,7 +315,8 @@ def _eval_batches(
             current = upcoming or executor.submit(make, start)
             following = start + batch_size
             upcoming = executor.submit(make, following) if following < len(indices) else None
-            yield current.result()
+            if (batch := current.result()) is not None:
+                yield batch
 
 
 def _check_sources(sources: Sequence[Source]) -> None:

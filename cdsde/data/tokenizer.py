@@ -11,6 +11,8 @@ import numpy as np
 from absl import logging
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from cdsde.runtime.files import write_bytes
+
 LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -146,12 +148,11 @@ def learn(texts: Sequence[str], size: int, length: int = LENGTH) -> ClipTokenize
 def save(folder: str | Path, tokenizer: ClipTokenizer) -> None:
     """Writes the files that `load` reads."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     model = json.loads(tokenizer.words.to_str())["model"]
     text = json.dumps(model["vocab"], ensure_ascii=False)
-    (folder / "vocab.json").write_text(text, encoding="utf-8")
+    write_bytes(folder / "vocab.json", text.encode())
     lines = ["#version: 0.2", *(" ".join(merge) for merge in model["merges"])]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_bytes(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
     pad = tokenizer.words.id_to_token(tokenizer.end if tokenizer.pad is None else tokenizer.pad)
     settings = {
         "tokenizer_class": "CLIPTokenizer",
@@ -161,7 +162,7 @@ def save(folder: str | Path, tokenizer: ClipTokenizer) -> None:
         "unk_token": END,
         "pad_token": pad,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    write_bytes(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode())
 
 
 def _words(model: models.BPE) -> Tokenizer:

@@ -322,6 +322,14 @@ def place_of(words: str, caption: str) -> int | None:
 
 
 def bare(concept: str) -> str:
-    """A concept without its article."""
+    """A concept without its article.
+
+    Raises:
+      ValueError: it is blank.
+    """
     words = concept.split()
+    if not words:
+        raise ValueError(
+            "config.edit.source or config.edit.target is blank; name the object, such as 'a cat'"
+        )
     return " ".join(words[1:] if words[0].lower() in ("a", "an", "the") and words[1:] else words)

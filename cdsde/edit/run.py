@@ -30,6 +30,7 @@ from cdsde.data import (
     told_by,
     write_png,
 )
+from cdsde.data.images import BrokenImage
 from cdsde.edit import pipeline
 from cdsde.networks.stable_diffusion import blip
 from cdsde.runtime import compiler, mesh, records
@@ -46,7 +47,8 @@ def edit(config: ConfigDict, workdir) -> Path:
 
     Raises:
       ValueError: model, input, source, target or caption is not given, a part of the model is
-        missing, an image cannot be decoded, or the folder holds results of other settings.
+        missing, the folder holds results of other settings, or images cannot be decoded; then the
+        others are edited before it is raised.
     """
     _check(config)
     source = inputs.open_input(config)
@@ -64,24 +66,45 @@ def edit(config: ConfigDict, workdir) -> Path:
     config = with_sentences(config)
     mine = chosen[jax.process_index() :: jax.process_count()]
     todo = [j for j in mine if not _finished(config, folder / names[j], source, j)]
+    broken = {} if config.edit.caption else _without_broken(config, source, todo)
     said = captions_of(config, source, todo)
     texts = pipeline.texts_of(model, config, list(said.values())) if todo else None
     records.claim(folder, _record(config, model), names)
     if texts is not None:
-        _edit(config, model, source, folder, names, said, texts, todo)
+        broken |= _edit(config, model, source, folder, names, said, texts, todo)
     mesh.barrier("edited")
-    if jax.process_index() == 0 and config.sample.sheet:
-        _write_sheet(config, source, folder, names, chosen[: config.sample.sheet])
+    shown = [j for j in chosen if (folder / names[j]).exists()][: config.sample.sheet]
+    if jax.process_index() == 0 and shown:
+        _write_sheet(config, source, folder, names, shown)
         logging.info("results in %s, the first of them in %s", folder, folder / records.SHEET)
+    inputs.raise_broken(broken, len(mine))
     return folder
+
+
+def _without_broken(config: ConfigDict, source, todo: list[int]) -> dict[str, str]:
+    """Removes the images that cannot be decoded from `todo`, where a captioner is to read them.
+
+    Returns:
+      `{id: what is wrong}` of these images.
+    """
+    broken = {}
+    for j in list(todo) if config.model.captioner is not None else ():
+        try:
+            source[j]
+        except BrokenImage as error:
+            broken[source.ids[j]] = error.problem
+            todo.remove(j)
+    return broken
 
 
 def _check(config: ConfigDict) -> None:
     e = config.edit
     required = {"model.path": config.model.path, "edit.source": e.source, "edit.target": e.target}
     for key, value in required.items():
-        if not value:
+        if not (value or "").strip():
             raise ValueError(f"config.{key} is not given; --mode=edit needs it")
+    if e.caption is not None and not e.caption.strip():
+        raise ValueError("config.edit.caption is blank; say what the image shows, or leave it out")
 
 
 def _finished(config: ConfigDict, path: Path, source, j: int) -> bool:
@@ -98,11 +121,14 @@ def _finished(config: ConfigDict, path: Path, source, j: int) -> bool:
     return told["caption"] == captions(source, [j])[0]
 
 
-def _edit(config, model, source, folder: Path, names, said, texts, todo: list[int]) -> None:
+def _edit(
+    config, model, source, folder: Path, names, said, texts, todo: list[int]
+) -> dict[str, str]:
     """Edit the images at positions `todo`, in batches; row n of `texts` belongs to `todo[n]`.
 
-    `said` is `{image id: caption}`.
+    `said` is `{image id: caption}`. Returns `{id: what is wrong}` of those that cannot be decoded.
     """
+    broken = {}
     text_rows = {source.ids[j]: n for n, j in enumerate(todo)}
     devices = mesh.make_mesh(jax.local_devices())
     params = mesh.put_replicated(model.params, devices)
@@ -113,9 +139,9 @@ def _edit(config, model, source, folder: Path, names, said, texts, todo: list[in
         inputs.reading(config),
         batch_size=mesh.round_up(config.sample.batch_size, devices),
         indices=todo,
+        broken=broken,
     )
     by_id = {source.ids[j]: (names[j], j) for j in todo}
-    (folder / RECONSTRUCTION).mkdir(exist_ok=True)
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
         for batch in batches:
             positions = [text_rows[name] for name in batch["name"]]
@@ -130,6 +156,7 @@ def _edit(config, model, source, folder: Path, names, said, texts, todo: list[in
                 write_png(folder / RECONSTRUCTION / name, reconstructed)
                 write_png(folder / name, edited, **told)
                 bar.update()
+    return broken
 
 
 def chosen_images(config: ConfigDict, source) -> list[int]:

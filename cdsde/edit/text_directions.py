@@ -75,7 +75,8 @@ def bank(concept: str, templates: Sequence[str] = ()) -> list[str]:
     Two concepts share the templates, so that their means differ only by the concepts.
     """
     if templates:
-        return [template.format(concept) for template in templates]
+        # Not `format`: a training caption may have braces of its own.
+        return [template.replace("{}", concept) for template in templates]
     return [
         f"{manner.format(concept)} {place}".strip() for manner in MANNERS for place in ("", *PLACES)
     ]

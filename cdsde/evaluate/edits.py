@@ -34,7 +34,7 @@ from cdsde.edit import pipeline
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks
 from cdsde.evaluate import extractors, translations
-from cdsde.runtime import compiler, mesh, records, trees
+from cdsde.runtime import compiler, files, mesh, records, trees
 from cdsde.runtime.padding import pad
 from cdsde.weights import diffusers
 
@@ -230,7 +230,8 @@ def _attention_masks(config, workdir, source, chosen, names) -> Path:
     decisive += [model.digests, model.files]
     name = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:8]
     folder = Path(workdir) / "eval" / f"masks-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     run = compiler.jit(pipeline.word_maps(model, e))
     params = mesh.put_replicated(model.params, devices)
     words = pipeline.bare(e.source)

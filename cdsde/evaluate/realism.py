@@ -10,6 +10,7 @@ named by a hash of the extractor and of all pixels, so that changed images are m
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from absl import logging
 from cdsde import metrics
 from cdsde.evaluate import extractors
 from cdsde.runtime import mesh
-from cdsde.runtime.files import replacing
+from cdsde.runtime.files import write_bytes
 from cdsde.runtime.padding import pad
 
 BATCH = 32
@@ -207,8 +208,9 @@ def _write(path: Path, result: Statistics) -> None:
     arrays = {"images": np.array(result.count)} | {f"kept/{k}": v for k, v in result.kept.items()}
     for layer, m in result.moments.items():
         arrays |= {f"{field}/{layer}": value for field, value in m._asdict().items()}
-    with replacing(path) as temporary:
-        np.savez(temporary, **arrays)
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    write_bytes(path, data.getvalue())
 
 
 def _read(path: Path, images: str) -> Statistics:

@@ -9,8 +9,10 @@ and process 0 writes them.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -338,6 +340,13 @@ def _read(path: Path, size: int) -> np.ndarray:
     return image
 
 
+@contextlib.contextmanager
+def _csv(path: Path):
+    text = io.StringIO()
+    yield csv.writer(text)
+    files.write_bytes(path, text.getvalue().encode())
+
+
 def write(config: ConfigDict, workdir, per_image, summary, record, folder) -> None:
     """Write the evaluation of `config.method`: metrics.json, metrics.csv and per_image.csv.
 
@@ -350,16 +359,13 @@ def write(config: ConfigDict, workdir, per_image, summary, record, folder) -> No
       folder: the folder of the method's results.
     """
     out = Path(workdir) / "eval" / config.method
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "metrics.csv").open("w", newline="") as f:
-        w = csv.writer(f)
+    with _csv(out / "metrics.csv") as w:
         columns = ("value", "low", "high", "images")
         w.writerow(["metric", *columns])
         w.writerows(
             [k, *("" if v[c] is None else repr(v[c]) for c in columns)] for k, v in summary.items()
         )
-    with (out / "per_image.csv").open("w", newline="") as f:
-        w = csv.writer(f)
+    with _csv(out / "per_image.csv") as w:
         w.writerow(per_image)
         w.writerows(zip(*per_image.values(), strict=True))
     sampling = Path(folder) / records.RECORD

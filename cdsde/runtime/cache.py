@@ -6,6 +6,7 @@ Functions take the config's key `cache`: "auto" (`~/.cache/cdsde`), "off", or a 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ import numpy as np
 from absl import logging
 
 from cdsde.runtime import files
+
+LEAST = 2**25  # bytes that are free where programs are kept
 
 
 def folder(setting: str) -> Path | None:
@@ -36,8 +39,13 @@ def keep_programs(setting: str) -> None:
     if place is None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if setting != "auto" or not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(place / "jax"))
+    theirs = jax.config.jax_compilation_cache_dir if setting == "auto" else None
+    place = theirs or str(place / "jax")
+    jax.config.update("jax_compilation_cache_dir", place)
+    if (free := files.free_space(place)) < LEAST:  # JAX would warn of each program
+        logging.warning("%s has %d free bytes: compiled programs are not kept", place, free)
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
     # By default JAX keeps programs that take a second; together, the many short ones take longer.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
@@ -63,8 +71,9 @@ def array(setting: str, name: str, made_of: Mapping, compute: Callable) -> np.nd
             logging.warning("%s cannot be read and is computed again: %s", path, error)
     value = compute()
     try:
-        with files.replacing(path) as temporary:
-            np.save(temporary, value)
+        data = io.BytesIO()
+        np.save(data, value)
+        files.write_bytes(path, data.getvalue())
     except OSError as error:  # a home that cannot be written to: the next run computes it again
         logging.info("%s is not kept: %s", path, error)
     return value

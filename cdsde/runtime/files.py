@@ -1,33 +1,106 @@
-"""Atomic writing of files: a file is complete or does not exist."""
+"""Writing of files: a file is complete or does not exist, and an error says which file and why."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNFINISHED: set[Path] = set()  # the temporary files that this process writes now
+
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
     """Yields a temporary path to write to, and moves that file to `path` at the end.
 
     A reader never sees an incomplete file, and a killed program leaves the old one. The temporary
     file has the same extension. Missing folders are created.
+
+    Args:
+      path: the file.
+      size: its number of bytes, where it is known, for the error message.
+
+    Raises:
+      OSError: the file cannot be written; one sentence.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
+    _UNFINISHED.add(temporary)
     try:
-        yield temporary
-        temporary.replace(path)
+        with writing(path, size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        _UNFINISHED.discard(temporary)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
+    """A context in which an OSError of the system becomes a sentence about `path`.
+
+    Args:
+      path: the file or folder that is written in this context.
+      size: its number of bytes, where it is known.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # is a sentence already
+            raise
+        if error.errno in FULL:
+            raise disk_full(path, size) from error
+        reason = (error.strerror or str(error)).lower()
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "there is a file where a folder is needed"
+        told = OSError(f"'{path}' cannot be written: {reason}; choose another folder")
+        raise told from error
+
+
+def disk_full(path: str | os.PathLike, size: int | None = None) -> OSError:
+    """The error for a disk without space for `path`, of `size` bytes; it names what is free."""
+    needed = "" if size is None else f"{size:,} bytes are needed, "
+    return OSError(
+        f"'{path}' cannot be written, because the disk is full: {needed}{free_space(path):,} bytes "
+        "are free; make room, and the same command goes on"
+    )
+
+
+def free_space(path: str | os.PathLike) -> int:
+    """Number of free bytes where `path` is or will be."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file atomically.
+
+    Raises:
+      OSError: the file cannot be written; one sentence.
+    """
+    with replacing(path, len(data)) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: str | os.PathLike, value) -> None:
     """Writes a JSON file atomically, indented and with sorted keys."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_bytes(path, f"{json.dumps(value, indent=2, sort_keys=True)}\n".encode())
+
+
+def discard_unfinished() -> None:
+    """Deletes the temporary files of this process, for an end in the middle of everything."""
+    for temporary in list(_UNFINISHED):
+        temporary.unlink(missing_ok=True)

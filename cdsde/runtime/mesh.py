@@ -186,6 +186,13 @@ def round_up(n: int, mesh: Mesh) -> int:
     return -(-n // mesh.size) * mesh.size
 
 
+def of_first_process(value: bool) -> bool:
+    """The first process's value, in every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
 def barrier(name: str) -> None:
     """Waits until every process reaches this call; returns at once with one process."""
     if jax.process_count() > 1:

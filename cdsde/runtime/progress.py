@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import time
 from collections.abc import Mapping
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cdsde.runtime.files import replacing
+from cdsde.runtime.files import disk_full, free_space, write_bytes, writing
+
+LEAST = 2**16  # bytes that are free for the next rows
 
 
 class Writer:
@@ -25,7 +28,8 @@ class Writer:
         from tensorboardX import SummaryWriter
 
         self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         self._csv = self._folder / "metrics.csv"
         self._rows = []
         if self._csv.exists():
@@ -35,14 +39,21 @@ class Writer:
         self._events = SummaryWriter(str(self._folder), purge_step=resume_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one row: the values by name, at `step`."""
+        """Writes one row: the values by name, at `step`.
+
+        Raises:
+          OSError: the row cannot be written.
+        """
+        # A thread writes the event file, whose errors would be a trace.
+        if free_space(self._folder) < LEAST:
+            raise disk_full(self._csv, LEAST)
         row = {"step": step, **{k: f"{v:.6g}" for k, v in values.items()}}
         new_columns = bool(self._rows) and set(row) != set(self._rows[0])
         self._rows.append(row)
         if new_columns or len(self._rows) == 1:
             self._write_rows()
         else:
-            with self._csv.open("a", newline="") as f:
+            with writing(self._csv), self._csv.open("a", newline="") as f:
                 csv.DictWriter(f, self._columns()).writerow(row)
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
@@ -53,17 +64,19 @@ class Writer:
 
     def close(self) -> None:
         """Flushes and closes the event file."""
-        self._events.close()
+        with writing(self._folder):
+            self._events.close()
 
     def _columns(self) -> list[str]:
         return list(dict.fromkeys(k for row in self._rows for k in row))
 
     def _write_rows(self) -> None:
         # Replaced, not rewritten in place: a kill must not lose the rows so far.
-        with replacing(self._csv) as temporary, temporary.open("w", newline="") as f:
-            writer = csv.DictWriter(f, self._columns() or ["step"])
-            writer.writeheader()
-            writer.writerows(self._rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns() or ["step"])
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_bytes(self._csv, text.getvalue().encode())
 
 
 class Rate:

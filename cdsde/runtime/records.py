@@ -19,7 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde.runtime.files import write_json
+from cdsde.runtime.files import write_json, writing
 from cdsde.version import __version__
 
 RECORD = "settings.json"  # beside the images: the settings that made them
@@ -120,7 +120,8 @@ def claim(folder: Path, record: dict, names: Sequence[str]) -> None:
     Raises:
       ValueError: the folder contains results with another record, or other files with these names.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD
     if path.exists():
         old, new = as_of_today(json.loads(path.read_text())), json.loads(json.dumps(record))

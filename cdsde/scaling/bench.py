@@ -128,7 +128,9 @@ def input_rate(image_size: int, workers: int, batch: int = 16, seconds: float = 
         begin, count = time.perf_counter(), 0
         while time.perf_counter() - begin < seconds:
             count += len(next(stream)["image"])
-        return count / (time.perf_counter() - begin)
+        rate = count / (time.perf_counter() - begin)
+        stream.close()
+        return rate
 
 
 class _Uncached:

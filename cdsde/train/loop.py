@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.data import inputs, train_iterator, write_png
-from cdsde.runtime import compiler, mesh, preemption, profile, progress, trees
-from cdsde.runtime.files import replacing
+from cdsde.runtime import compiler, files, mesh, preemption, profile, progress, trees
 from cdsde.train import previews, stages, state
 from cdsde.weights import checkpoint, knowledge, resolve
 
@@ -36,8 +35,14 @@ def pending_stages(config: ConfigDict, workdir) -> tuple[str, ...]:
         # Imported weights, step 0, are a finished network.
         return done is None or 0 < done < config_lib.stage_training(config, stage).steps
 
-    needed = [s for s in config_lib.needed_stages(config) if s not in config_lib.FEATURES]
-    return tuple(filter(lacks, needed))
+    return tuple(filter(lacks, _wanted(config)))
+
+
+def _wanted(config: ConfigDict) -> list[str]:
+    """`train.stage`, or all stages that the method needs and that are trained here."""
+    if config.train.stage:
+        return [config.train.stage]
+    return [s for s in config_lib.needed_stages(config) if s not in config_lib.FEATURES]
 
 
 def train(config: ConfigDict, workdir) -> None:
@@ -46,8 +51,12 @@ def train(config: ConfigDict, workdir) -> None:
     Raises:
       ValueError: unusable data or config, before the first step.
       NonFiniteLoss: the loss diverged; the last good checkpoint is kept.
-      preemption.Preempted: after SIGTERM; a checkpoint of the current step is written.
+      preemption.Preempted: after SIGTERM or Ctrl-C; a checkpoint of the current step is
+        written.
     """
+    # A stage whose last checkpoint is broken is not finished.
+    for stage in _wanted(config):
+        checkpoint.set_aside_broken(workdir, stage)
     pending = pending_stages(config, workdir)
     if not pending:
         logging.info("nothing to train: %s has all that %s needs", workdir, config.method)
@@ -109,7 +118,8 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
     Raises:
       ValueError: unusable data or config, before the first step.
       NonFiniteLoss: the loss diverged.
-      preemption.Preempted: after SIGTERM; a checkpoint of the current step is written.
+      preemption.Preempted: after SIGTERM or Ctrl-C; a checkpoint of the current step is
+        written.
     """
     c = config_lib.stage_training(config, name)
     devices = mesh.make_mesh(fsdp=config.mesh.fsdp)
@@ -121,6 +131,7 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
     stage = stages.make(config, name, workdir)
     batches = open_data(config, stage, name)
     step, init = compiled(config, name, stage, devices)
+    checkpoint.set_aside_broken(workdir, name)
     with checkpoint.manager(workdir, name, config.train.keep) as saved:
         run = Run(config, name, Path(workdir), c, step, devices, saved)
         current = _first_state(run, stage, init())
@@ -140,8 +151,7 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
         if jax.process_index() == 0:
             table = parameter_overview.get_parameter_overview(current.params, include_stats=False)
             path = run.workdir / "logs" / name / "parameters.txt"
-            with replacing(path) as temporary:
-                temporary.write_text(f"{table}\n")
+            files.write_bytes(path, f"{table}\n".encode())
         if first < c.steps:
             with preemption.Watch() as watch:
                 current = _loop(run, current, batches(first), watch)
@@ -160,7 +170,7 @@ def _first_state(run: Run, stage: stages.Stage, initial: state.TrainState) -> st
         where = f"{run.saved.directory}/{step}"
         record = checkpoint.config_of_step(run.saved.directory, step)
         knowledge.check_resumed(record, run.config, run.name, where)
-        return _restore(run.saved, step, initial)
+        return _restore(run, step, initial)
     if run.training.fine_tune:
         params = resolve.load(run.config, run.workdir, run.name, new_domains=True)[0]
         params = jax.device_put(params, mesh.network_sharded(params, run.devices))
@@ -217,7 +227,7 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
     rate = progress.Rate(first, run.training.steps)
     preview = previews.Preview(run.config) if run.name == "score" and t.sample_every else None
     trace = profile.Trace(folder / "profile", first, t.profile)
-    unreported = None
+    batch, unreported, n, stop = None, None, first, False
     try:
         for n in range(first + 1, run.training.steps + 1):
             batch = {key: rows for key, rows in next(data).items() if key != "id"}
@@ -231,7 +241,7 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
                 rate.restart(n)
             trace.after(n, metrics)
             last = n == run.training.steps
-            stop = not last and watch.reached(n)
+            stop = watch.reached(n)
             keep = last or stop or n % t.checkpoint_every == 0
             if keep:  # only a state that was checked is saved
                 _report(run, writer, rate, n, metrics)
@@ -239,20 +249,23 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
             elif n % t.log_every == 0:
                 unreported = n, metrics
             if stop:
-                run.saved.wait_until_finished()
-                raise preemption.Preempted(
-                    f"{run.name} was stopped by SIGTERM after step {n} of {run.training.steps}; "
-                    f"the checkpoint is in {run.saved.directory}/{n}, and the same command goes "
-                    "on from it"
-                )
+                break
             if preview is not None and (last or n % t.sample_every == 0):
                 sheet = preview(mesh.to_host(current.ema, run.devices))
                 if writer is not None:
                     writer.image(n, "samples", sheet)
                     write_png(folder / f"sheet_{n:07d}.png", sheet)
         run.saved.wait_until_finished()
+        if stop or watch.received:  # also after the last step: there may be further stages
+            raise watch.stopped(
+                run.name,
+                f"after step {n} of {run.training.steps}; the checkpoint is in "
+                f"{run.saved.directory}/{n}, and the same command goes on from it",
+            )
     finally:
         trace.close()
+        batch = None  # the memory that it shares with a worker is freed with it
+        data.close()  # ends the workers; at the end of the program it would be too late
         if writer is not None:
             writer.close()
     return current
@@ -314,16 +327,22 @@ def _save(run: Run, n: int, current: state.TrainState) -> None:
             f"{run.name}: {len(damaged)} arrays of the training state hold NaN or infinite values "
             f"at step {n} (first: {damaged[0]}); {_kept(run)}"
         )
-    checkpoint.save(run.saved, n, rest, ema, json.loads(run.config.to_json_best_effort()))
+    checkpoint.save(run.saved, n, rest, ema, _plain(run.config))
 
 
-def _restore(saved, step: int, current: state.TrainState) -> state.TrainState:
-    rest, ema = checkpoint.restore(saved, step, *_parts(current))
+def _plain(config: ConfigDict) -> dict:
+    return json.loads(config.to_json_best_effort())
+
+
+def _restore(run: Run, step: int, current: state.TrainState) -> state.TrainState:
+    group = config_lib.network_group(run.name)
+    keys = "train.clip_norm", f"train.{group}.optimizer", f"train.{group}.weight_decay"
+    rest, ema = checkpoint.restore(run.saved, step, *_parts(current), _plain(run.config), keys)
     if damaged := trees.not_finite({**rest, "ema": ema}):
-        older = [str(n) for n in sorted(saved.all_steps()) if 0 < n < step]
+        older = [str(n) for n in sorted(run.saved.all_steps()) if 0 < n < step]
         remedy = f"from step {older[-1]}" if older else "from the beginning"
         raise ValueError(
-            f"the checkpoint {saved.directory}/{step} is damaged: {len(damaged)} of its arrays "
+            f"the checkpoint {run.saved.directory}/{step} is damaged: {len(damaged)} of its arrays "
             f"hold NaN or infinite values (first: {damaged[0]}); delete that folder, and training "
             f"goes on {remedy}"
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from cdsde.data import contact_sheet, to_uint8, write_png
+from cdsde.runtime.files import write_bytes
 
 FOLDER = "trajectories"  # folder within that of the results
 FRAMES = 24  # states per round, evenly spaced over its steps
@@ -29,7 +31,6 @@ def write(folder: Path, name: str, source: np.ndarray, states: np.ndarray) -> No
       source: uint8 `[S, S, 3]`.
       states: float32 `[F, S, S, 3]`, about [-1, 1], in order.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = [to_uint8(state) for state in states]
     chosen = np.unique(np.linspace(0, len(pictures) - 1, STRIP).round().astype(int))
     # Every column has a title: the sheet shows an untitled column as a gap.
@@ -41,8 +42,10 @@ def write(folder: Path, name: str, source: np.ndarray, states: np.ndarray) -> No
         Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
         for picture in (source, *pictures)
     ]
+    data = io.BytesIO()
     film[0].save(
-        (folder / name).with_suffix(".webp"),
+        data,
+        format="WEBP",
         save_all=True,
         append_images=film[1:],
         duration=[500, *[MILLISECONDS] * (len(film) - 2), 1500],
@@ -50,3 +53,4 @@ def write(folder: Path, name: str, source: np.ndarray, states: np.ndarray) -> No
         lossless=source.shape[0] <= 64,
         quality=85,
     )
+    write_bytes((folder / name).with_suffix(".webp"), data.getvalue())

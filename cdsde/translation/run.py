@@ -42,8 +42,8 @@ def sample(config: ConfigDict, workdir, loaded: tuple[Sampler, dict] | None = No
       loaded: the result of `load_sampler` for this config, if it is loaded already.
 
     Raises:
-      ValueError: a network has no weights, an image cannot be decoded, or the folder holds results
-        of other settings.
+      ValueError: a network has no weights, the folder holds results of other settings, or images
+        cannot be decoded; then the others are translated before it is raised.
     """
     if config.sample.trajectory and config.method in config_lib.GANS:
         raise ValueError(
@@ -67,12 +67,13 @@ def sample(config: ConfigDict, workdir, loaded: tuple[Sampler, dict] | None = No
         sampler.devices.size,
         jax.default_backend(),
     )
-    _translate(config, sampler, source, folder, names, todo)
+    broken = _translate(config, sampler, source, folder, names, todo)
     mesh.barrier("sampled")
-    if jax.process_index() == 0 and config.sample.sheet:
-        shown = chosen[: config.sample.sheet]
+    shown = [j for j in chosen if (folder / names[j]).exists()][: config.sample.sheet]
+    if jax.process_index() == 0 and shown:
         write_png(folder / records.SHEET, sheet_of(config, source, folder, names, shown))
         logging.info("results in %s, the first of them in %s", folder, folder / records.SHEET)
+    inputs.raise_broken(broken, len(mine))
     return folder
 
 
@@ -92,12 +93,16 @@ def _is_result_of(path: Path, source, j: int) -> bool:
     return told is not None and told.get("source") in (None, content(source, j))
 
 
-def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: list[int]) -> None:
+def _translate(
+    config: ConfigDict, sampler, source, folder: Path, names, todo: list[int]
+) -> dict[str, str]:
     """Translate the images at positions `todo` of the source, in batches.
+
+    Returns `{id: what is wrong}` of those that cannot be decoded.
 
     While the devices work on a batch, the host writes the one before and reads the next one.
     """
-    devices = sampler.devices
+    devices, broken = sampler.devices, {}
     keep = film.FRAMES if config.sample.trajectory else 0
     # A batch is not padded beyond the images that remain to be translated.
     most = max(mesh.round_up(len(todo), devices), devices.size)
@@ -106,6 +111,7 @@ def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: l
         inputs.reading(config),
         batch_size=min(mesh.round_up(config.sample.batch_size, devices), most),
         indices=todo,
+        broken=broken,
     )
     by_id = {source.ids[j]: (names[j], j) for j in todo}
     with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
@@ -129,9 +135,10 @@ def _translate(config: ConfigDict, sampler, source, folder: Path, names, todo: l
                 before, working = working, started
                 if before:
                     write(*before)
-        finally:  # an interruption, or an image that cannot be read, does not cost those before
+        finally:  # an interruption does not cost those before
             if working:
                 write(*working)
+    return broken
 
 
 def sheet_of(

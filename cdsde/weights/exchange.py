@@ -79,7 +79,6 @@ def export_weights(config: ConfigDict, workdir) -> Path:
     params, origin = resolve.load(config, workdir, stage)
     default = Path(workdir) / "export" / f"{stage}.safetensors"
     path = Path(config.export.path or default)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if config.export.format == "published":
         convert.save_state_dict(path, params, kind_of(config, stage))
     else:
@@ -116,7 +115,8 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
     Raises:
       ValueError: the training log is missing.
     """
-    trained = checkpoint.saved_config(workdir, stage)
+    step = checkpoint.newest_whole(workdir, stage)
+    trained = checkpoint.saved_config(workdir, stage, step)
     log = Path(workdir) / "logs" / stage / "metrics.csv"
     if not log.exists():
         raise ValueError(
@@ -127,7 +127,7 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
     return {
         "stage": stage,
-        "step": checkpoint.latest_step(workdir, stage),
+        "step": step,
         "seed": trained["train"]["seed"],
         "data": trained["data"],
         "training": trained["train"][config_lib.network_group(stage)],

@@ -1,8 +1,8 @@
 """Finds and loads the parameters of trained networks.
 
-The stage's newest checkpoint in the work folder takes precedence over `config.weights.STAGE`, which
-names shipped weights ("shipped:NAME") or a file that `--mode=export --config.export.format=cdsde`
-wrote. Nothing is initialised at random, and nothing is downloaded.
+The stage's newest whole checkpoint in the work folder takes precedence over `config.weights.STAGE`,
+which names shipped weights ("shipped:NAME") or a file that `--mode=export
+--config.export.format=cdsde` wrote. Nothing is initialised at random, and nothing is downloaded.
 
 An exported file is float16 safetensors, with its card (architecture, training, origin) beside it as
 FILE.json; the shipped files are in `cdsde/assets/checkpoints/`.
@@ -49,13 +49,15 @@ def load(config: ConfigDict, workdir, stage: str, new_domains: bool = False):
       ValueError: there are none, or they do not fit the config, or they know other domains; the
         message names a remedy.
     """
-    source = origin(config, workdir, stage)
-    if checkpoint.latest_step(workdir, stage) is not None:
-        record = checkpoint.saved_config(workdir, stage)
-        _check_fit(knowledge.architecture_of_record(record, config, stage), config, stage, source)
-        params = checkpoint.open_ema(workdir, stage, shapes(config, stage))
-    else:
+    step = checkpoint.newest_whole(workdir, stage)
+    if step is None:
+        source = origin(config, workdir, stage)
         params, record = _load_named(config, stage, source)
+    else:
+        source = f"{checkpoint.stage_folder(workdir, stage)}/{step}"
+        record = checkpoint.saved_config(workdir, stage, step)
+        _check_fit(knowledge.architecture_of_record(record, config, stage), config, stage, source)
+        params = checkpoint.open_ema(workdir, stage, shapes(config, stage), step)
     if not new_domains:
         knowledge.check_domains(record, config, stage, source)
     params = jax.tree.map(np.asarray, params)
@@ -70,7 +72,7 @@ def load(config: ConfigDict, workdir, stage: str, new_domains: bool = False):
 
 
 def origin(config: ConfigDict, workdir, stage: str) -> str:
-    """The source that `load` reads: path of a checkpoint, or `config.weights.STAGE`.
+    """The source that `load` reads: path of the newest checkpoint, or `config.weights.STAGE`.
 
     Raises:
       ValueError: there is none; the message names a remedy.
@@ -133,7 +135,7 @@ def shipped_names() -> list[str]:
 def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None:
     """Writes parameters as float16 safetensors, and beside them the card with the architecture."""
     half = {name: value.astype(np.float16) for name, value in flatten(params).items()}
-    path.write_bytes(safetensors.numpy.save(half))
+    files.write_bytes(path, safetensors.numpy.save(half))
     files.write_json(
         path.with_suffix(".json"), {**card, "architecture": architecture(config, stage)}
     )

@@ -389,6 +389,26 @@ def test_every_seed_is_another_one(key):
     assert len(keys) == 4
 
 
+NOT_TEXTS = [
+    ("data.domains", "(1, 2)", "is (1, 2); it must be a tuple of texts"),
+    ("data.domains", "('cat', '')", "it must be a tuple of texts"),
+    ("serve.tasks", "(None,)", "it must be a tuple of texts"),
+    ("edit.templates", "(3,)", "it must be a tuple of texts"),
+    ("edit.templates", "('a photo',)", "has 'a photo'; each sentence has {} in place of"),
+    ("edit.templates", "('{} {name}',)", "and no other braces"),
+    ("edit.templates", "('{0}',)", "each sentence has {} in place of"),
+    ("edit.templates", "('{',)", "each sentence has {} in place of"),
+    ("edit.templates", "('{} }',)", "and no other braces"),
+]
+
+
+@pytest.mark.parametrize("key, value, wanted", NOT_TEXTS, ids=lambda x: str(x))
+def test_tuples_of_texts(key, value, wanted):
+    with pytest.raises(ValueError, match=f"^config.{key} ") as error:
+        from_command_line(f"{key}={value}")
+    assert wanted in str(error.value) and one_sentence(str(error.value))
+
+
 def test_the_nearest_names():
     keys = config_lib.key_paths(config_lib.base())
     assert config_lib.nearest("train.batchsize", keys).startswith("train.batch_size")

@@ -3,6 +3,7 @@ import os
 import struct
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,11 +257,12 @@ def test_write_png_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path, pixels = tmp_path / "a.png", noise(6, 5, 3)
     images.write_png(path, pixels)
 
-    def broken_save(self, target, **options):
-        target.write_bytes(b"half")
+    def broken_write(self, content):
+        with self.open("wb") as f:
+            f.write(content[:9])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, "save", broken_save)
+    monkeypatch.setattr(Path, "write_bytes", broken_write)
     with pytest.raises(OSError, match="disk full"):
         images.write_png(path, 255 - pixels)
     assert os.listdir(tmp_path) == ["a.png"]

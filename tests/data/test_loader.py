@@ -296,6 +296,25 @@ def test_eval_batches_decode_one_batch_ahead():
     assert source.thread != threading.get_ident()
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_eval_batches_leave_broken_images_out_on_request(tmp_path, size):
+    for name in "abcde":
+        data.write_png(tmp_path / f"{name}.png", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "b.png").write_bytes(b"")
+    (tmp_path / "e.png").write_bytes(b"text")
+    broken = {}
+    batches = data.eval_batches(
+        data.FilesSource(tmp_path), data.Reading(8), batch_size=size, broken=broken
+    )
+    names = [
+        n for batch in batches for n, ok in zip(batch["name"], batch["mask"], strict=True) if ok
+    ]
+    assert names == ["a.png", "c.png", "d.png"]
+    assert list(broken) == ["b.png", "e.png"]
+    assert all(f"{name}' cannot be decoded (" in broken[name] for name in broken)
+    assert not any("replace" in problem for problem in broken.values())
+
+
 def test_eval_batches_errors(tmp_path):
     with pytest.raises(ValueError, match="batch_size 0 is not positive"):
         data.eval_batches(Numbered(3), data.Reading(8), batch_size=0)

@@ -119,7 +119,10 @@ def test_what_is_missing_is_named(task, tmp_path, golden):
         assert one_sentence(str(error.value))
 
     said("config.model.path is not given; --mode=edit needs it", model__path=None)
-    said("config.edit.target is not given", edit__target="")
+    for blank in ("", " ", "\t\n"):
+        said("config.edit.target is not given", edit__target=blank)
+        said("config.edit.source is not given", edit__source=blank)
+        said("config.edit.caption is blank", edit__caption=blank)
     said("config.model.path=/nowhere is no folder", model__path="/nowhere")
     said("'/nowhere' does not exist", sample__input="/nowhere")
     said("config.data.image_size is 100; the model takes multiples of 64", data__image_size=100)
@@ -168,9 +171,23 @@ def test_what_is_edited_lies_within_the_window(golden, caplog):
         texts("a cat", "pix2pix_zero", edit__templates=long)
 
 
+@pytest.mark.slow
+def test_broken_images_are_listed_once_the_others_are_edited(task, tmp_path, on_devices):
+    on_devices(1)
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"")
+    config = task(method="ddim", data__image_size=64)
+    with pytest.raises(ValueError, match=r"1 of 3 images have no result.*broken\.png' cannot be"):
+        edit_run.edit(config, tmp_path)
+    assert list(pixels(tmp_path / "edits" / "ddim")) == ["0.png", "1.png"]
+    assert (tmp_path / "edits" / "ddim" / "sheet.png").exists()
+
+
 def test_words_are_swapped():
     assert pipeline.swapped("woman or man", "man", "child") == "woman or child"
     assert pipeline.swapped("A cat on grass", "a cat", "a dog") == "a dog on grass"
+    for blank in ("", " "):
+        with pytest.raises(ValueError, match="config.edit.source or config.edit.target is blank"):
+            pipeline.bare(blank)
     assert pipeline.swapped("the black cat sleeps", "a cat", "a dog") == "the black dog sleeps"
 
 
@@ -178,6 +195,8 @@ def test_banks(tmp_path):
     cat, dog = text_directions.bank("a cat"), text_directions.bank("a dog")
     assert len(set(cat)) == len(cat) > 20
     assert [s.replace("cat", "dog") for s in cat] == dog
+    braces = text_directions.bank("a cat", ("{} {x}", "{}, {}", "{"))
+    assert braces == ["a cat {x}", "a cat, a cat", "{"]
     path = tmp_path / "cat.txt"
     path.write_text("a cat\n\n  the cat sleeps \n")
     assert text_directions.read_bank(path) == ["a cat", "the cat sleeps"]

@@ -157,16 +157,24 @@ def test_training_over_two_processes_killed_and_resumed(training, tmp_path, comp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
-def test_sigterm_saves_and_asks_to_be_started_again(training, tmp_path, compiled_programs, count):
-    long = training(tmp_path / "cut", train__steps=10_000, train__checkpoint_every=10_000)
+@pytest.mark.parametrize(
+    "number, count, workers",
+    [(signal.SIGTERM, 1, 0), (signal.SIGTERM, 2, 0), (signal.SIGINT, 1, 0), (signal.SIGINT, 1, 2)],
+)
+def test_a_signal_saves_the_work_of_a_training(
+    training, tmp_path, compiled_programs, number, count, workers
+):
+    often = {"train__steps": 10_000, "train__checkpoint_every": 10_000}
+    long = training(tmp_path / "cut", data__workers=workers, **often)
     started = start(long, count, compiled_programs)
     table = tmp_path / "cut" / "logs" / "score" / "metrics.csv"
     wait_for(started, lambda: table.exists() and table.read_text().count("\n") > 3)
-    started[-1].send_signal(signal.SIGTERM)  # one of them hears it, all of them stop
-    outputs = finish(started, ends=75)
+    started[-1].send_signal(number)  # one of them hears it, all of them stop
+    outputs = finish(started, ends=75 if number == signal.SIGTERM else 130)
     (step,) = saved_steps(tmp_path / "cut")
-    assert f"stopped by SIGTERM after step {step} of 10000" in outputs[0]
+    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+    assert f"stopped by {name} after step {step} of 10000" in outputs[0]
+    assert "Traceback" not in outputs[0] and "leaked" not in outputs[0]
     # On one process, whatever it was before.
     run(training(tmp_path / "cut", train__steps=step + 2), 1, compiled_programs)
     run(training(tmp_path / "whole", train__steps=step + 2), 1, compiled_programs)

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from helpers import FOLDER, TINY, compile_cached
 from train_helpers import assert_same_bits, distance, rows
 
 from cdsde import load_config
 from cdsde.networks import build
-from cdsde.runtime import mesh, progress
+from cdsde.runtime import mesh, preemption, progress
 from cdsde.train import loop, previews, stages, state
 from cdsde.weights import checkpoint
 
@@ -281,6 +282,147 @@ def test_what_a_kill_in_the_middle_of_a_save_leaves_is_no_checkpoint(toy, tiny, 
     again = loop.train_stage(longer, tmp_path, "score")
     assert int(again.step) == 8 and checkpoint.latest_step(tmp_path, "score") == 8
     assert_same_bits(again, loop.train_stage(longer, tmp_path / "whole", "score"))
+
+
+# What damages the newest checkpoint, and what is said of it.
+DAMAGE = {
+    "nothing in it": (".", "4/_CHECKPOINT_METADATA is missing"),
+    "no state": ("state", "state/ is missing"),
+    "no averages": ("ema", "ema/ is missing"),
+    "arrays cut short": ("state/d/*", "the arrays of state/ cannot be read"),
+    "averages cut short": ("ema/d/*", "the arrays of ema/ cannot be read"),
+    "manifest gone": ("ema/manifest.ocdbt", "ema/ has 0 of its 1 arrays"),
+    "names cut short": ("state/_METADATA", "state/_METADATA is damaged"),
+}
+
+
+def damage(folder, pattern: str) -> None:
+    """Empties or deletes what matches: a folder, a manifest; other files are cut in half."""
+    for path in list(folder.glob(pattern)) if pattern != "." else [folder]:
+        if path.is_dir():
+            shutil.rmtree(path)
+            if pattern == ".":
+                path.mkdir()
+        elif path.name.startswith("manifest"):
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """What is logged as a warning, as texts."""
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
+    return said
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_broken_checkpoint_is_named_and_the_one_before_goes_on(
+    toy, tiny, tmp_path, warned, capfd, what
+):
+    config = tiny(method="sdedit", train__steps=4)
+    expected = loop.train_stage(config, tmp_path, "score")
+    folder = tmp_path / "checkpoints" / "score"
+    pattern, reason = DAMAGE[what]
+    damage(folder / "4", pattern)
+    shapes = {"colour": jax.ShapeDtypeStruct((32, 3), jnp.float32)}
+    checkpoint.open_ema(tmp_path, "score", shapes)
+    if "ema" in pattern or pattern == ".":  # sampling reads nothing else
+        assert warned == [
+            f"the checkpoint {folder}/4 is broken: {reason}",
+            "the newest whole checkpoint of score is step 2: it is taken",
+        ]
+    warned.clear()
+    loop.train(config, tmp_path)
+    assert warned[0] == f"the checkpoint {folder}/4 is broken: {reason}"
+    assert warned[2] == f"{folder}/4 is now {folder}/broken-4" and len(warned) == 3
+    assert "Traceback" not in capfd.readouterr().err
+    assert_same_bits(loop.train_stage(config, tmp_path, "score"), expected)
+    assert [row["step"] for row in rows(tmp_path, "score")] == [1, 2, 3, 4]
+
+
+def test_where_every_checkpoint_is_broken_nothing_is_trained_over_them(toy, tiny, tmp_path):
+    loop.train_stage(tiny(train__steps=4), tmp_path, "score")
+    folder = tmp_path / "checkpoints" / "score"
+    damage(folder / "2", "ema")
+    damage(folder / "4", ".")
+    shapes = {"colour": jax.ShapeDtypeStruct((32, 3), jnp.float32)}
+    for call in (
+        lambda: loop.train(tiny(method="sdedit"), tmp_path),
+        lambda: checkpoint.open_ema(tmp_path, "score", shapes),
+    ):
+        with pytest.raises(
+            ValueError, match="no checkpoint in .*score is whole .step 4: "
+        ) as error:
+            call()
+        assert "step 2: ema/ is missing" in str(error.value) and "\n" not in str(error.value)
+    assert sorted(p.name for p in folder.iterdir()) == ["2", "4"]
+
+
+def interrupted_at(monkeypatch, *batches: int):
+    """Ctrl-C while the loop works on these batches."""
+    real, count = mesh.put_batch, iter(range(1, 10**6))
+
+    def put(*arguments):
+        if next(count) in batches:
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(mesh, "put_batch", put)
+
+
+def test_ctrl_c_ends_a_training_with_a_checkpoint(toy, tiny, tmp_path, monkeypatch, warned):
+    config = tiny(method="contrastive_sde", train__steps=9, train__checkpoint_every=100)
+    interrupted_at(monkeypatch, 3)
+    with pytest.raises(preemption.Preempted, match="Ctrl-C after step 3 of 9; .*score/3") as stop:
+        loop.train(config, tmp_path)
+    assert stop.value.exit_code == 130
+    assert warned == ["Ctrl-C: the work is saved after this step; a second one ends at once"]
+    assert checkpoint.latest_step(tmp_path, "score") == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # Also in the last step of a network after which another one would be trained.
+    interrupted_at(monkeypatch, 9 - 3)
+    with pytest.raises(preemption.Preempted, match="after step 9 of 9"):
+        loop.train(config, tmp_path)
+    assert not (tmp_path / "checkpoints" / "encoder").exists()
+
+
+def test_ctrl_c_before_the_first_step_and_the_second_one_end_at_once(
+    toy, tiny, tmp_path, monkeypatch
+):
+    for batches in ((1,), (3, 3)):
+        with monkeypatch.context() as patch:
+            interrupted_at(patch, *batches)
+            if len(batches) > 1:
+                interrupted_at(patch, batches[0])
+            with pytest.raises(KeyboardInterrupt):
+                loop.train_stage(tiny(train__checkpoint_every=100), tmp_path, "score")
+        assert checkpoint.latest_step(tmp_path, "score") is None
+
+
+OTHER_OPTIMISERS = {
+    "train.score.optimizer": ("adam", "muon"),
+    "train.clip_norm": (0.0, 1.0),
+    "train.encoder.weight_decay": (0.0, 0.05),
+}
+
+
+@pytest.mark.parametrize("key", OTHER_OPTIMISERS)
+def test_another_optimiser_is_named(toy, tiny, tmp_path, monkeypatch, key):
+    monkeypatch.setattr(stages, "encoder", lambda config: one_colour(config, ("yellow",)))
+    stage = "encoder" if "encoder" in key else "score"
+    now, then = OTHER_OPTIMISERS[key]
+    loop.train_stage(tiny(train__steps=2, **{key: then}), tmp_path, stage)
+    expected = (
+        f"{stage}/2 .config.{key} is {now}, and was {then}.; go on with the values it was trained"
+    )
+    with pytest.raises(ValueError, match=expected) as error:
+        loop.train_stage(tiny(train__steps=4, **{key: now}), tmp_path, stage)
+    assert "\n" not in str(error.value)
+    # What leaves the optimiser's numbers as they are may change.
+    changes = {key: then, "train.score.learning_rate": 1e-5, "train.encoder.warmup": 0}
+    assert int(loop.train_stage(tiny(train__steps=4, **changes), tmp_path, stage).step) == 4
 
 
 def test_pending_stages(toy, tiny, tmp_path):

@@ -295,15 +295,35 @@ def test_inputs_that_are_not_there(task, tmp_path):
     assert not (tmp_path / "samples").exists()
 
 
-def test_a_broken_image_is_named_and_the_others_are_kept(task, five, tmp_path):
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_broken_images_are_listed_once_the_others_are_translated(task, five, tmp_path, size):
     (five / "d.webp").write_bytes((five / "d.webp").read_bytes()[:40])
-    config = task(sample__input=five, sample__batch_size=2)
-    said(r"d\.webp' cannot be decoded .*replace the file", translation_run.sample, config, tmp_path)
+    (five / "a.png").write_bytes(b"")
+    config = task(sample__input=five, sample__batch_size=size)
+    said(
+        r"^2 of 5 images have no result, the others are done: .*a\.png' cannot be decoded .*; "
+        r".*d\.webp' cannot be decoded .*; replace the file by",
+        translation_run.sample,
+        config,
+        tmp_path,
+    )
     folder = records.output_folder(config, tmp_path)
-    assert set(results(folder)) == {"a.png", "b.png"}
-    (five / "d.webp").unlink()
+    assert set(results(folder)) == set(MADE) - {"a.png", "d.png"}
+    assert (folder / "sheet.png").exists()
+    for name in ("a.png", "d.webp"):
+        (five / name).unlink()
     translation_run.sample(config, tmp_path)
-    assert set(results(folder)) == set(MADE) - {"d.png"}
+    assert set(results(folder)) == set(MADE) - {"a.png", "d.png"}
+
+
+def test_where_every_image_is_broken_there_is_no_result(task, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"")
+    said(
+        "1 of 1 images have no result", translation_run.sample, task(sample__input=folder), tmp_path
+    )
+    assert sorted(files(tmp_path / "samples" / "sdedit")) == ["settings.json"]
 
 
 def test_weights_that_are_not_there_or_do_not_fit(task, tiny, five, tmp_path):

@@ -125,4 +125,5 @@ def _text_config(encoder: CLIPTextModel, tokens: tokenizer.ClipTokenizer) -> dic
 
 def _write(folder: Path, config: dict, params: Mapping, stem: str = WEIGHTS[0]) -> None:
     files.write_json(folder / "config.json", config)
-    safetensors.numpy.save_file(state_dict(params), folder / f"{stem}.safetensors")
+    data = safetensors.numpy.save(state_dict(params))
+    files.write_bytes(folder / f"{stem}.safetensors", data)

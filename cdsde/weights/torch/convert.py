@@ -11,6 +11,7 @@ PyTorch is imported only to read a `.pt` of "adm", "adm_encoder" or "ddpm", and 
 """
 
 import functools
+import io
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
+from cdsde.runtime import files
 from cdsde.weights.torch import kinds, layouts, pickle_reader
 
 Arrays = dict[str, np.ndarray]
@@ -232,11 +234,13 @@ def save_state_dict(path: str | Path, params: Mapping, kind: str, prefix: str = 
     if _is_torch(path):
         torch = _import_torch(path)
         # Copies, because arrays from JAX are read-only.
-        torch.save({k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}, path)
+        data = io.BytesIO()
+        torch.save({k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}, data)
+        files.write_bytes(path, data.getvalue())
     else:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file(state_dict, path)
+        files.write_bytes(path, save(state_dict))
 
 
 def read_state_dict(path: str | Path, plain: bool = False) -> Arrays:
