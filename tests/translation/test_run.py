@@ -353,7 +353,7 @@ def test_weights_that_are_not_there_or_do_not_fit(task, tiny, five, tmp_path):
 
 
 def test_a_method_that_is_not_there():
-    said("config.method is 'gan'; choose one of contrastive_sde, egsde, ilvr, sdedit",
+    said("config.method is 'gan'; choose one of contrastive_sde, egsde, sddm, ",
          load_config, FOLDER, {"method": "gan"})  # fmt: skip
 
 
