@@ -66,7 +66,7 @@ setup(
             "ruff>=0.9",
         ],
         "dev": ["basedpyright>=1.31", "mkdocs-material>=9.6", "pre-commit>=4.0"],
-        "serve": ["gradio>=5.0"],
+        "serve": ["gradio>=6.0"],
         "torch": ["torch>=2.6"],
         "tpu": ["jax[tpu]>=0.10.0"],
         "cuda": ["jax[cuda13]>=0.10.0"],

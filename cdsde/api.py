@@ -19,6 +19,7 @@ from cdsde import config as config_lib
 from cdsde.config import checks, command_line
 from cdsde.data import decode, image_id, inputs
 from cdsde.runtime.padding import pad
+from cdsde.translation import tiles
 from cdsde.translation.compiled import Sampler, load_sampler
 
 
@@ -27,7 +28,8 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
 
     Args:
       path: a file in `configs/`, or its name alone: "cat2dog".
-      overrides: values by dotted key, such as `{"method": "egsde", "sample.steps": 50}`.
+      overrides: values by dotted key, such as `{"method": "egsde", "sample.steps": 50}`; None
+        unsets a key.
 
     Raises:
       ValueError: a key is unknown (the message names the nearest), or a value has the wrong type or
@@ -39,10 +41,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
         for key, value in (overrides or {}).items():
             command_line.check_key(leaves, key)
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
-            try:
-                config.update_from_flattened_dict({key: value})
-            except TypeError as error:
-                raise ValueError(command_line.wrong_type(config, key, value)) from error
+            command_line.set_key(config, key, value)
     except command_line.UserError as error:
         raise ValueError(str(error)) from error
     config_lib.adopt_sampling(config, overrides or {})
@@ -57,7 +56,7 @@ def translate(
     names: Sequence[str] | None = None,
     workdir: str | Path = ".",
     sampler: Sampler | None = None,
-) -> np.ndarray:
+) -> np.ndarray | list[np.ndarray]:
     """Translates images by `config.method`.
 
     Args:
@@ -70,7 +69,8 @@ def translate(
       sampler: a compiled sampler from `load_sampler`, for repeated calls; default: a new one.
 
     Returns:
-      uint8 `[B, S, S, 3]`, S = `config.data.image_size`, in the order of `images`.
+      uint8 `[B, S, S, 3]`, S = `config.data.image_size`, in the order of `images`. With
+      `data.fit=pad` or `sample.keep_size`, a list of uint8 `[H, W, 3]` of the images' own aspects.
 
     Raises:
       ValueError: an image cannot be read, or a network has no weights.
@@ -91,10 +91,16 @@ def translate(
     pixels = [
         x if isinstance(x, np.ndarray) else decode(x, n) for x, n in zip(images, names, strict=True)
     ]
-    batch = np.stack([inputs.reading(config)(x) for x in pixels])
-    ids = np.array([image_id(str(n)) for n in names], np.uint32)
+    read, ids = inputs.reading(config), np.array([image_id(str(n)) for n in names], np.uint32)
     if sampler is None:
         sampler, _ = load_sampler(config, workdir)
+    if config.sample.keep_size:
+        whole = tiles.Whole(sampler, config)
+        return [whole(x, i) for x, i in zip(pixels, ids, strict=True)]
+    batch = np.stack([read(x) for x in pixels])
     count, step = len(batch), min(config.sample.batch_size, len(batch))
     parts = [slice(start, start + step) for start in range(0, count, step)]
-    return np.concatenate([sampler(*pad((batch[p], ids[p]), step)) for p in parts])[:count]
+    results = np.concatenate([sampler(*pad((batch[p], ids[p]), step)) for p in parts])[:count]
+    if read.fit != "pad":
+        return results
+    return [y[read.inside(*x.shape[:2])] for x, y in zip(pixels, results, strict=True)]

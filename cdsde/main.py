@@ -53,15 +53,13 @@ def run(argv) -> None:
       SystemExit: the program failed (one sentence goes to standard error) or was preempted.
     """
     from absl import app, flags, logging
-    from ml_collections import config_flags
 
-    from cdsde.config import adopt_sampling, checks
+    from cdsde.config import checks
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument '{argv[1]}'; overrides are --config.KEY=VALUE")
     given = flags.FLAGS
     config, mode = given.config, given.mode
-    adopt_sampling(config, config_flags.get_override_values(given["config"]))
     workdir = given.workdir or f"runs/{config.task}"
     try:
         checks.validate(config)
@@ -98,6 +96,11 @@ def _check_mode(mode: str, config) -> None:
     if mode in ("sample", "serve") and config.method in EDITORS:
         raise ValueError(
             f"config.method is '{config.method}', which edits by words: use --mode=edit"
+        )
+    if mode == "serve" and config.sample.keep_size:
+        raise ValueError(
+            "config.sample.keep_size is True, and the page of --mode=serve shows pictures of "
+            "config.data.image_size; set it to False, or choose --config.data.fit=pad"
         )
     if mode == "edit" and config.method not in EDITORS:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Your own two folders of pictures, with small networks that a laptop can train.
 
-Put pictures into DIR/{train,val}/{domain}/*.(png|jpg|jpeg|webp|bmp). A test split, if any, is
-DIR/test/{domain}; use it with --config.sample.split=test.
+Put pictures into DIR/{train,val}/{domain}/. A test split, if any, is DIR/test/{domain}; use it with
+--config.sample.split=test. Pictures are cropped to the centre square, unless --config.data.fit=pad.
 
     ARGS="--config=folder --config.data.root=DIR"
     ARGS="$ARGS --config.data.source=cat --config.data.target=dog"

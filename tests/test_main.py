@@ -53,6 +53,10 @@ MISTAKES = {
     "two configs": (["--config=configs/cat2dog.py"],
                     "folder.py, configs/cat2dog.py); give it once"),
     "flag": (["--stepz=3"], "Unknown command line flag 'stepz'"),
+    "none": (["--config.sample.steps=None", "--config.data.root=None"],
+             "config.data.root always has a value, so that None cannot unset it"),
+    "page": (["--mode=serve", "--config.sample.keep_size=True"],
+             "config.sample.keep_size is True, and the page of --mode=serve"),
     "input": (["--config.sample.input=no/such"], "'no/such' does not exist"),
     "weights": ([f"--config.sample.input={ROOT / 'cdsde/assets/emoji'}"], "holds no image"),
 }  # fmt: skip
@@ -238,7 +242,10 @@ def test_train_sample_and_eval_on_somebody_s_pictures(
     # Asked for again, what is there is not made again; another seed is refused in one line.
     done = cdsde(*arguments(animals, work, "sample", **{"sample.seed": 1}), **quick)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "holds results made with other settings (different: sample)" in done.stderr
+    assert (
+        "holds results made with other settings (different: sample.seed was 0 and is 1)"
+        in done.stderr
+    )
     done = cdsde(*arguments(animals, work, "train"), **quick)
     assert done.returncode == 0 and "nothing to train" in done.stderr
 

@@ -22,8 +22,6 @@ def validate(config: ConfigDict) -> None:
     """
     _each_key(config)
     _texts(config)
-    if not config.cache:
-        raise ValueError("config.cache is empty; name a folder, or choose auto or off")
     _methods(config)
     _domains(config)
     _training(config)
@@ -43,7 +41,11 @@ def _each_key(config: ConfigDict) -> None:
     for key, setting in KEYS.items():
         value: Any = derived.get(config, key)
         if value is None:
+            derived.unset_value(key)  # a config file may set any key to None
             continue
+        if not str(value).strip() and not derived.may_be_empty(key):
+            instead = "None to unset it" if isinstance(setting.default, type) else "leave it out"
+            raise ValueError(f"config.{key} is empty; give it a value, or {instead}")
         if key == "method" and value == "edit":
             raise ValueError(
                 f"config.method is 'edit'; name the editor itself, one of {', '.join(EDITORS)}"
@@ -99,6 +101,16 @@ def _methods(config: ConfigDict) -> None:
         raise ValueError(
             f"config.sample.match_colours is {config.sample.match_colours}, and config.method "
             f"'{config.method}', which does not start from a perturbed source; set it to 0"
+        )
+    if config.sample.keep_size and config.method in EDITORS:
+        raise ValueError(
+            f"config.sample.keep_size is True, and config.method '{config.method}', which edits at "
+            "config.data.image_size; set it to False, or choose data.fit=pad"
+        )
+    if config.sample.keep_size and config.sample.trajectory:
+        raise ValueError(
+            "config.sample.keep_size and config.sample.trajectory are True, and a film shows "
+            "pictures of config.data.image_size; set one of them to False"
         )
     method = GUIDED_SDES.get(config.method)
     if config.sample.guide_every > 1 and not (method and method.terms(config[method.name])):
@@ -182,7 +194,7 @@ def _levels(config: ConfigDict) -> None:
     if steps is not None and steps > start:
         raise ValueError(
             f"config.sample.steps is {steps}, more than the {start} noise levels below "
-            f"config.sample.start; lower it, or leave it out to use every level"
+            f"config.sample.start; lower it, or set it to None to use every level"
         )
 
 
@@ -232,6 +244,6 @@ def _edit(config: ConfigDict) -> None:
     if e.inversion_steps not in (None, e.steps):
         raise ValueError(
             f"config.edit.inversion_steps is {e.inversion_steps}, and config.edit.inversion is "
-            "'p2p0', which does not reach the levels of sampling; leave it out, or choose next or "
+            "'p2p0', which does not reach the levels of sampling; set it to None, or choose next or "
             "current"
         )

@@ -20,9 +20,10 @@ from ml_collections import ConfigDict, config_flags
 from cdsde.config import derived, keys, renamed
 
 OVERRIDE = re.compile(r"^--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
+NONE = "None"  # as the value of an override
 HELP = (
     "The task: a file in configs/, or its name alone (cat2dog); --config.KEY=VALUE overrides any "
-    "key (docs/configuration.md)."
+    "key (docs/configuration.md), and --config.KEY=None unsets it."
 )
 
 
@@ -60,6 +61,7 @@ def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
       flags.Error: another flag is wrong.
     """
     path, rest = _without_config(list(argv))
+    unset: list[str] = []
     if path is None:
         # Defined as a plain flag, so that --help shows it.
         flags.DEFINE(
@@ -75,8 +77,13 @@ def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     else:
         config = load(path)
         check_overrides(config, rest)
+        rest, unset = _without_unset(config, rest)
         config_flags.DEFINE_config_dict("config", config, HELP, values, sys_argv=rest)
-    return values(rest)
+    rest = values(rest)
+    if path is not None:
+        given = config_flags.get_override_values(values["config"])
+        derived.adopt_sampling(values.config, [*given, *unset])
+    return rest
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -102,10 +109,35 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             overrides.append(argument)
     config, values = keys.base(), flags.FlagValues()
     check_overrides(config, overrides)
-    argv = ["overrides", *overrides]
+    argv, unset = _without_unset(config, ["overrides", *overrides])
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     values(argv)
-    return rest, dict(config_flags.get_override_values(values["config"]))
+    return rest, dict.fromkeys(unset) | dict(config_flags.get_override_values(values["config"]))
+
+
+def _without_unset(config: ConfigDict, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Sets the keys whose last override is None in `config`, because absl's flags cannot.
+
+    Returns:
+      The other arguments, and the keys.
+    """
+    rest, given = [], {}
+    arguments = iter(argv)
+    for argument in arguments:
+        match = OVERRIDE.match(argument)
+        if match is None:
+            rest.append(argument)
+            continue
+        key, value = match.groups()
+        parts = [argument]
+        if value is None and _type(config, key) is not bool:
+            value = next(arguments, "")
+            parts.append(value)
+        given[key] = None if value == NONE else parts
+    unset = [key for key, parts in given.items() if parts is None]
+    for key in unset:
+        set_key(config, key, None)
+    return rest + sum((parts for parts in given.values() if parts), []), unset
 
 
 def _without_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -165,10 +197,22 @@ def load(path: str) -> ConfigDict:
     try:
         exec(compile(file.read_text(), str(file), "exec"), scope)
         if "get_config" in scope:
-            return scope["get_config"](*([argument] if argument else []))  # type: ignore[operator]
+            config = scope["get_config"](*([argument] if argument else []))  # type: ignore[operator]
+            if file.parent.resolve() != folder().resolve():  # those have names everywhere
+                config.serve.tasks = tuple(_beside(file, name) for name in config.serve.tasks)
+            return config
     except Exception as error:
         raise UserError(_failure(file, error)) from error
     raise UserError(f"{file} has no get_config(), which every config file defines")
+
+
+def _beside(file: Path, name: str) -> str:
+    """The path of a config that another one names, if it lies beside that file; else the name."""
+    path, _, argument = name.partition(":")
+    for candidate in (file.parent / path, file.parent / f"{path}.py"):
+        if candidate.is_file():
+            return f"{candidate.resolve()}{':' if argument else ''}{argument}"
+    return name
 
 
 def _failure(file: Path, error: Exception) -> str:
@@ -215,6 +259,20 @@ def check_key(leaves: Sequence[str], key: str) -> None:
     raise UserError(f"config has no key '{key}'; the nearest are {derived.nearest(key, leaves)}")
 
 
+def set_key(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a key; None unsets it.
+
+    Raises:
+      ValueError: the value has the wrong type, or the key always has a value.
+    """
+    if value is None:
+        value = derived.unset_value(key)
+    try:
+        config.update_from_flattened_dict({key: value})
+    except TypeError as error:
+        raise ValueError(wrong_type(config, key, value)) from error
+
+
 def wrong_type(config: ConfigDict, key: str, value) -> str:
     """The error sentence for a value that does not have the type of its key."""
     expected = _type(config, key)
@@ -223,7 +281,8 @@ def wrong_type(config: ConfigDict, key: str, value) -> str:
     if key in keys.KEYS and keys.KEYS[key].default == ():
         tuples = "a tuple of texts such as \"('a', 'b')\""
     name = names.get(expected, tuples if expected is tuple else expected)
-    return f"config.{key} is {name}, and '{value}' is not"
+    hint = "; None unsets it" if isinstance(keys.KEYS[key].default, type) else ""
+    return f"config.{key} is {name}, and '{value}' is not{hint}"
 
 
 def _type(config: ConfigDict, key: str) -> type:
@@ -237,6 +296,11 @@ def _check_value(config: ConfigDict, key: str, value: str | None) -> None:
     if value is None:
         if expected is not bool:
             raise UserError(f"config.{key} needs a value: --config.{key}=VALUE")
+    elif value == NONE:
+        try:
+            derived.unset_value(key)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     elif not _fits(expected, value):
         raise UserError(wrong_type(config, key, value))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cdsde.config.keys import EDITORS, GANS, GUIDED_SDES, LATENT, SDES, SOURCE_SCORE
+from cdsde.config.keys import EDITORS, GANS, GUIDED_SDES, KEYS, LATENT, SDES, SOURCE_SCORE
 
 # Training settings that are not keys; _TRAINING_OF lists the stages with other values.
 _TRAINING = {
@@ -125,6 +125,29 @@ def get(config: ConfigDict, key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
+
+
+def unset_value(key: str) -> Any:
+    """What a key is without a value: None, or "" or () where its empty value means that.
+
+    Raises:
+      ValueError: the key always has a value.
+    """
+    default = KEYS[key].default
+    if isinstance(default, type):
+        return None
+    if may_be_empty(key):
+        return type(default)()
+    raise ValueError(
+        f"config.{key} always has a value, so that None cannot unset it; give it a value, or leave "
+        "it out"
+    )
+
+
+def may_be_empty(key: str) -> bool:
+    """Whether a text or tuple may be empty: its default is, or its meaning explains it."""
+    default, meaning = KEYS[key].default, KEYS[key].meaning
+    return default in ("", ()) or "Empty:" in meaning
 
 
 def key_paths(config: ConfigDict, prefix: str = "") -> list[str]:

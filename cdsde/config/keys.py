@@ -102,8 +102,9 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "fit": Setting(
             "crop",
             "How an image becomes square: `crop` resizes the shorter side to `image_size` and cuts "
-            "out the centre; `stretch` resizes both sides.",
-            ("crop", "stretch"),
+            "out the centre; `stretch` resizes both sides; `pad` resizes the longer side and "
+            "mirrors the image at its borders, which are cut off from results again.",
+            ("crop", "stretch", "pad"),
         ),
         "flip": Setting(True, "Mirror training images left to right, with probability ½."),
         "shift": Setting(
@@ -207,6 +208,11 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "trajectory": Setting(
             False, "Also write a strip and a film of the intermediate states of each image."
         ),
+        "keep_size": Setting(
+            False,
+            "Translate each image at its own size, by overlapping tiles of `image_size` that agree "
+            "in each step. False: at `image_size`, as `data.fit` says.",
+        ),
     },
     **{name: dict(method.settings) for name, method in GUIDED_SDES.items()},
     "model": {
@@ -255,7 +261,8 @@ GROUPS: dict[str, dict[str, Setting]] = {
             float, "Scale of classifier-free guidance. None: the editor's own.", minimum=0
         ),
         "negative": Setting(
-            str, "Negative text of classifier-free guidance. None: the editor's own."
+            str,
+            "Negative text of classifier-free guidance. Empty: no words. None: the editor's own.",
         ),
         "step": Setting(
             0.1, "Step size λ of the gradient step (pix2pix_zero, pix2pix_zerocon).", minimum=0
@@ -341,7 +348,19 @@ GROUPS: dict[str, dict[str, Setting]] = {
             "Address of the page: `127.0.0.1` serves this machine only, `0.0.0.0` every machine.",
         ),
         "port": Setting(7860, "Port of the page.", minimum=1, maximum=65535),
-        "tasks": Setting((), "Further configs that the page offers."),
+        "tasks": Setting(
+            (),
+            "Further configs that the page offers; names without a folder may lie beside the file.",
+        ),
+        "max_pixels": Setting(
+            50_000_000,
+            "Most pixels of a visitor's picture, which is not decoded beyond.",
+            minimum=1,
+        ),
+        "max_megabytes": Setting(20, "Largest file that a visitor may upload.", minimum=1),
+        "max_seconds": Setting(
+            300, "Longest time that one translation may take; then it ends.", minimum=1
+        ),
     },
 }
 KEYS: dict[str, Setting] = {

@@ -9,8 +9,8 @@ HEAD = """# Configuration
 
 This page lists every key of a config with its default and its meaning. A task's file in `configs/`
 changes some keys. On the command line `--config.KEY=VALUE` overrides any key; in Python,
-`cdsde.load_config("cat2dog", {"sample.steps": 50})` does. `python -m cdsde.config.reference` writes
-this page.
+`cdsde.load_config("cat2dog", {"sample.steps": 50})` does. `None` unsets any key that may have no
+value. `python -m cdsde.config.reference` writes this page.
 """
 
 

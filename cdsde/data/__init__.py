@@ -8,6 +8,8 @@ import importlib
 
 _MODULE_OF = {
     "Reading": "images",
+    "BrokenImage": "images",
+    "TooLargeImage": "images",
     "decode": "images",
     "resize": "images",
     "to_float": "images",
@@ -15,7 +17,7 @@ _MODULE_OF = {
     "told_by": "images",
     "write_png": "images",
     "contact_sheet": "contact_sheets",
-    "list_images": "images",
+    "list_images": "folders",
     "EmbeddedSource": "embedded",
     "FilesSource": "sources",
     "FolderSource": "sources",

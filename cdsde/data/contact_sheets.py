@@ -59,7 +59,9 @@ def contact_sheet(
         for start, width, image in zip(starts, widths, row, strict=True):
             if image is not None:
                 large = Image.fromarray(image.repeat(scale, axis=0).repeat(scale, axis=1))
-                sheet.paste(large, (start + (width - cell) // 2, top))
+                sheet.paste(
+                    large, (start + (width - large.width) // 2, top + (cell - large.height) // 2)
+                )
     return np.array(sheet)
 
 

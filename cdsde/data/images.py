@@ -1,21 +1,23 @@
-"""Image files: decode, resize, convert, write, list a folder. Uses NumPy and Pillow only.
+"""Pictures: decode, resize, convert, write. Uses NumPy and Pillow only (folders.py lists them).
 
 Stored images are uint8 `[H, W, 3]` in RGB, 0 to 255; networks use float32 in [-1, 1]. Only
 `to_float` and `to_uint8` convert between the two.
 """
 
+import functools
 import io
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 from PIL import Image, ImageOps, PngImagePlugin
 
+from cdsde.data import colour_profiles
 from cdsde.runtime.files import write_bytes
 
-EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp")
+# Pillow starts Ghostscript for EPS, and knows the others by name only.
+NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -35,45 +37,85 @@ class BrokenImage(ValueError):
         self.problem = problem
 
 
-def decode(data: bytes | str | os.PathLike, name: str | None = None) -> np.ndarray:
-    """Decodes one image file to RGB.
+class TooLargeImage(BrokenImage):
+    """An image that has more pixels than are read."""
 
-    Transparent pixels are blended with white, the EXIF rotation is applied, and an animation gives
-    its first frame. 16-bit grey is scaled to 8 bits. 32-bit integer and float images do not store
-    their range, so it is inferred from the values (`_grey_to_uint8`).
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that `decode` reads."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in NOT_READ)
+
+
+@functools.cache
+def extensions() -> frozenset[str]:
+    """Endings of the files that `decode` reads: ".png", ".jpg", …."""
+    known = formats()
+    return frozenset(e for e, name in Image.registered_extensions().items() if name in known)
+
+
+def decode(
+    data: bytes | str | os.PathLike, name: str | None = None, max_pixels: int | None = None
+) -> np.ndarray:
+    """Decodes one image file to RGB in sRGB.
+
+    Transparent pixels are blended with white, the EXIF rotation and the colour profile are applied,
+    and an animation gives its first frame. 16-bit grey is scaled to 8 bits. 32-bit integer and
+    float images do not store their range, so it is inferred from the values (`_grey_to_uint8`).
 
     Args:
       data: the file's bytes, or its path.
       name: name of the image in error messages; default: the path.
+      max_pixels: the most pixels that are read; None: Pillow's bound, twice
+        `Image.MAX_IMAGE_PIXELS`.
 
     Returns:
       uint8 `[H, W, 3]`.
 
     Raises:
+      TooLargeImage: the image has too many pixels; none is decoded.
       BrokenImage: the file is missing, empty, truncated or not an image; a ValueError.
     """
     is_bytes = isinstance(data, bytes | bytearray | memoryview)
     name = name or ("<bytes>" if is_bytes else os.fspath(data))
     try:
-        with Image.open(io.BytesIO(data) if is_bytes else data) as image:
-            return _to_rgb(image)
+        with Image.open(io.BytesIO(data) if is_bytes else data, formats=formats()) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise TooLargeImage(
+                    f"Image '{name}' has {image.width} x {image.height} pixels, more than the "
+                    f"{max_pixels:,} that are read",
+                    "make it smaller first.",
+                )
+            return _to_rgb(image, name)
+    except TooLargeImage:
+        raise
+    except Image.DecompressionBombError:
+        raise TooLargeImage(
+            f"Image '{name}' has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, the most "
+            "that are read",
+            "make it smaller first.",
+        ) from None
     except FileNotFoundError:
         raise BrokenImage(f"Image file '{name}' does not exist", "check the path.") from None
     # Pillow's readers raise nearly any type on broken bytes (SyntaxError, struct.error, ...).
     except Exception as error:
         raise BrokenImage(
             f"Image '{name}' cannot be decoded ({type(error).__name__}: {error})",
-            "replace the file by a whole PNG, JPEG, WebP or BMP, or remove it.",
+            "replace the file by a whole picture, such as a PNG or a JPEG, or remove it.",
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
     """Converts an opened Pillow image to uint8 `[H, W, 3]`."""
     image.load()
     image = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile")
     if image.mode == "F" or image.mode.startswith("I"):
         grey = _grey_to_uint8(np.asarray(image), sixteen=image.mode.startswith("I;16"))
-        return np.repeat(grey[..., None], 3, axis=-1)
+        image = Image.fromarray(grey)
+    if profile:
+        image = colour_profiles.to_srgb(image, profile, name)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -106,7 +148,8 @@ def resize(image: np.ndarray, size: int, filter: str = "lanczos", fit: str = "cr
       size: side of the square in pixels.
       filter: "lanczos", "bicubic" or "bilinear"; each is antialiased when it reduces the size.
       fit: "crop" resizes the shorter side to `size` and cuts out the centre; "stretch" resizes both
-        sides, as CUT does.
+        sides, as CUT does; "pad" resizes the longer side and mirrors the picture at its borders
+        (`Reading.inside` is where it lies).
 
     Returns:
       uint8 `[size, size, 3]`; the same array where nothing changes.
@@ -128,6 +171,13 @@ def resize(image: np.ndarray, size: int, filter: str = "lanczos", fit: str = "cr
         if (height, width) == (size, size):
             return image
         return np.array(Image.fromarray(image).resize((size, size), FILTERS[filter]))
+    if fit == "pad":
+        rows, columns = _inside(height, width, size)
+        inner = rows.stop - rows.start, columns.stop - columns.start
+        if (height, width) != inner:
+            image = np.array(Image.fromarray(image).resize(inner[::-1], FILTERS[filter]))
+        borders = [(part.start, size - part.stop) for part in (rows, columns)]
+        return np.pad(image, (*borders, (0, 0)), "symmetric")
     short = min(height, width)
     if short != size:
         # The longer side is rounded down, as in torchvision's Resize.
@@ -135,6 +185,14 @@ def resize(image: np.ndarray, size: int, filter: str = "lanczos", fit: str = "cr
         image = np.array(Image.fromarray(image).resize((new_width, new_height), FILTERS[filter]))
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return image[top : top + size, left : left + size]
+
+
+def _inside(height: int, width: int, size: int) -> tuple[slice, slice]:
+    """Rows and columns of a square of `size` in which "pad" puts an image of this size."""
+    long = max(height, width)
+    inner = [max(1, (side * size + long // 2) // long) for side in (height, width)]
+    rows, columns = (slice((size - n) // 2, (size - n) // 2 + n) for n in inner)
+    return rows, columns
 
 
 class Reading(NamedTuple):
@@ -152,6 +210,12 @@ class Reading(NamedTuple):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Applies `resize` to an image."""
         return resize(image, self.size, filter=self.filter, fit=self.fit)
+
+    def inside(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of the result that show the image: all of them, but for pad."""
+        if self.fit == "pad":
+            return _inside(height, width, self.size)
+        return slice(0, self.size), slice(0, self.size)
 
 
 def to_float(image):
@@ -211,42 +275,7 @@ def write_png(path: str | os.PathLike, image: np.ndarray, **told: str) -> None:
 def told_by(path: str | os.PathLike) -> dict[str, str] | None:
     """The texts that `write_png` stored in a file, without decoding it; None for a broken file."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             return {name: text for name, text in image.info.items() if isinstance(text, str)}
     except Exception:  # as in `decode`: Pillow raises nearly any type on broken bytes
         return None
-
-
-def list_images(folder: str | os.PathLike) -> list[Path]:
-    """Lists the image files of a folder, sorted by name, without subfolders; warns of other files.
-
-    Raises:
-      ValueError: the folder is missing, is a file, or contains no image.
-    """
-    folder, accepted = Path(folder), ", ".join(EXTENSIONS)
-    if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f"Image folder '{folder}' {problem}: give a folder with {accepted} files.")
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    # Files with a leading dot, such as macOS's "._photo.jpg", are not images.
-    images = [
-        path
-        for path in files
-        if path.suffix[1:].lower() in EXTENSIONS and not path.name.startswith(".")
-    ]
-    if not images:
-        raise ValueError(
-            f"Folder '{folder}' holds no image: put {accepted} files right into it "
-            f"(other files: {len(files)}; subfolders are not searched)."
-        )
-    if len(images) < len(files):
-        ignored = [path.name for path in files if path not in set(images)]
-        logging.warning(
-            "Folder '%s': %d files are not images (%s) and are ignored: %s%s",
-            folder,
-            len(ignored),
-            accepted,
-            ", ".join(ignored[:3]),
-            ", ..." * (len(ignored) > 3),
-        )
-    return images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -61,6 +62,17 @@ def reading(config: ConfigDict) -> Reading:
     """The resizing of images for the config's networks: uint8 `[H, W, 3]` → `[S, S, 3]`."""
     d = config.data
     return Reading(d.image_size, d.filter, d.fit)
+
+
+def thumbnail(config: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
+    """How sheets show images and results: `uint8 [H, W, 3] -> uint8 [h, w, 3]`, h, w ≤ S.
+
+    As the networks see them; where results show the whole picture, without the borders.
+    """
+    read = reading(config)
+    if config.sample.keep_size:
+        read = read._replace(fit="pad")
+    return lambda image: read(image)[read.inside(*image.shape[:2])]
 
 
 def training_examples(config: ConfigDict, key: str) -> tuple[np.ndarray, np.ndarray, str]:

@@ -266,7 +266,8 @@ def eval_batches(
 
     Yields:
       dict of `image` uint8 `[B, S, S, 3]`, `id` uint32 `[B]` (`image_id`), `name` list of B ids,
-      `mask` bool `[B]`, False for padding. No batch without indices.
+      `shape` list of B pairs, height and width of the images in the source, and `mask` bool `[B]`,
+      False for padding. No batch without indices.
 
     Raises:
       ValueError: a size is not positive (at the call), or an image is broken (at its batch) and
@@ -300,12 +301,14 @@ def _eval_batches(
             return None
         pixels = np.stack([reading(item["image"]) for item in items])
         names = [item["id"] for item in items]
+        shapes = [item["image"].shape[:2] for item in items]
         ids = np.array([image_id(name) for name in names], np.uint32)
         images, ids = pad((pixels, ids), batch_size)
         return {
             "image": images,
             "id": ids,
             "name": names + names[-1:] * (batch_size - len(names)),
+            "shape": shapes + shapes[-1:] * (batch_size - len(shapes)),
             "mask": np.arange(batch_size) < len(items),
         }
 

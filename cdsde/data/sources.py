@@ -16,7 +16,7 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
-from cdsde.data import images
+from cdsde.data import folders, images
 
 SPLITS = ("train", "val", "test")
 
@@ -94,7 +94,7 @@ class FilesSource:
         self.path = Path(path).expanduser()
         if not self.path.exists():
             raise ValueError(f"'{path}' does not exist: give an image file or a folder of images.")
-        files = [self.path] if self.path.is_file() else images.list_images(self.path)
+        files = [self.path] if self.path.is_file() else folders.list_images(self.path)
         self._folder = files[0].parent
         self.ids = [file.name for file in files]
 

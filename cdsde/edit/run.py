@@ -104,7 +104,9 @@ def _check(config: ConfigDict) -> None:
         if not (value or "").strip():
             raise ValueError(f"config.{key} is not given; --mode=edit needs it")
     if e.caption is not None and not e.caption.strip():
-        raise ValueError("config.edit.caption is blank; say what the image shows, or leave it out")
+        raise ValueError(
+            "config.edit.caption is blank; say what the image shows, or set it to None"
+        )
 
 
 def _finished(config: ConfigDict, path: Path, source, j: int) -> bool:
@@ -134,9 +136,10 @@ def _edit(
     params = mesh.put_replicated(model.params, devices)
     run = compiler.jit(pipeline.program(model, config))
     key = mesh.put_replicated(jax.random.key(config.sample.seed), devices)
+    read = inputs.reading(config)
     batches = eval_batches(
         source,
-        inputs.reading(config),
+        read,
         batch_size=mesh.round_up(config.sample.batch_size, devices),
         indices=todo,
         broken=broken,
@@ -149,7 +152,8 @@ def _edit(
             images, rows, ids = mesh.put_batch((batch["image"], rows, batch["id"]), devices)
             results = [mesh.local_rows(x) for x in run(params, images, rows, key, ids)]
             for row in np.flatnonzero(batch["mask"]):
-                edited, reconstructed = (to_uint8(result[row]) for result in results)
+                inside = read.inside(*batch["shape"][row])
+                edited, reconstructed = (to_uint8(result[row])[inside] for result in results)
                 name, j = by_id[batch["name"][row]]
                 told = {"source": content(source, j), "caption": said[source.ids[j]]}
                 # The result last: its existence marks the image as finished.
@@ -271,9 +275,10 @@ def _record(config: ConfigDict, model: pipeline.Model) -> dict:
 
 
 def _write_sheet(config: ConfigDict, source, folder: Path, names, shown: list[int]) -> None:
+    small = inputs.thumbnail(config)
     rows = [
         [
-            inputs.reading(config)(source[j]["image"]),
+            small(source[j]["image"]),
             decode(folder / RECONSTRUCTION / names[j], names[j]),
             decode(folder / names[j], names[j]),
         ]

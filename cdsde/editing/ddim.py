@@ -129,7 +129,7 @@ def shared(schedule: LatentSchedule, steps: int, inversion_steps: int, kind: str
     needed = sampling(schedule, steps).start[::-1]
     reached = inversion(schedule, inversion_steps, kind).end
     if kind == "p2p0" or not np.isin(needed, reached).all():
-        remedy = "leave it out, or take edit.inversion=next"
+        remedy = "set it to None, or take edit.inversion=next"
         if kind != "p2p0":
             remedy = f"take one of {', '.join(map(str, _finer(schedule, steps)))}"
         raise ValueError(

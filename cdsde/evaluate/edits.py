@@ -215,7 +215,7 @@ def _masks(config, workdir, source, chosen) -> tuple[dict[int, np.ndarray], str]
         return None
 
     def read(name):
-        mask = resize(decode(folder / name, name), size, filter="bilinear")
+        mask = resize(decode(folder / name, name), size, "bilinear", config.data.fit)
         return mask[..., 0] > 127
 
     return {j: read(names[j]) for j in chosen}, about

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import metrics
-from cdsde.data import contact_sheet, content, decode, inputs, told_by, write_png
+from cdsde.data import Reading, contact_sheet, content, decode, inputs, told_by, write_png
 from cdsde.evaluate import extractors, realism, shapes
 from cdsde.runtime import files, mesh, progress, records
 
@@ -51,7 +51,7 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     if len(methods) > 1 and config.sample.output is not None:
         raise ValueError(
             f"config.eval.methods names {len(methods)} methods, config.sample.output one folder; "
-            "leave the latter out to read WORKDIR/samples/METHOD of each"
+            "set the latter to None to read WORKDIR/samples/METHOD of each"
         )
     source, pairs = inputs.open_input(config), inputs.open_truth(config)
     networks = lpips(config)
@@ -147,7 +147,7 @@ def open_reference(config: ConfigDict, workdir) -> Reference:
         real = inputs.open_split(config, target, split)
     except ValueError as error:
         raise ValueError(
-            f"{error} Realism is measured against them; --config.eval.reference= leaves it out."
+            f"{error} Realism is measured against them; --config.eval.reference=None leaves it out."
         ) from error
     record: dict = {"reference": {"domain": target, "split": split, "images": len(real)}}
     cache = Path(config.eval.cache or Path(workdir) / "eval" / "reference")
@@ -179,9 +179,13 @@ def resized(config: ConfigDict, images) -> Callable[[int], np.ndarray]:
 
 
 def written(config: ConfigDict, source, folder) -> Callable[[int], np.ndarray]:
-    """`position -> uint8 [H, W, 3]` of the results in `folder` for the images of a source."""
-    names = records.output_names(source.ids)
-    return lambda j: _read(Path(folder) / names[j], config.data.image_size)
+    """`position -> uint8 [S, S, 3]` of the results in `folder` for the images of a source.
+
+    Results that show the whole picture are resized as the sources are.
+    """
+    names, read = records.output_names(source.ids), inputs.reading(config)
+    keeps_size = config.sample.keep_size
+    return lambda j: read(_read(Path(folder) / names[j], None if keeps_size else read))
 
 
 def measure_realism(config: ConfigDict, workdir, folders: dict[str, Path], source, pairs):
@@ -330,9 +334,14 @@ def _check_record(config: ConfigDict, folder: Path) -> None:
         )
 
 
-def _read(path: Path, size: int) -> np.ndarray:
+def _read(path: Path, read: Reading | None) -> np.ndarray:
+    """A result; with `read`, it must have a size that reading and cutting off borders gives."""
     image = decode(path, path.name)
-    if image.shape[:2] != (size, size):
+    if read is None:
+        return image
+    size = read.size
+    fits = max(image.shape[:2]) == size if read.fit == "pad" else image.shape[:2] == (size, size)
+    if not fits:
         raise ValueError(
             f"{path} is {image.shape[1]}x{image.shape[0]}, config.data.image_size is {size}: it "
             "was not made with this config; run --mode=sample again into another folder"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from absl import logging
 
 
@@ -10,6 +12,8 @@ def show_own() -> None:
 
     Orbax alone logs a dozen lines per save.
     """
+    # Pillow warns of large pictures; those that it refuses have a sentence of their own (decode).
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(

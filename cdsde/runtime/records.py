@@ -24,8 +24,10 @@ from cdsde.version import __version__
 
 RECORD = "settings.json"  # beside the images: the settings that made them
 SHEET = "sheet.png"  # beside the images: a contact sheet of the first ones
+SHOWN = 6  # differences between records in a message
 # Newer keys are left out of a record where they have no effect, so that older records match.
 NEUTRAL = (("sample", "match_colours", 0), ("sample", "guide_every", 1), ("data", "fit", "crop"))
+NEUTRAL += (("sample", "keep_size", False),)
 
 LATER = ("model_files",)  # keys that records of earlier versions do not have
 # Keys of earlier versions in records, and the value without an effect.
@@ -86,7 +88,8 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
         if record[part].get(key) == neutral:
             del record[part][key]
     if config.method in config_lib.GANS:
-        record["sample"] = {"split": plain["sample"]["split"]}
+        kept = {"keep_size": True} if config.sample.keep_size else {}
+        record["sample"] = {"split": plain["sample"]["split"], **kept}
         record.pop("sde")
     else:
         record["start"] = config_lib.start_index(config)
@@ -125,15 +128,13 @@ def claim(folder: Path, record: dict, names: Sequence[str]) -> None:
     path = folder / RECORD
     if path.exists():
         old, new = as_of_today(json.loads(path.read_text())), json.loads(json.dumps(record))
-        changed = sorted(
-            key
-            for key in new | old
-            if old.get(key) != new.get(key) and not (key in LATER and key not in old)
-        )
-        if changed:
+        old |= {key: new[key] for key in LATER if key in new and key not in old}
+        if changed := differences(_complete(old), _complete(new)):
+            more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
             raise ValueError(
                 f"{folder} holds results made with other settings (different: "
-                f"{', '.join(changed)}); delete it or choose another --config.sample.output"
+                f"{', '.join(changed[:SHOWN])}{more}); delete it or choose another "
+                "--config.sample.output"
             )
     elif jax.process_index() == 0:
         # A file without a record is not a result but would count as one (in an input folder, say).
@@ -143,6 +144,28 @@ def claim(folder: Path, record: dict, names: Sequence[str]) -> None:
                 f"{RECORD} beside it); choose another --config.sample.output"
             )
         write_json(path, record)
+
+
+def _complete(record: dict) -> dict:
+    """A record with the keys that it leaves out because they have no effect."""
+    parts = {key: dict(value) for key, value in record.items() if isinstance(value, dict)}
+    for part, key, neutral in NEUTRAL:
+        parts.get(part, {}).setdefault(key, neutral)
+    return record | parts
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """What two records differ in: "sample.seed was 0 and is 1", …; sorted by key."""
+    found = []
+    for key in sorted(new | old):
+        before, now, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += differences(before, now, f"{name}.")
+        elif isinstance(before, dict) or isinstance(now, dict):
+            found.append(name)  # a group that only one of them has, such as that of the method
+        elif before != now:
+            found.append(f"{name} was {before} and is {now}")
+    return found
 
 
 def provenance() -> dict:

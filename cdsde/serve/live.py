@@ -7,6 +7,7 @@ functions, so that a visitor who leaves does not block others.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde import metrics
 from cdsde.config import checks
-from cdsde.data import decode, image_id, inputs, to_uint8
+from cdsde.data import image_id, inputs, to_uint8
 from cdsde.diffusion import methods
 from cdsde.runtime import compiler
 from cdsde.translation import compiled
@@ -75,18 +76,13 @@ class Translator:
         """The methods whose networks are available."""
         return [m for m in (*config_lib.SDES, *config_lib.GANS) if self._has(m)]
 
-    def source(self, picture: bytes | np.ndarray, name: str = "picture") -> np.ndarray:
-        """The picture as the networks' input, uint8 `[S, S, 3]`.
+    def source(self, picture: np.ndarray) -> np.ndarray:
+        """A picture uint8 `[H, W, 3]` as the networks' input, uint8 `[S, S, 3]`."""
+        return inputs.reading(self.config)(picture)
 
-        Args:
-          picture: an encoded file, or uint8 `[H, W, 3]`.
-          name: its name in error sentences.
-
-        Raises:
-          ValueError: the picture cannot be decoded.
-        """
-        pixels = picture if isinstance(picture, np.ndarray) else decode(picture, name)
-        return inputs.reading(self.config)(pixels)
+    def inside(self, picture: np.ndarray) -> tuple[slice, slice]:
+        """Rows and columns of the networks' input that show the picture, without its borders."""
+        return inputs.reading(self.config).inside(*picture.shape[:2])
 
     def sliders(self, method: str) -> dict[str, Slider]:
         """`{name: slider}` of the method's settings that the page shows."""
@@ -122,22 +118,26 @@ class Translator:
           seed: seed of the noise.
 
         Raises:
-          ValueError: a number is out of range.
+          ValueError: the method has no such slider, or a number is out of range.
         """
         config = self.config.copy_and_resolve_references()
         config.method = method
-        config.sample.seed = int(seed)
+        config.sample.seed = int(_number("seed", seed))
         config_lib.adopt_sampling(config, {"method"})
-        values = dict(values or {})
+        values = {name: _number(name, value) for name, value in (values or {}).items()}
         if method not in config_lib.SDES:
             config.sample.match_colours = 0  # a GAN has no start to match colours for
             values, steps = {}, None
         if (start := values.pop("start", None)) is not None:
             config.sample.start = int(start)
+        known = methods.METHODS[method].settings if values else {}
         for name, value in values.items():
-            config[method][name] = float(value)
+            if name not in known or not known[name].slider:
+                names = ", ".join(name for name, setting in known.items() if setting.slider)
+                raise ValueError(f"{method} has no setting '{name}'; it has {names}")
+            config[method][name] = value
         if steps is not None:
-            config.sample.steps = min(int(steps), config_lib.start_index(config))
+            config.sample.steps = min(int(_number("steps", steps)), config_lib.start_index(config))
         checks.validate(config)
         return config
 
@@ -186,6 +186,13 @@ class Translator:
         except ValueError:
             return False
         return True
+
+
+def _number(name: str, value) -> float:
+    """A visitor's number, which may be anything."""
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    raise ValueError(f"{name} is '{value}'; it must be a number")
 
 
 def _metrics(result: np.ndarray, source: np.ndarray) -> dict[str, float]:

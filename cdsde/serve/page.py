@@ -7,6 +7,7 @@ denoising and the metrics. The method defines the sliders; moving one compiles n
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from PIL import Image
 
 from cdsde import api
 from cdsde import config as config_lib
-from cdsde.data import decode
+from cdsde.data import TooLargeImage, decode
 from cdsde.data.inputs import open_split
 from cdsde.diffusion import methods
 from cdsde.serve import live
 
 EXAMPLES = 12
+QUEUE = "translate"  # translations wait for each other
 SHOWN = 320  # target side of an enlarged picture, in pixels
 MOST_STEPS = 100  # maximum of the slider
 # The largest number of sliders of any method.
@@ -46,7 +48,12 @@ class Page:
     """
 
     def __init__(self, config: ConfigDict, workdir):
-        others = (api.load_config(path) for path in config.serve.tasks)
+        self.limits, others = config.serve, []
+        for name in config.serve.tasks:
+            try:
+                others.append(api.load_config(name))
+            except ValueError as error:
+                raise ValueError(f"config.serve.tasks: {error}") from error
         configs = {config.task: config} | {c.task: c for c in others if c.task != config.task}
         self.translators = {}
         for task, config_of_task in configs.items():
@@ -77,26 +84,62 @@ class Page:
 
         Args:
           task, method: the visitor's choice.
-          picture: a path, or uint8 `[H, W, 3]`.
+          picture: uint8 `[H, W, 3]`, such as `read` gives.
           values: `{name: value}` of the method's sliders.
-          steps: network evaluations.
+          steps: network evaluations; None: the task's.
           seed: seed of the noise.
 
         Raises:
-          ValueError: there is no picture, it cannot be decoded, or a number is out of range.
+          ValueError: there is no picture or no such task, a number is out of range, or the
+            translation takes longer than `config.serve.max_seconds`.
         """
         if picture is None:
             raise ValueError("there is no picture yet: drop one, or click an example")
-        if not isinstance(picture, np.ndarray):
-            picture = _read(picture)
+        if task not in self.translators:
+            raise ValueError(f"the task is '{task}'; choose one of {', '.join(self.translators)}")
+        end = time.monotonic() + self.limits.max_seconds
         translator = self.translators[task]
+        if method not in (known := translator.methods()):
+            raise ValueError(f"the method is '{method}'; choose one of {', '.join(known)}")
         config = translator.settings(method, values, steps, seed)
-        yield from translator(translator.source(picture), config)
+        inside = translator.inside(picture)
+        for state in translator(translator.source(picture), config):
+            yield state._replace(picture=state.picture[inside])
+            if state.step < state.steps and time.monotonic() > end:
+                raise ValueError(
+                    f"step {state.step} of {state.steps} was reached after "
+                    f"{self.limits.max_seconds} s, the most that a translation may take; take "
+                    "fewer steps"
+                )
+
+    def read(self, path: str) -> np.ndarray:
+        """A visitor's file, uint8 `[H, W, 3]`.
+
+        Raises:
+          ValueError: it is no picture, or larger than `config.serve` allows.
+        """
+        # The messages do not show the folder of the uploads.
+        name = Path(path).name
+        megabytes = Path(path).stat().st_size / 1e6
+        if megabytes > self.limits.max_megabytes:
+            raise ValueError(
+                f"'{name}' has {megabytes:.1f} MB, and {self.limits.max_megabytes} are read: make "
+                "it smaller first"
+            )
+        try:
+            return decode(Path(path), name, self.limits.max_pixels)
+        except TooLargeImage:
+            raise
+        except ValueError:
+            raise ValueError(
+                f"'{name}' cannot be read as a picture: take a whole PNG, JPEG, WebP or another "
+                "picture file"
+            ) from None
 
 
 def shown(picture: np.ndarray) -> np.ndarray:
     """A small picture enlarged by an integer factor, without interpolation."""
-    factor = max(1, SHOWN // picture.shape[0])
+    factor = max(1, SHOWN // max(picture.shape[:2]))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
@@ -138,20 +181,22 @@ class _Widgets:
 
     def choose_example(self, task: str, number: int):
         picture = self.page.examples(task)[number]
-        return picture, None, shown(self.page.translators[task].source(picture))
+        return picture, None, self.source(task, picture)
+
+    def source(self, task: str, picture: np.ndarray) -> np.ndarray:
+        translator = self.page.translators[task]
+        return shown(translator.source(picture)[translator.inside(picture)])
 
     def thumbnails(self, task: str) -> list[Image.Image]:
         return [Image.fromarray(picture) for picture in self.page.examples(task)]
 
     def run(self, task, method, upload, example, *numbers):
         *values, steps, seed = numbers
-        translator = self.page.translators[task]
-        names = translator.sliders(method)
         try:
-            picture = example if upload is None else _read(upload)
-            chosen = dict(zip(names, values, strict=False))
+            picture = example if upload is None else self.page.read(upload)
+            chosen = dict(zip(self.page.translators[task].sliders(method), values, strict=False))
+            source = None if picture is None else self.source(task, picture)
             for state in self.page.translate(task, method, picture, chosen, steps, seed):
-                source = shown(translator.source(picture))
                 rows = "".join(f"| {k} | {v:.4g} |\n" for k, v in state.metrics.items())
                 table = f"| to the source | |\n|---|---|\n{rows}" if rows else ""
                 text = f"step {state.step} of {state.steps}\n\n{table}"
@@ -159,6 +204,21 @@ class _Widgets:
         except ValueError as error:
             self.gr.Warning(f"{error}", duration=None)
             yield self.gr.skip(), self.gr.skip(), f"**{error}**"
+
+    def translate(self, picture, task, method, settings, steps, seed):
+        """Translates a picture: the result, and its metrics to the source.
+
+        Settings are those of the method that have sliders, such as {"start": 300}; null and {} take
+        the task's own, and so does null for steps.
+        """
+        try:
+            if not isinstance(settings, dict | None):
+                raise ValueError('settings is not an object, such as {"start": 300}')
+            picture = None if picture is None else self.page.read(picture)
+            *_, last = self.page.translate(task, method, picture, settings, steps, seed)
+        except ValueError as error:
+            raise self.gr.Error(f"{error}", print_exception=False) from error
+        return last.picture, last.metrics
 
 
 def build(page: Page):
@@ -178,8 +238,10 @@ def build(page: Page):
     first = widgets.methods(page.task)[0]
     *properties, step_properties = widgets.sliders(page.task, first)
 
-    def choose_example(task, event: gr.SelectData):
+    def choose_example(task, event):
         return widgets.choose_example(task, event.index)
+
+    choose_example.__annotations__["event"] = gr.SelectData  # Gradio reads it; no name of a module
 
     with gr.Blocks(title="cdsde", analytics_enabled=False) as blocks:
         gr.Markdown(f"# cdsde\n{ABOUT}")
@@ -204,12 +266,33 @@ def build(page: Page):
                     object_fit="contain", allow_preview=False, format="png",
                 )  # fmt: skip
         numbers = [*sliders, steps]
-        task.change(widgets.choose_task, task, [method, gallery, *numbers])
-        method.input(widgets.choose_method, [task, method], numbers)
-        gallery.select(choose_example, task, [example, upload, source])
+        # The page's own events take its sliders by position and are no interface for programs.
+        inner = dict(api_visibility="private")
+        task.change(widgets.choose_task, task, [method, gallery, *numbers], **inner)
+        method.input(widgets.choose_method, [task, method], numbers, **inner)
+        gallery.select(choose_example, task, [example, upload, source], **inner)
         chosen = [task, method, upload, example, *numbers, seed]
-        button.click(widgets.run, chosen, [source, result, report], api_name="translate")
+        button.click(widgets.run, chosen, [source, result, report], concurrency_id=QUEUE, **inner)
+        _add_interface(gr, page, widgets, first)
     return blocks
+
+
+def _add_interface(gr, page: Page, widgets: _Widgets, method: str) -> None:
+    """The one call for programs, `/translate`, whose inputs have the names of `translate`'s."""
+    given = [
+        gr.File(label="picture", type="filepath", visible=False),
+        gr.Textbox(page.task, label=f"task, one of {', '.join(page.translators)}", visible=False),
+        gr.Textbox(method, label="method of the task", visible=False),
+        gr.JSON({}, label="settings of the method by name", visible=False),
+        gr.Number(page.translators[page.task].steps(method), label="steps", visible=False),
+        gr.Number(0, label="seed of the noise", visible=False),
+    ]
+    made = [
+        gr.Image(label="result", format="png", visible=False),
+        gr.JSON(label="metrics to the source", visible=False),
+    ]
+    button = gr.Button(visible=False)
+    button.click(widgets.translate, given, made, api_name="translate", concurrency_id=QUEUE)
 
 
 def serve(config: ConfigDict, workdir, block: bool = True):
@@ -231,19 +314,9 @@ def serve(config: ConfigDict, workdir, block: bool = True):
         quiet=True,
         share=False,
         theme=theme,
+        max_file_size=f"{config.serve.max_megabytes}mb",
     )
     logging.info("the page is at %s; end it with Ctrl+C", url)
     if block:
         blocks.block_thread()
     return blocks
-
-
-def _read(path: str) -> np.ndarray:
-    name = Path(path).name
-    try:
-        return decode(Path(path), name)
-    except ValueError:
-        # The message does not show the folder of the uploads.
-        raise ValueError(
-            f"'{name}' cannot be read as a picture: take a whole PNG, JPEG, WebP or BMP"
-        ) from None

@@ -202,37 +202,38 @@ def step_by_step(config: ConfigDict):
     """A translation as two compiled functions, for a program that shows every state.
 
     Returns:
-      `(begin, step)`: `begin(params, images, ids, key, x, r, rows) -> (carry, drawn)`, where x is
-      the source or the result of the previous round, and
-      `step(params, images, ids, key, carry, row, r, drawn) -> carry`; `composition.Round` describes
-      both. `step` serves any number of steps.
+      `(begin, step)`: `begin(params, images, ids, key, x, r, rows, corners) -> (carry, drawn)`,
+      where x is the source or the result of the previous round, and
+      `step(params, images, ids, key, carry, row, r, drawn, corners) -> carry`; `composition.Round`
+      describes both, and `noise.of_images` the corners (None for whole images). `step` serves any
+      number of steps.
     """
     method, settings = methods.METHODS[config.method], config[config.method]
 
-    def prepare(params, images, ids, key):
+    def prepare(params, images, ids, key, corners):
         x0 = source(config, params, images)
         return composition.make_round(
             x0,
             method,
             settings,
             networks(config, params),
-            noise=noise.of_images(key, ids, x0.shape[1:]),
+            noise=noise.of_images(key, ids, x0.shape[1:], corners),
             solver=solver(config),
             clip=config.sample.clip,
         )
 
     @compiler.jit
-    def first(params, images, ids, key, x, r, rows):
-        return prepare(params, images, ids, key).begin(x, r, rows)
+    def first(params, images, ids, key, x, r, rows, corners):
+        return prepare(params, images, ids, key, corners).begin(x, r, rows)
 
-    def begin(params, images, ids, key, x, r, rows):
+    def begin(params, images, ids, key, x, r, rows, corners=None):
         if method.invert(settings) is None:  # it reads the first level: any number of steps will do
             rows = jax.tree.map(lambda column: column[:1], rows)
-        return first(params, images, ids, key, x, r, rows)
+        return first(params, images, ids, key, x, r, rows, corners)
 
     @compiler.jit
-    def step(params, images, ids, key, carry, row, r, drawn):
-        return prepare(params, images, ids, key).step(carry, row, r, drawn)
+    def step(params, images, ids, key, carry, row, r, drawn, corners=None):
+        return prepare(params, images, ids, key, corners).step(carry, row, r, drawn)
 
     return begin, step
 

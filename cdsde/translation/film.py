@@ -28,8 +28,8 @@ def write(folder: Path, name: str, source: np.ndarray, states: np.ndarray) -> No
     Args:
       folder: created if it does not exist.
       name: file name of the result, NAME.png.
-      source: uint8 `[S, S, 3]`.
-      states: float32 `[F, S, S, 3]`, about [-1, 1], in order.
+      source: uint8 `[H, W, 3]`.
+      states: float32 `[F, H, W, 3]`, about [-1, 1], in order.
     """
     pictures = [to_uint8(state) for state in states]
     chosen = np.unique(np.linspace(0, len(pictures) - 1, STRIP).round().astype(int))
@@ -37,9 +37,10 @@ def write(folder: Path, name: str, source: np.ndarray, states: np.ndarray) -> No
     titles = ["source", *(f"{n + 1}/{len(pictures)}" for n in chosen[:-1]), "result"]
     strip = contact_sheet([[source, *(pictures[n] for n in chosen)]], titles)
     write_png(folder / name, strip)
-    side = source.shape[0] * max(1, round(256 / source.shape[0]))
+    height, width = source.shape[:2]
+    scale = max(1, round(256 / max(height, width)))
     film = [
-        Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
+        Image.fromarray(picture).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         for picture in (source, *pictures)
     ]
     data = io.BytesIO()
@@ -50,7 +51,7 @@ def write(folder: Path, name: str, source: np.ndarray, states: np.ndarray) -> No
         append_images=film[1:],
         duration=[500, *[MILLISECONDS] * (len(film) - 2), 1500],
         loop=0,
-        lossless=source.shape[0] <= 64,
+        lossless=max(height, width) <= 64,
         quality=85,
     )
     write_bytes((folder / name).with_suffix(".webp"), data.getvalue())

@@ -19,17 +19,19 @@ from tqdm import tqdm
 
 from cdsde import config as config_lib
 from cdsde.data import (
+    BrokenImage,
     contact_sheet,
     content,
     decode,
     eval_batches,
+    image_id,
     inputs,
     to_uint8,
     told_by,
     write_png,
 )
 from cdsde.runtime import mesh, records
-from cdsde.translation import film
+from cdsde.translation import film, tiles
 from cdsde.translation.compiled import Sampler, load_sampler
 
 
@@ -48,7 +50,7 @@ def sample(config: ConfigDict, workdir, loaded: tuple[Sampler, dict] | None = No
     if config.sample.trajectory and config.method in config_lib.GANS:
         raise ValueError(
             f"config.sample.trajectory is True, and {config.method} has no trajectory: it makes a "
-            "picture in one pass; leave it out"
+            "picture in one pass; set it to False"
         )
     source = inputs.open_input(config)
     folder = records.output_folder(config, workdir)
@@ -67,7 +69,8 @@ def sample(config: ConfigDict, workdir, loaded: tuple[Sampler, dict] | None = No
         sampler.devices.size,
         jax.default_backend(),
     )
-    broken = _translate(config, sampler, source, folder, names, todo)
+    translate = _translate_whole if config.sample.keep_size else _translate
+    broken = translate(config, sampler, source, folder, names, todo)
     mesh.barrier("sampled")
     shown = [j for j in chosen if (folder / names[j]).exists()][: config.sample.sheet]
     if jax.process_index() == 0 and shown:
@@ -102,13 +105,13 @@ def _translate(
 
     While the devices work on a batch, the host writes the one before and reads the next one.
     """
-    devices, broken = sampler.devices, {}
+    devices, read, broken = sampler.devices, inputs.reading(config), {}
     keep = film.FRAMES if config.sample.trajectory else 0
     # A batch is not padded beyond the images that remain to be translated.
     most = max(mesh.round_up(len(todo), devices), devices.size)
     batches = eval_batches(
         source,
-        inputs.reading(config),
+        read,
         batch_size=min(mesh.round_up(config.sample.batch_size, devices), most),
         indices=todo,
         broken=broken,
@@ -121,11 +124,13 @@ def _translate(
             images = to_uint8(y)
             for row in np.flatnonzero(batch["mask"]):
                 name, j = by_id[batch["name"][row]]
+                inside = read.inside(*batch["shape"][row])
                 if keep:
                     frames = states[:, :, row].reshape(-1, *images[row].shape)
-                    film.write(folder / film.FOLDER, name, batch["image"][row], frames)
+                    seen, frames = batch["image"][row][inside], frames[:, *inside]
+                    film.write(folder / film.FOLDER, name, seen, frames)
                 # Written last: its existence marks the image as finished.
-                write_png(folder / name, images[row], source=content(source, j))
+                write_png(folder / name, images[row][inside], source=content(source, j))
                 bar.update()
 
         working = None
@@ -141,19 +146,34 @@ def _translate(
     return broken
 
 
+def _translate_whole(
+    config: ConfigDict, sampler, source, folder: Path, names, todo: list[int]
+) -> dict[str, str]:
+    """Does what `_translate` does at the images' own size, one by one."""
+    whole, broken = tiles.Whole(sampler, config), {}
+    with tqdm(total=len(todo), unit="image", desc=config.method, disable=None) as bar:
+        for j in todo:
+            try:
+                picture = source[j]["image"]
+            except BrokenImage as error:
+                broken[source.ids[j]] = error.problem
+                continue
+            result = whole(picture, image_id(source.ids[j]), bar.set_postfix)
+            write_png(folder / names[j], result, source=content(source, j))
+            bar.update()
+    return broken
+
+
 def sheet_of(
     config: ConfigDict, source, folder: Path, names: Sequence[str], shown: Sequence[int]
 ) -> np.ndarray:
     """A uint8 sheet of the images at positions `shown`: source | result | true target, if any."""
     pairs = inputs.open_truth(config)
-    rows = []
+    rows, small = [], inputs.thumbnail(config)
     for j in shown:
-        row = [
-            inputs.reading(config)(source[j]["image"]),
-            decode(folder / names[j], names[j]),
-        ]
+        row = [small(source[j]["image"]), small(decode(folder / names[j], names[j]))]
         if pairs is not None:
-            row.append(inputs.reading(config)(pairs[j]["image"]))
+            row.append(small(pairs[j]["image"]))
         rows.append(row)
     titles = ["source", config.method, *(["true target"] if pairs is not None else [])]
     return contact_sheet(rows, titles, blocks=4 if len(rows) > 8 else 1)

@@ -57,11 +57,52 @@ def import_weights(config: ConfigDict, workdir) -> None:
         raise ValueError("nothing to import: name files with --config.weights.score=PATH and so on")
     for stage, path in named.items():
         _check_published(config, stage)
-        _, params = convert.load_torch(path, kind_of(config, stage), **_fields(config, stage))
+        params = _published_params(config, stage, path)
         plain = json.loads(config.to_json_best_effort())
         folder = checkpoint.save_imported(workdir, stage, params, plain)
         count = build.count_parameters(params) / 1e6
         logging.info("%s: %.2f M parameters from %s into %s", stage, count, path, folder)
+
+
+# Keys of fields that have another name in the network.
+_KEYS = {
+    "attention_factors": "attention_resolutions",
+    "resamp_with_conv": "conv_resample",
+    "image_size": "data.image_size",
+}
+
+
+def _published_params(config: ConfigDict, stage: str, path: str):
+    """The parameters in a published file.
+
+    Raises:
+      ValueError: they do not fit; the message names the keys of the config.
+    """
+    try:
+        return convert.load_torch(path, kind_of(config, stage), **_fields(config, stage))[1]
+    except convert.Mismatch as error:
+        if not error.wrong:
+            raise
+        parts = [_difference(config, stage, field, *both) for field, both in error.wrong.items()]
+        raise ValueError(f"{path} does not fit the config: {'; '.join(parts)}") from error
+
+
+def _difference(config: ConfigDict, stage: str, field: str, ours, theirs) -> str:
+    """What differs between a network of the config and a file, with the key that decides it."""
+    if field == "num_classes":
+        return f"its network takes a class of {theirs}, and the networks of cdsde take none"
+    if field == "out_channels" and stage == "classifier":
+        return f"it knows {theirs} domains, and config.data.domains (or source and target) {ours}"
+    if field == "out_channels" and stage == "score" and {ours, theirs} == {3, 6}:
+        return f"config.score.learn_sigma is {ours == 6}, the file has {theirs == 6}"
+    group, at = "cut" if stage in config_lib.GANS else stage, ""
+    if field == "attention_factors":
+        size = config.data.image_size
+        ours, theirs = (tuple(size // factor for factor in both) for both in (ours, theirs))
+        at = f" at config.data.image_size={size}"
+    key = _KEYS.get(field, field)
+    key = key if "." in key else f"{group}.{key}"
+    return f"config.{key} is {ours}, the file has {theirs}{at}"
 
 
 def export_weights(config: ConfigDict, workdir) -> Path:
@@ -113,15 +154,22 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
     """A trained network's provenance: training config, last log row, hardware and versions.
 
     Raises:
-      ValueError: the training log is missing.
+      ValueError: there is no checkpoint, or its training log is missing.
     """
+    instead = ", or with --config.export.format=published" if stage in MODULES else ""
     step = checkpoint.newest_whole(workdir, stage)
+    if step is None:
+        raise ValueError(
+            f"{checkpoint.stage_folder(workdir, stage)} has no checkpoint, and a card describes "
+            f"the training of one; export from the work folder that the {stage} was trained "
+            f"in{instead}"
+        )
     trained = checkpoint.saved_config(workdir, stage, step)
     log = Path(workdir) / "logs" / stage / "metrics.csv"
     if not log.exists():
         raise ValueError(
             f"{log} does not exist, but the card needs it; export from the work folder "
-            f"that the {stage} was trained in, or with --config.export.format=published"
+            f"that the {stage} was trained in{instead}"
         )
     with log.open(newline="") as f:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]

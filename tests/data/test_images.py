@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import logging
-from PIL import Image
+from PIL import Image, ImageCms
 
 from cdsde.data import contact_sheet, images
 
@@ -21,6 +21,33 @@ def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
 
 def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def icc(space: str, gamma: float, order: str = "rgb") -> bytes:
+    """A colour profile: grey, or sRGB's primaries in another order, with a power of gamma."""
+    primaries = {"r": (0.4361, 0.2225, 0.0139), "g": (0.3851, 0.7169, 0.0971),
+                 "b": (0.1431, 0.0606, 0.7141)}  # fmt: skip
+    white = (0.9642, 1.0, 0.8249)
+
+    def xyz(values):
+        return struct.pack(">3i", *(round(v * 65536) for v in values))
+
+    curve = b"curv" + bytes(4) + struct.pack(">IHxx", 1, round(gamma * 256))
+    tags = {b"wtpt": b"XYZ " + bytes(4) + xyz(white)}
+    if space == "GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        for tag, channel in zip("rgb", order, strict=True):
+            tags[tag.encode() + b"XYZ"] = b"XYZ " + bytes(4) + xyz(primaries[channel])
+            tags[tag.encode() + b"TRC"] = curve
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        table += name + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(body), len(data))
+        body += data
+    header = struct.pack(">I4xI", 132 + 12 * len(tags) + len(body), 0x02100000)
+    header += b"mntr" + space.ljust(4).encode() + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    header += xyz(white)
+    return header.ljust(128, bytes(1)) + table + body
 
 
 def raw_png(values: np.ndarray, colour: int) -> bytes:
@@ -327,31 +354,100 @@ def test_contact_sheet_errors():
         contact_sheet([[None]], ["a"])
 
 
-# --- list ---
+# --- colour profiles ---
 
 
-def test_list_images_sorts_and_warns_of_the_rest(tmp_path, monkeypatch):
+def test_colours_are_those_of_the_profile_in_srgb():
+    pixels = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 0], [255, 255, 255]]], np.uint8)
+    swapped = icc("RGB", 2.2, order="grb")
+    expected = [[0, 255, 0], [255, 0, 0], [0, 0, 0], [255, 255, 255]]
+    for form, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
+        data = encode(Image.fromarray(pixels), form, icc_profile=swapped, **options)
+        np.testing.assert_allclose(images.decode(data, "a")[0], expected, atol=3)
+    # Through a palette, and beneath transparency.
+    palette = Image.fromarray(pixels).quantize(4)
+    data = encode(palette, icc_profile=swapped)
+    np.testing.assert_allclose(images.decode(data, "a")[0], expected, atol=3)
+    clear = np.concatenate([pixels, [[[255], [255], [255], [0]]]], -1).astype(np.uint8)
+    data = encode(Image.fromarray(clear), icc_profile=swapped)
+    np.testing.assert_allclose(images.decode(data, "a")[0], expected, atol=3)
+
+
+@pytest.mark.parametrize("values", [np.full((2, 2), 128, np.uint8),
+                                    np.full((2, 2), 128 * 257, np.uint16)])  # fmt: skip
+def test_grey_in_linear_light_becomes_srgb(values):
+    image = Image.fromarray(values)
+    assert images.decode(encode(image), "a").max() == 128
+    linear = images.decode(encode(image, icc_profile=icc("GRAY", 1.0)), "a")
+    np.testing.assert_allclose(linear, 188, atol=1)
+    transparent = encode(Image.fromarray(np.full((2, 2), 128, np.uint8)).convert("LA"),
+                         icc_profile=icc("GRAY", 1.0))  # fmt: skip
+    np.testing.assert_allclose(images.decode(transparent, "a"), 188, atol=1)
+
+
+def test_a_profile_of_srgb_changes_no_value_and_a_broken_one_is_told(monkeypatch):
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
-    for name in ("b.JPG", "a b.png", "ü.WebP", "c.jpeg", "d.bmp"):
-        (tmp_path / name).write_bytes(b"")
-    assert len(images.list_images(tmp_path)) == 5
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pixels = noise(40, 30, 3)
+    data = encode(Image.fromarray(pixels), icc_profile=srgb)
+    np.testing.assert_array_equal(images.decode(data, "a"), pixels)
+    grey = encode(Image.fromarray(pixels[..., 0]), icc_profile=srgb)
+    np.testing.assert_array_equal(images.decode(grey, "a")[..., 1], pixels[..., 0])
     assert not said
-    for name in ("notes.txt", "._b.jpg", ".DS_Store", "x.gif"):
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    found = images.list_images(str(tmp_path))
-    assert [path.name for path in found] == ["a b.png", "b.JPG", "c.jpeg", "d.bmp", "ü.WebP"]
-    assert len(said) == 1
-    for part in ("4 files", ".DS_Store", "ignored", ", ..."):
-        assert part in said[0]
+    for wrong in (b"no profile", srgb[:300], icc("GRAY", 1.0)):
+        data = encode(Image.fromarray(pixels), icc_profile=wrong)
+        np.testing.assert_array_equal(images.decode(data, "a.png"), pixels)
+    assert len(said) == 3 and "'a.png' cannot be used" in said[0]
 
 
-def test_list_images_errors(tmp_path):
-    with pytest.raises(ValueError, match="missing' does not exist: give a folder with png, jpg"):
-        images.list_images(tmp_path / "missing")
-    (tmp_path / "a.txt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds no image: put png.*other files: 1"):
-        images.list_images(tmp_path)
-    with pytest.raises(ValueError, match="is a file, not a folder"):
-        images.list_images(tmp_path / "a.txt")
+# --- size ---
+
+
+def test_too_many_pixels_are_told_before_they_are_decoded(monkeypatch):
+    data = encode(Image.new("RGB", (300, 200)))
+    with pytest.raises(images.TooLargeImage, match=r"'a\.png' has 300 x 200 pixels, more than the "
+                       "50,000 that are read: make it smaller first"):  # fmt: skip
+        images.decode(data, "a.png", max_pixels=50_000)
+    assert images.decode(data, "a.png", max_pixels=60_000).shape == (200, 300, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    with pytest.raises(ValueError, match=r"'a\.png' has more than 40,000 pixels, .* smaller first"):
+        images.decode(data, "a.png")
+
+
+def test_nothing_that_starts_a_program_is_read():
+    figure = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    with pytest.raises(ValueError, match="cannot be decoded .Unidentified"):
+        images.decode(figure, "a.eps")
+    assert not images.extensions() & {".eps", ".ps", ".mpg", ".h5", ".pdf"}
+
+
+# --- pad ---
+
+
+@pytest.mark.parametrize("height, width", [(20, 60), (60, 20), (7, 7), (1, 90), (33, 32)])
+def test_pad_shows_the_whole_picture_and_says_where(height, width):
+    read = images.Reading(16, fit="pad")
+    y, x = np.mgrid[:height, :width]
+    ramp = np.stack([255 * y / height, 255 * x / width, 0 * x], -1).astype(np.uint8)
+    square = read(ramp)
+    assert square.shape == (16, 16, 3)
+    rows, columns = read.inside(height, width)
+    inner = square[rows, columns]
+    assert max(inner.shape[:2]) == 16
+    assert (
+        inner.shape[0] / inner.shape[1] == pytest.approx(height / width, rel=0.1)
+        or 1 in inner.shape
+    )
+    expected = np.array(Image.fromarray(ramp).resize(inner.shape[1::-1], images.FILTERS["lanczos"]))
+    np.testing.assert_array_equal(inner, expected)
+    # A result that was cut to it is put back where it was.
+    np.testing.assert_array_equal(read(inner), square)
+    if rows.start:  # the borders mirror what is beside them
+        np.testing.assert_array_equal(square[rows.start - 1], square[rows.start])
+
+
+def test_every_fit_but_pad_fills_the_square():
+    for fit in ("crop", "stretch"):
+        square = np.zeros((16, 16))
+        assert square[images.Reading(16, fit=fit).inside(20, 60)].shape == (16, 16)

@@ -316,7 +316,7 @@ def test_p2p0_has_moves_and_no_finer_ones():
         with pytest.raises(ValueError, match="nothing is inverted; take at least 3 steps"):
             ddim.inversion(schedule, steps, "p2p0")
     assert len(ddim.inversion(schedule, 3, "p2p0").t) == 1
-    with pytest.raises(ValueError, match="leave it out, or take edit.inversion=next"):
+    with pytest.raises(ValueError, match="set it to None, or take edit.inversion=next"):
         ddim.shared(schedule, 50, 999, "p2p0")
 
 

@@ -1,10 +1,11 @@
 """Trajectories, and the page: what it shows is what `--mode=sample` makes, without compiling."""
 
 import contextlib
+import time
 
 import numpy as np
 import pytest
-from helpers import FOLDER, TINY, free_port, no_new_programs, random_params
+from helpers import FOLDER, TINY, free_port, no_new_programs, one_sentence, random_params
 from PIL import Image
 
 from cdsde import config as config_lib
@@ -132,10 +133,10 @@ def test_what_the_page_refuses(task, tmp_path):
 
     with pytest.raises(ValueError, match="there is no picture yet"):
         ask(None)
-    bad = tmp_path / "bad.png"
-    bad.write_text("none")
-    with pytest.raises(ValueError, match="'bad.png' cannot be read as a picture: take a whole PNG"):
-        ask(str(bad))
+    with pytest.raises(ValueError, match="the task is 'x'; choose one of folder"):
+        list(page.translate("x", "sdedit", np.zeros((20, 20, 3), np.uint8), {}, 3, 0))
+    with pytest.raises(ValueError, match="the method is 'gan'; choose one of contrastive_sde, egs"):
+        list(page.translate(config.task, "gan", np.zeros((20, 20, 3), np.uint8), {}, 3, 0))
     with pytest.raises(ValueError, match="config.sample.start is 1001; it must lie in 1..1000"):
         ask(np.zeros((20, 20, 3), np.uint8), start=1001)
     assert shown(np.zeros((16, 16, 3), np.uint8)).shape == (320, 320, 3)
@@ -143,6 +144,111 @@ def test_what_the_page_refuses(task, tmp_path):
     config.weights.score = config.weights.cut = None
     with pytest.raises(ValueError, match="has no trained networks: train them with --mode=train"):
         Page(config, tmp_path)
+
+
+def test_what_a_visitor_may_ask_is_told_by_name(task):
+    translator = Translator(task[1], "nowhere")
+    for wrong, expected in (
+        (
+            dict(method="egsde", values={"weight": 3}),
+            "egsde has no setting 'weight'; it has start, ",
+        ),
+        (dict(method="sdedit", values={"start": "a"}), "start is 'a'; it must be a number"),
+        (dict(method="sdedit", values={"start": float("nan")}), "start is 'nan'; it must be"),
+        (dict(method="sdedit", seed=None), "seed is 'None'; it must be a number"),
+    ):
+        with pytest.raises(ValueError, match=expected) as error:
+            translator.settings(**wrong)
+        assert one_sentence(str(error.value))
+
+
+def test_pictures_and_translations_have_bounds(task, tmp_path):
+    config = task[1].copy_and_resolve_references()
+    config.serve.update(max_pixels=2000, max_megabytes=1, max_seconds=1)
+    page = Page(config, tmp_path)
+    path = tmp_path / "a.png"
+
+    def said(expected, call):
+        with pytest.raises(ValueError, match=expected) as error:
+            call()
+        assert one_sentence(str(error.value)) and str(tmp_path) not in str(error.value)
+
+    path.write_text("none")
+    said("'a.png' cannot be read as a picture: take a whole PNG", lambda: page.read(str(path)))
+    Image.new("RGB", (50, 41)).save(path)
+    said("'a.png' has 50 x 41 pixels, more than the 2,000", lambda: page.read(str(path)))
+    path.write_bytes(bytes(1_100_000))
+    said("'a.png' has 1.1 MB, and 1 are read: make it smaller", lambda: page.read(str(path)))
+    Image.new("RGB", (50, 40)).save(path)
+    picture = page.read(str(path))
+    states = page.translate(config.task, "sdedit", picture, {}, 3, 0)
+    next(states)
+    time.sleep(1.1)
+    said(r"step \d of 3 was reached after 1 s, the most .*; take fewer steps", lambda: list(states))
+
+
+def test_the_page_shows_the_whole_picture_with_pad(task, tmp_path):
+    config = task[1].copy_and_resolve_references()
+    config.data.fit = "pad"
+    wide = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
+    page = Page(config, tmp_path)
+    last = list(page.translate(config.task, "sdedit", wide, {"start": 100}, 3, 0))[-1]
+    assert last.picture.shape == (8, 16, 3)
+
+
+def test_tasks_lie_beside_their_config_wherever_one_stands(task, tmp_path, monkeypatch):
+    text = (
+        "from cdsde import config\ndef get_config():\n    c = config.base()\n"
+        "    c.task = {!r}\n    c.serve.tasks = {!r}\n    return c\n"
+    )
+    (tmp_path / "mine.py").write_text(text.format("mine", ("other", "two.py", "twemoji2fluent")))
+    (tmp_path / "other.py").write_text(text.format("other", ()))
+    (tmp_path / "two.py").write_text(text.format("two", ()))
+    monkeypatch.chdir("/")
+    config = load_config(tmp_path / "mine.py")
+    beside = [str(tmp_path / name) for name in ("other.py", "two.py")]
+    assert config.serve.tasks == (*beside, "twemoji2fluent")
+    for stage in config.weights:
+        config.weights[stage] = "shipped:any"
+    monkeypatch.setattr(Translator, "methods", lambda self: ["sdedit"])
+    page = Page(config, tmp_path)
+    assert list(page.translators) == ["mine", "other", "two", "twemoji2fluent"]
+    config.serve.tasks = ("nowhere",)
+    with pytest.raises(ValueError, match="config.serve.tasks: the config 'nowhere' is not a file"):
+        Page(config, tmp_path)
+
+
+def test_programs_call_the_page_by_names(task, tmp_path):
+    pytest.importorskip("gradio")
+    from gradio_client import Client, handle_file
+
+    from cdsde.serve.page import serve
+
+    config = task[1].copy_and_resolve_references()
+    config.serve.port = port = free_port()
+    Image.new("RGB", (30, 20), (200, 10, 10)).save(tmp_path / "a.png")
+    picture = handle_file(tmp_path / "a.png")
+    blocks = serve(config, tmp_path, block=False)
+    try:
+        client = Client(f"http://127.0.0.1:{port}", verbose=False)
+        ends = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+        names = [p["parameter_name"] for p in ends["/translate"]["parameters"]]
+        assert list(ends) == ["/translate"]
+        assert names == ["picture", "task", "method", "settings", "steps", "seed"]
+        made, metrics = client.predict(
+            picture=picture,
+            method="sdedit",
+            settings={"start": 100},
+            steps=3,
+            api_name="/translate",
+        )
+        assert np.asarray(Image.open(made)).shape[:2] == (16, 16) and "SSIM" in metrics
+        with pytest.raises(Exception, match="sdedit has no setting 'strat'; it has start"):
+            client.predict(
+                picture=picture, method="sdedit", settings={"strat": 1}, api_name="/translate"
+            )
+    finally:
+        blocks.close()
 
 
 @pytest.mark.slow

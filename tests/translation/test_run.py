@@ -224,15 +224,17 @@ def test_a_picture_of_a_domain_is_known_by_its_content(task, pictures, tmp_path)
 
 
 CHANGES = [
-    ({"sample.seed": 1}, "sample"),
-    ({"sample.steps": 3}, "sample"),
-    ({"sample.start": 400}, "sample, start"),
-    ({"sdedit.start": 400}, "sdedit, start"),
+    ({"sample.seed": 1}, "sample.seed was 0 and is 1"),
+    ({"sample.steps": 3}, "sample.steps was 2 and is 3"),
+    ({"sample.start": 400}, "sample.start was None and is 400, start was 500 and is 400"),
+    ({"sdedit.start": 400}, "sdedit.start was 500 and is 400, start was 500 and is 400"),
+    ({"sample.keep_size": True}, "sample.keep_size was False and is True"),
     ({"sde.schedule": "cosine"}, "sde"),
-    ({"data.filter": "bicubic"}, "data"),
-    ({"method": "ilvr"}, "ilvr, method, sdedit, start"),
-    ({"weights.score": "others"}, "weights"),
-    ({"sample.input": "elsewhere"}, "input"),
+    ({"data.filter": "bicubic"}, "data.filter was lanczos and is bicubic"),
+    ({"data.fit": "pad"}, "data.fit was crop and is pad"),
+    ({"method": "ilvr"}, "ilvr, method was sdedit and is ilvr, sdedit, start was 500 and is 1000"),
+    ({"weights.score": "others"}, "weights.score was .* and is .*"),
+    ({"sample.input": "elsewhere"}, "input was .*five pictures.* and is .*elsewhere.*"),
 ]
 
 
@@ -249,7 +251,7 @@ def test_results_of_other_settings_are_not_mixed(changes, named, task, trained, 
         folder = tmp_path / "checkpoints" / "score"
         checkpoint.save_imported(tmp_path, "score", random_params(config, "score"), {})
         assert folder.exists()
-        named = "sde, weights"
+        named = "sde.schedule was linear and is cosine, weights.score was .* and is .*"
     if "weights.score" in changes:
         config.weights.score = trained(config, "score", seed=1)
     if "sample.input" in changes:

@@ -1,10 +1,15 @@
 """What an exported network says of its training."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from helpers import read_json
+from helpers import one_sentence, random_params, read_json
 
+from cdsde.networks import build
 from cdsde.train import loop
-from cdsde.weights import checkpoint, exchange
+from cdsde.weights import checkpoint, exchange, resolve
+from cdsde.weights.torch import convert
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -33,3 +38,63 @@ def test_an_exported_network_carries_its_card(tiny, tmp_path, on_devices):
     (tmp_path / "logs" / "encoder" / "metrics.csv").unlink()
     with pytest.raises(ValueError, match=r"metrics.csv does not exist, but the card needs it"):
         exchange.export_weights(config, tmp_path)
+
+
+def said(expected, call, *arguments):
+    with pytest.raises(ValueError, match=expected) as error:
+        call(*arguments)
+    assert one_sentence(str(error.value)) and "None" not in str(error.value)
+
+
+@pytest.mark.parametrize("stage", ["score", "encoder"])
+def test_a_card_without_a_checkpoint_is_told(tiny, tmp_path, stage):
+    config = tiny(export__stage=stage, export__format="cdsde")
+    said(f"needs a trained {stage} network, and there is none", exchange.export_weights, config,
+         tmp_path)  # fmt: skip
+    path = tmp_path / f"{stage}.safetensors"
+    resolve.save(path, config, stage, random_params(config, stage), {})
+    config.weights[stage] = str(path)
+    remedy = "trained in, or with --config.export.format=published$"
+    said(f"checkpoints/{stage} has no checkpoint, and a card describes the training of one; .*"
+         + (remedy if stage == "score" else "trained in$"), exchange.export_weights, config,
+         tmp_path)  # fmt: skip
+
+
+PUBLISHED = {"score.prediction": "eps", "score.group_channels": 1, "score.learn_sigma": True}
+OTHERS = [
+    ({"num_classes": 10}, "its network takes a class of 10, and the networks of cdsde take none"),
+    ({"channels": 64}, "config.score.channels is 32, the file has 64"),
+    ({"channel_mult": (1, 2)}, r"config.score.channel_mult is \(1,\), the file has \(1, 2\)"),
+    ({"attention_factors": (1,)}, r"config.score.attention_resolutions is \(\), the file has "
+     r"\(16,\) at config.data.image_size=16"),
+    ({"out_channels": 3}, "config.score.learn_sigma is True, the file has False"),
+    ({"use_scale_shift_norm": False}, "config.score.use_scale_shift_norm is True, the file has F"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields, expected", OTHERS, ids=lambda x: str(x)[:30])
+def test_weights_that_do_not_fit_are_told_by_keys(tiny, tmp_path, fields, expected):
+    config = tiny(method="sdedit", **{k.replace(".", "__"): v for k, v in PUBLISHED.items()})
+    module = build.score_module(config).clone(**fields)
+    x, labels = jnp.zeros((1, 16, 16, 3)), {}
+    if "num_classes" in fields:
+        labels = {"y": jnp.zeros(1, jnp.int32)}
+    params = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1), **labels)
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), params)
+    path = tmp_path / "other.safetensors"
+    convert.save_state_dict(path, zeros, "adm")
+    config.weights.score = str(path)
+    said(f"other.safetensors does not fit the config: .*{expected}", exchange.import_weights,
+         config, tmp_path)  # fmt: skip
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_classifier_of_other_domains_is_told_by_its_key(tiny, tmp_path):
+    plain = {"method": "egsde", "classifier__patch_size": 1}
+    three = tiny(**plain, data__domains=("blue", "yellow", "red"))
+    path = tmp_path / "classifier.safetensors"
+    convert.save_state_dict(path, random_params(three, "classifier"), "adm_encoder")
+    config = tiny(**plain)
+    config.weights.classifier = str(path)
+    said(r"it knows 3 domains, and config.data.domains \(or source and target\) 2",
+         exchange.import_weights, config, tmp_path)  # fmt: skip

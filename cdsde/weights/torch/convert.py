@@ -40,6 +40,19 @@ class Damaged(ValueError):
     """Weights of the right names and shapes that hold NaN or infinite values."""
 
 
+class Mismatch(ValueError):
+    """Weights that do not fit a network.
+
+    Attributes:
+      wrong: `{field: (passed, what the file has)}` of the constructor fields that contradict the
+        file; empty where none does.
+    """
+
+    def __init__(self, message: str, wrong: Mapping[str, tuple[Any, Any]]):
+        super().__init__(message)
+        self.wrong = dict(wrong)
+
+
 def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict]:
     """Loads published weights into the network of `kind`.
 
@@ -73,13 +86,15 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
           the contribution of each layer, `[B, 5]`.
 
     Raises:
-      ValueError: unknown kind or field; the file would execute code or is damaged; keys or shapes
-        do not fit the network (the message lists them).
+      Mismatch: keys or shapes do not fit the network (the message lists them).
+      ValueError: unknown kind or field; the file would execute code or is damaged.
       ImportError: the file is a `.pt` that needs PyTorch, which is not installed.
     """
     state_dict = read_state_dict(path, plain=kinds.of_name(kind).plain)
     try:
         return from_state_dict(state_dict, kind, **arch)
+    except Mismatch as error:
+        raise Mismatch(f"{path}: {error}", error.wrong) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -98,7 +113,8 @@ def from_state_dict(
       `(apply, params)`.
 
     Raises:
-      ValueError: unknown kind or field; keys or shapes do not fit the network.
+      Mismatch: keys or shapes do not fit the network.
+      ValueError: unknown kind or field.
     """
     spec = kinds.of_name(kind)
     inferred = infer_architecture(state_dict, kind, **arch)
@@ -111,9 +127,17 @@ def from_state_dict(
     except Damaged:
         raise
     except ValueError as error:
-        raise ValueError(
-            f"the weights do not fit kind '{kind}': {error}; {_hint(arch, inferred, kind)}."
-        ) from None
+        wrong = _contradictions(arch, inferred)
+        hint = ", ".join(
+            f"{field}={passed} was passed where the file says {found}"
+            for field, (passed, found) in wrong.items()
+        )
+        hint = (
+            f"likely wrong: {hint}"
+            if wrong
+            else f"no field passed contradicts it, so it is incomplete or not quite kind '{kind}'"
+        )
+        raise Mismatch(f"the weights do not fit kind '{kind}': {error}; {hint}.", wrong) from None
 
 
 def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callable) -> dict:
@@ -385,21 +409,18 @@ def _mismatches(state_dict: Mapping[str, Any], expected: Mapping[str, tuple]) ->
     return ", ".join(f"{len(v)} {sort} ({_listed(v)})" for sort, v in sorts.items() if v)
 
 
-def _hint(arch: Mapping[str, Any], inferred: Mapping[str, Any], kind: str) -> str:
-    """The probable reason why weights do not fit, for the error message."""
+def _contradictions(arch: Mapping[str, Any], inferred: Mapping[str, Any]) -> dict[str, tuple]:
+    """`{field: (passed, inferred)}` where they differ: the probable reason of a mismatch."""
 
     def comparable(field, value):
         value = tuple(value) if isinstance(value, list) else value
         return sorted(value) if field.startswith("attention_") else value
 
-    wrong = [
-        f"{field}={arch[field]} was passed where the file says {value}"
+    return {
+        field: (arch[field], value)
         for field, value in inferred.items()
         if field in arch and comparable(field, arch[field]) != comparable(field, value)
-    ]
-    if wrong:
-        return "likely wrong: " + ", ".join(wrong)
-    return f"no field passed contradicts it, so it is incomplete or not quite kind '{kind}'"
+    }
 
 
 def _listed(keys: list[str]) -> str:
