@@ -244,6 +244,6 @@ def _edit(config: ConfigDict) -> None:
     if e.inversion_steps not in (None, e.steps):
         raise ValueError(
             f"config.edit.inversion_steps is {e.inversion_steps}, and config.edit.inversion is "
-            "'p2p0', which does not reach the levels of sampling; set it to None, or choose next or "
-            "current"
+            "'p2p0', which does not reach the levels of sampling; set it to None, or choose next "
+            "or current"
         )
