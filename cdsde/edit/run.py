@@ -103,10 +103,6 @@ def _check(config: ConfigDict) -> None:
     for key, value in required.items():
         if not (value or "").strip():
             raise ValueError(f"config.{key} is not given; --mode=edit needs it")
-    if e.caption is not None and not e.caption.strip():
-        raise ValueError(
-            "config.edit.caption is blank; say what the image shows, or set it to None"
-        )
 
 
 def _finished(config: ConfigDict, path: Path, source, j: int) -> bool:

@@ -122,7 +122,7 @@ def test_what_is_missing_is_named(task, tmp_path, golden):
     for blank in ("", " ", "\t\n"):
         said("config.edit.target is not given", edit__target=blank)
         said("config.edit.source is not given", edit__source=blank)
-        said("config.edit.caption is blank", edit__caption=blank)
+        said("config.edit.caption is empty; .* None to unset it", edit__caption=blank)
     said("config.model.path=/nowhere is no folder", model__path="/nowhere")
     said("'/nowhere' does not exist", sample__input="/nowhere")
     said("config.data.image_size is 100; the model takes multiples of 64", data__image_size=100)

@@ -336,6 +336,7 @@ def test_pictures_that_are_too_small_for_ssim(tiny, tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
     small = {"data__image_size": 8, "ilvr__factor": 2, "egsde__factor": 2}
     small |= {"contrastive_sde__factor": 2, "train__encoder__factor": 2}
+    small |= {"sddm__factor": 2}
     config = tiny(
         method="sdedit", sample__input=tmp_path / "in", sample__output=tmp_path / "out", **small
     )
