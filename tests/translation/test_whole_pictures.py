@@ -74,6 +74,14 @@ def test_tiles_cover_a_picture_and_come_together_again(shape):
 # --- the picture's own size ---
 
 
+# What methods need at 16², or with one round; the guided ones start from low levels.
+OWN = {
+    "sddm": {"sddm__blocks": 4, "sddm__until": 100, "sddm__energy": "egsde", "sddm__factor": 4},
+    "cyclediffusion": {"cyclediffusion__refine": 0},
+}
+ONE_ROUND = ("sddm", "ddib", "cyclediffusion")
+
+
 def slow_but(names, *quick):
     return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
@@ -81,22 +89,34 @@ def slow_but(names, *quick):
 @pytest.mark.parametrize("method", slow_but((*config_lib.SDES, "cut"), "ilvr", "cut"))
 def test_a_picture_of_the_networks_size_is_translated_as_without_keep_size(task, method):
     pixels = np.array(picture(1, (16, 16)))
-    config = task(method, sample__start=200)
+    config = task(method, sample__start=200, **OWN.get(method, {}))
     expected = api.translate(config, [pixels], names=["a"])
     config.sample.keep_size = True
     (kept,) = api.translate(config, [pixels], names=["a"])
     np.testing.assert_allclose(kept, expected[0], atol=1)
 
 
-@pytest.mark.parametrize("method", slow_but(config_lib.SDES, "sdedit"))
-@pytest.mark.parametrize("solver", slow_but(SOLVERS, "dpmpp_2m"))
-def test_neither_batch_nor_devices_change_a_picture(task, solver, method, on_devices):
+CASES = [("sdedit", "dpmpp_2m", 0.0)]
+CASES += [
+    pytest.param(method, solver, eta, marks=pytest.mark.slow)
+    for method, solver, eta in (
+        *((method, "ancestral", 0.0) for method in config_lib.SDES if method != "ddib"),
+        *(("contrastive_sde", solver, 0.5) for solver in SOLVERS if solver != "ancestral"),
+        ("cyclediffusion", "ddim", 0.5),
+        ("ddib", "ddim", 0.0),
+    )
+]
+
+
+@pytest.mark.parametrize("method, solver, eta", CASES)
+def test_neither_batch_nor_devices_change_a_picture(task, method, solver, eta, on_devices):
     pixels = np.array(picture(1, (41, 30)))
     made = []
     for batch, devices in ((3, 1), (64, 8)):
         on_devices(devices)
-        config = task(method, sample__start=200, sample__rounds=2)
-        config.sample.update(keep_size=True, solver=solver, batch_size=batch)
+        config = task(method, sample__start=200, **OWN.get(method, {}))
+        config.sample.update(keep_size=True, solver=solver, eta=eta, batch_size=batch)
+        config.sample.rounds = 1 if method in ONE_ROUND else 2
         (result,) = api.translate(config, [pixels], names=["a"])
         assert result.shape == pixels.shape
         made.append(result.astype(int))
