@@ -156,10 +156,14 @@ def test_training_over_two_processes_killed_and_resumed(training, tmp_path, comp
     assert_same_network(training, tmp_path / "one", tmp_path / "two", 1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "number, count, workers",
-    [(signal.SIGTERM, 1, 0), (signal.SIGTERM, 2, 0), (signal.SIGINT, 1, 0), (signal.SIGINT, 1, 2)],
+    [
+        pytest.param(signal.SIGTERM, 1, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 1, 0, marks=pytest.mark.campaign),
+        pytest.param(signal.SIGINT, 1, 2, marks=pytest.mark.campaign),
+    ],
 )
 def test_a_signal_saves_the_work_of_a_training(
     training, tmp_path, compiled_programs, number, count, workers

@@ -95,7 +95,7 @@ def test_timing_runs_a_step_that_gives_its_memory_away(small):
     assert timing.peak(size=64) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_loops_are_timed_as_users_run_them(small):
     devices = mesh.make_mesh(jax.devices()[:1])
     config = small(method="sdedit", train__score__batch_size=8)

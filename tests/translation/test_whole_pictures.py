@@ -83,7 +83,7 @@ ONE_ROUND = ("sddm", "ddib", "cyclediffusion")
 
 
 def slow_but(names, *quick):
-    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.campaign) for n in names]
 
 
 @pytest.mark.parametrize("method", slow_but((*config_lib.SDES, "cut"), "ilvr", "cut"))
@@ -98,7 +98,7 @@ def test_a_picture_of_the_networks_size_is_translated_as_without_keep_size(task,
 
 CASES = [("sdedit", "dpmpp_2m", 0.0)]
 CASES += [
-    pytest.param(method, solver, eta, marks=pytest.mark.slow)
+    pytest.param(method, solver, eta, marks=pytest.mark.campaign)
     for method, solver, eta in (
         *((method, "ancestral", 0.0) for method in config_lib.SDES if method != "ddib"),
         *(("contrastive_sde", solver, 0.5) for solver in SOLVERS if solver != "ancestral"),
