@@ -92,3 +92,10 @@ def on_devices(monkeypatch):
         monkeypatch.setattr(mesh, "make_mesh", lambda devices=None, **axes: real(chosen, **axes))
 
     return use
+
+
+@pytest.fixture
+def exact_products():
+    """Products of float32 without shortcuts, for comparisons with published code."""
+    with jax.default_matmul_precision("float32"):
+        yield

@@ -198,10 +198,7 @@ def train_iterator(
     _check_positive(image_size=reading.size, batch_size=batch_size, process_count=process_count)
     _check_sources(sources)
     _check_processes(batch_size, process_index, process_count)
-    if min(seed, workers, start, shift) < 0:
-        raise ValueError(
-            f"seed {seed}, workers {workers}, start {start} and shift {shift} must be 0 or more."
-        )
+    _check_not_negative(seed=seed, workers=workers, start=start, shift=shift)
     rows = [None] * len(sources) if labels is None else labels
     stream = _Stream(sources, rows, seed, flip, shift, keep=workers == 0)
     streams = [stream.dataset(reading)]
@@ -320,6 +317,12 @@ def _eval_batches(
             upcoming = executor.submit(make, following) if following < len(indices) else None
             if (batch := current.result()) is not None:
                 yield batch
+
+
+def _check_not_negative(**numbers: int) -> None:
+    if min(numbers.values()) < 0:
+        *most, last = (f"{name} {number}" for name, number in numbers.items())
+        raise ValueError(f"{', '.join(most)} and {last} must be 0 or more.")
 
 
 def _check_sources(sources: Sequence[Source]) -> None:

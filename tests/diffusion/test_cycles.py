@@ -1,12 +1,11 @@
 """CycleDiffusion and DDIB against their published code (tests/golden/methods)."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import vector_helpers as vectors
+from vector_helpers import EXACT, METHODS, SETTINGS, arrays_of, draw
 
 from cdsde import config
 from cdsde.diffusion import methods, noise, schedules, solvers
@@ -14,25 +13,8 @@ from cdsde.diffusion.levels import make_grid
 from cdsde.diffusion.methods import composition
 from cdsde.weights.torch import convert
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "methods"
-SETTINGS = json.loads((GOLDEN / "config.json").read_text())
-FLOORS = json.loads((GOLDEN / "floors.json").read_text())["arrays"]
 SCHEDULE = schedules.linear()
-BETA = np.linspace(1e-4, 2e-2, 1000)
-# guided-diffusion, on which DDIB stands, keeps its tables in float64.
-EXACT = schedules.Schedule(BETA, np.cumprod(1 - BETA))
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("float32"):
-        yield
-
-
-def golden(name):
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        floats = {k: v for k, v in arrays.items() if v.dtype == np.float32 and v.ndim >= 4}
-        return {**arrays, **{k: np.moveaxis(v, -3, -1) for k, v in floats.items()}}
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +23,10 @@ def networks():
     found = {}
     for name, file in (("source_score", "pair_source"), ("score", "pair_target")):
         apply, params = convert.load_torch(
-            GOLDEN / f"{file}.safetensors", "adm", num_head_channels=pair["num_head_channels"]
+            METHODS / f"{file}.safetensors", "adm", num_head_channels=pair["num_head_channels"]
         )
         found[name] = lambda x, i, apply=apply, params=params: apply(params, x, i)[..., :3]
     return found
-
-
-def draw(seed, index, shape):
-    generator = np.random.Generator(np.random.PCG64(seed * 100000 + index))
-    nchw = (shape[0], shape[3], *shape[1:3])
-    return np.moveaxis(generator.standard_normal(nchw, dtype=np.float32), 1, -1)
 
 
 # 1000 steps from √ᾱ = 0.006 magnify where coefficients are rounded; these are not rounded as there.
@@ -58,11 +34,9 @@ OWN_ROUNDING = ("ddib/full_target", "ddib/full_target_clipped")
 
 
 def assert_near(actual, expected, name):
-    """At the tolerance of the vectors, relative to the array's largest value."""
+    """Each time by itself, relative to its own largest value."""
     key = "tolerance_float64_coefficients" if name in OWN_ROUNDING else "tolerance"
-    assert actual.shape == expected.shape
-    off = np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
-    assert off < FLOORS[name][key], (name, off, FLOORS[name])
+    vectors.assert_near(actual, expected, name, key, np.abs(expected).max())
 
 
 def run(method, settings, networks, x0, grid, solver, noises, keep=0, clip=False):
@@ -90,7 +64,7 @@ NONE = noise.Noise(*(lambda *path: jnp.zeros(()) for _ in range(3)))
 
 @pytest.mark.parametrize("name", ["short", pytest.param("full", marks=pytest.mark.slow)])
 def test_ddib(networks, name):
-    arrays = golden("ddib")
+    arrays = arrays_of("ddib")
     x0 = arrays[f"{name}_source"]
     method, settings = methods.METHODS["ddib"], config.base().ddib
     grid = make_grid(EXACT, 1000, 20 if name == "short" else None)
@@ -150,7 +124,7 @@ CYCLES = {  # name: (start, steps, refine, rounds, solver)
 @pytest.mark.parametrize("name", ["strided", "ddpm", pytest.param("afhq", marks=pytest.mark.slow)])
 def test_cyclediffusion(networks, name):
     start, steps, refine, rounds, solver = CYCLES[name]
-    arrays = golden("cyclediffusion")
+    arrays = arrays_of("cyclediffusion")
     x0 = arrays[f"{name}_x0"]
     settings = config.base().cyclediffusion
     settings.update(start=start, refine=refine, refine_rounds=rounds)

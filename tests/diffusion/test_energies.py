@@ -15,10 +15,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "egsde"
 FACTOR = 8
 
 
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("float32"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 def golden(name):

@@ -26,10 +26,7 @@ FACTOR = 8
 ONE_STEP, TWENTY_STEPS, ALL_STEPS = 5e-6, 1e-5, 2e-5
 
 
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("float32"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 def golden(name):

@@ -1,50 +1,22 @@
 """SDDM against its published code (tests/golden/methods)."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import vector_helpers as vectors
+from vector_helpers import EXACT, FOLDER, METHODS, arrays_of, assert_near
 
 from cdsde import config
-from cdsde.diffusion import block_moments, least_norm, methods, noise, schedules, solvers
+from cdsde.diffusion import block_moments, least_norm, methods, noise, solvers
 from cdsde.diffusion.levels import make_grid
 from cdsde.diffusion.methods import composition
 from cdsde.weights.torch import convert
 
-FOLDER = Path(__file__).parents[1] / "golden"
-GOLDEN = FOLDER / "methods"
-SETTINGS = json.loads((GOLDEN / "config.json").read_text())["sddm"]
-FLOORS = json.loads((GOLDEN / "floors.json").read_text())["arrays"]
-BETA = np.linspace(1e-4, 2e-2, 1000)
-# guided-diffusion keeps its tables in float64 and rounds coefficients where they are used.
-SCHEDULE = schedules.Schedule(BETA, np.cumprod(1 - BETA))
+SETTINGS = vectors.SETTINGS["sddm"]
 METHOD = methods.METHODS["sddm"]
 SOLVER = solvers.ancestral("learned")
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("float32"):
-        yield
-
-
-def golden(name):
-    """The arrays of a file; images as NHWC, with the moments' trailing ones left as they are."""
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        return {
-            k: np.moveaxis(v, -3, -1) if v.ndim >= 4 and v.shape[-1] >= 16 else v
-            for k, v in arrays.items()
-        }
-
-
-def assert_near(actual, expected, name):
-    """At the tolerance of the vectors, relative to the array's largest value."""
-    assert actual.shape == expected.shape, name
-    off = np.abs(np.asarray(actual) - expected).max() / FLOORS[name]["max_abs"]
-    assert off < FLOORS[name]["tolerance"], (name, off, FLOORS[name]["tolerance"])
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 # --- the parts ---
@@ -52,7 +24,7 @@ def assert_near(actual, expected, name):
 
 @pytest.mark.parametrize("suffix", ["a0", "a1"])
 def test_moments_projection_tangent_and_energy(suffix):
-    arrays = golden("sddm_parts")
+    arrays = arrays_of("sddm_parts")
     blocks = int(arrays["areas"][int(suffix[1])])
     ref, x, delta = (jnp.asarray(arrays[name]) for name in ("ref", "x", "delta"))
     source = block_moments.moments(ref, blocks)
@@ -66,7 +38,7 @@ def test_moments_projection_tangent_and_energy(suffix):
             (block_moments.tangent(delta, x, at), "tangent"),
         ):
             assert_near(value, arrays[f"{name}_{suffix}"][k], f"sddm_parts/{name}_{suffix}")
-    apply, params = convert.load_torch(GOLDEN / "vgg_level1.safetensors", "vgg")
+    apply, params = convert.load_torch(METHODS / "vgg_level1.safetensors", "vgg")
     energy = block_moments.energy(lambda x: apply(params, x), blocks)
     assert_near(energy(x, ref, 0), arrays[f"energy_{suffix}"], f"sddm_parts/energy_{suffix}")
     gradient = jax.grad(lambda x: energy(x, ref, 0).sum())(x)
@@ -75,7 +47,7 @@ def test_moments_projection_tangent_and_energy(suffix):
 
 
 def test_the_shortest_combination():
-    with np.load(GOLDEN / "sddm_combination.npz") as arrays:
+    with np.load(METHODS / "sddm_combination.npz") as arrays:
         names = [k.removesuffix("_vectors") for k in arrays if k.endswith("_vectors")]
         assert len(names) == 7
         for name in names:
@@ -98,8 +70,7 @@ def test_the_combination_of_an_image_does_not_depend_on_its_batch():
 
 
 def draw(seed, index, size):
-    generator = np.random.Generator(np.random.PCG64(seed * 100000 + index))
-    return np.moveaxis(generator.standard_normal((1, 3, size, size), dtype=np.float32), 1, -1)
+    return vectors.draw(seed, index, (1, size, size, 3))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +84,7 @@ def networks():
     dse, dse_params = convert.load_torch(
         FOLDER / "egsde" / "dse.safetensors", "adm_encoder", num_head_channels=16
     )
-    vgg, vgg_params = convert.load_torch(GOLDEN / "vgg_level1.safetensors", "vgg")
+    vgg, vgg_params = convert.load_torch(METHODS / "vgg_level1.safetensors", "vgg")
 
     def learned(x, i):
         out = unet(params, x, i)
@@ -133,7 +104,7 @@ class Run:
     """A respaced run with the published noise; positions count from the first step."""
 
     def __init__(self, networks, ref, steps, range_t, seed, **changes):
-        self.grid = make_grid(SCHEDULE, 1000, steps)
+        self.grid = make_grid(EXACT, 1000, steps)
         settings = config.base().sddm
         settings.update(until=int(self.grid.index[::-1][range_t]), **changes)
         self.levels = composition.make_levels(METHOD, settings, self.grid, SOLVER)
@@ -163,7 +134,7 @@ class Run:
 
 
 def test_steps(networks):
-    arrays, s = golden("sddm_steps"), SETTINGS["step"]
+    arrays, s = arrays_of("sddm_steps"), SETTINGS["step"]
     adm = networks["adm"]
     run = Run(adm, arrays["ref"], 100, s["range_t"], 313, blocks=s["area"])
     np.testing.assert_array_equal(run.grid.index[::-1], arrays["timestep_map"])
@@ -187,7 +158,7 @@ def test_steps(networks):
 
 @pytest.mark.parametrize("name", ["run", "run_ddpm", "run3"])
 def test_runs(networks, name):
-    arrays, s = golden("sddm_runs"), SETTINGS[name]
+    arrays, s = arrays_of("sddm_runs"), SETTINGS[name]
     seed = {"run": 314, "run_ddpm": 316, "run3": 317}[name]
     more = dict(energy="all", factor=s["down_N"]) if name == "run3" else {}
     net = networks["ddpm" if name == "run_ddpm" else "adm"]

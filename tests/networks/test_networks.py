@@ -17,10 +17,7 @@ from cdsde.weights.torch import convert
 GOLDEN = Path(__file__).parents[1] / "golden" / "egsde"
 
 
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("float32"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 def golden(name):

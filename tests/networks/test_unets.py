@@ -9,11 +9,7 @@ from network_helpers import SMALL_ADM, SMALL_DDPM, error, noise, quick_jit, rand
 
 from cdsde.networks import ADMEncoder, ADMUNet, DDPMUNet, blocks
 
-
-@pytest.fixture(autouse=True)
-def exact_products():
-    with jax.default_matmul_precision("float32"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_products")
 
 
 X = noise(5, 0, (2, 16, 16, 3))

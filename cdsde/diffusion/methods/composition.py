@@ -27,7 +27,7 @@ solver's coefficients and the weights, all computed on the host. The rest is par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,22 +50,33 @@ class Levels(NamedTuple):
       coefficients: the solver's coefficients.
       weights: λ of each term at each level, float32 `[S, number of terms]`.
       again: int32 `[S]`: 0 in the round itself, n in its n-th refinement.
-      perturbed: bool `[S]`: whether the state is perturbed before the step, as a refinement begins.
       moves: int32 `[S]`: number of moves before a steered step.
     """
 
     grid: Grid
     coefficients: Any
-    weights: np.ndarray
-    again: np.ndarray
-    perturbed: np.ndarray
-    moves: np.ndarray
+    weights: Any
+    again: Any
+    moves: Any
 
     def rows(self) -> tuple:
-        """The input of the scan."""
-        return solvers.rows(
-            self.grid, self.coefficients, (self.weights, self.again, self.perturbed, self.moves)
-        )
+        """The input of the scan; its last part is an `Extra`."""
+        begins = jnp.diff(jnp.asarray(self.again), prepend=0) > 0
+        extra = Extra(self.weights, self.again, begins, self.moves)
+        return solvers.rows(self.grid, self.coefficients, extra)
+
+
+class Extra(NamedTuple):
+    """What a row of the scan holds beside the solver's numbers; `Levels` explains the others.
+
+    Attributes:
+      begins: whether a refinement begins with this step.
+    """
+
+    weights: Any
+    again: Any
+    begins: Any
+    moves: Any
 
 
 def make_levels(
@@ -94,10 +105,8 @@ def make_levels(
     weights = np.stack(columns, axis=1) if columns else empty
     count, steering = len(grid.index), method.steer(settings)
     moves = steering.moves(grid.index) if steering else np.zeros(count)
-    none = np.zeros(count, np.int32)
-    levels = Levels(
-        grid, coefficients, weights, none, np.zeros(count, bool), moves.astype(np.int32)
-    )
+    again = np.zeros(count, np.int32)
+    levels = Levels(grid, coefficients, weights, again, moves.astype(np.int32))
     return _with_refinements(levels, solver, *method.refine(settings))
 
 
@@ -106,7 +115,6 @@ def _with_refinements(levels: Levels, solver: solvers.Solver, start: int, rounds
     low = levels.grid.index < start
     again = levels._replace(coefficients=solver.stochastic(levels.grid), weights=0 * levels.weights)
     again = jax.tree.map(lambda column: column[low], again)
-    again.perturbed[:1] = True
     for n in range(1, rounds + 1):
         part = again._replace(again=again.again + np.int32(n))
         levels = jax.tree.map(lambda a, b: np.concatenate([a, b]), levels, part)
@@ -124,11 +132,6 @@ def _weight(term: Term, index: np.ndarray, gain: np.ndarray | None, factor: int)
 def from_perturbed_source(x, e, alpha_bar):
     """The perturbed source √ᾱ x + √(1-ᾱ) e, `[B, H, W, C]`."""
     return schedules.perturb(x, e, alpha_bar)
-
-
-def from_noise(x, e, alpha_bar):
-    """Pure noise e, `[B, H, W, C]`."""
-    return e
 
 
 class Drawn(NamedTuple):
@@ -164,25 +167,13 @@ def make_round(
 ) -> Round:
     """Builds the parts of a round of equation (1); the arguments are those of `translate`."""
     terms = method.terms(settings)
-    views = [term.view(x0) for term in terms]
+    references = _references(terms, x0)
     term_energies = [term.energy(networks) for term in terms]
-    projection = method.projection(settings)
+    each_gradient = _gradients(term_energies)
+    gradient = _combined(term_energies, each_gradient, method.combine)
     start = method.start(settings) if method.start else from_perturbed_source
-    gradient = _combined(term_energies, method.combine)
-    steering = method.steer(settings)
+    projection, steering = method.projection(settings), method.steer(settings)
     invert, refines = method.invert(settings), method.refine(settings)[1] > 0
-
-    def references(e, alpha_bar):
-        return [
-            (term.reference or schedules.perturb)(view, e, alpha_bar)
-            for term, view in zip(terms, views, strict=True)
-        ]
-
-    def each_gradient(y, shown, i):
-        return [
-            jax.grad(lambda y, x, energy=energy: jnp.sum(energy(y, x, i)))(y, x)
-            for energy, x in zip(term_energies, shown, strict=True)
-        ]
 
     def begin(x, r, rows):
         e, steps = noise.start(r), None
@@ -197,39 +188,33 @@ def make_round(
         return y, solver.init(y)
 
     def step(carry, row, r, drawn):
-        e = drawn.start
-        _, level, _, (lambdas, again, perturbed, _) = row
-        r = r + REFINEMENT * again
+        _, level, _, extra = row
+        r = r + REFINEMENT * extra.again
         if refines:
-            carry = jax.lax.cond(perturbed, begin_again, lambda *same: same[0], carry, level, r)
+            carry = jax.lax.cond(extra.begins, begin_again, lambda *same: same[0], carry, level, r)
 
         def guidance(y, i, level, extra):
             def computed():
-                return gradient(y, references(e, level.alpha_bar), i, lambdas)
+                shown = references(drawn.start, level.alpha_bar)
+                return gradient(y, shown, i, extra.weights)
 
-            return jax.lax.cond(jnp.any(lambdas != 0), computed, lambda: jnp.zeros_like(y))
+            return jax.lax.cond(jnp.any(extra.weights != 0), computed, lambda: jnp.zeros_like(y))
 
         def steered(y, mean, i, level, extra):
             def computed():
-                shown = references(e, level.alpha_bar)
-                return steering.mean(y, mean, each_gradient(y, shown, i), x0, level, lambdas)
+                gradients = each_gradient(y, references(drawn.start, level.alpha_bar), i)
+                return steering.mean(y, mean, gradients, x0, level, extra.weights)
 
-            return jax.lax.cond(jnp.any(lambdas != 0), computed, lambda: mean)
+            return jax.lax.cond(jnp.any(extra.weights != 0), computed, lambda: mean)
 
         def project(y, position, level):
             return projection.apply(y, x0, noise.reference(r, position, level.index), level)
 
-        def noise_fn(position, i):
-            if drawn.steps is None:
-                return noise.step(r, position, i)
-            if not refines:
-                return drawn.steps[position]
-            return jnp.where(again == 0, drawn.steps[position], noise.step(r, position, i))
-
-        parts: dict[str, Any] = {"eps_fn": networks["score"], "noise_fn": noise_fn, "clip": clip}
+        parts: dict[str, Any] = {"eps_fn": networks["score"], "clip": clip}
+        parts["noise_fn"] = _noise_of_steps(noise, drawn.steps, r, extra.again, refines)
         parts["project_fn"] = project if projection else None
         if steering:
-            parts |= {"steer_fn": steered, "moves_fn": lambda extra: extra[-1]}
+            parts |= {"steer_fn": steered, "moves_fn": lambda extra: extra.moves}
             return solvers.make_steered_step(solver, **parts)(carry, row)
         parts["guidance_fn"] = guidance if terms else None
         return solvers.make_step(solver, **parts)(carry, row)
@@ -237,19 +222,54 @@ def make_round(
     return Round(begin, step, lambda carry: carry[0])
 
 
-def _combined(term_energies, combine: Callable | None) -> Callable:
+def _references(terms: Sequence[Term], x0) -> Callable:
+    """`(e, alpha_bar) -> [reference of each term]`."""
+    views = [term.view(x0) for term in terms]
+
+    def references(e, alpha_bar):
+        return [
+            (term.reference or schedules.perturb)(view, e, alpha_bar)
+            for term, view in zip(terms, views, strict=True)
+        ]
+
+    return references
+
+
+def _gradients(term_energies: Sequence[energies.Energy]) -> Callable:
+    """`(y, references, i) -> [gradient of each energy]`."""
+
+    def gradients(y, references, i):
+        return [
+            jax.grad(lambda y, x_t, energy=energy: jnp.sum(energy(y, x_t, i)))(y, x_t)
+            for energy, x_t in zip(term_energies, references, strict=True)
+        ]
+
+    return gradients
+
+
+def _combined(term_energies, each_gradient: Callable, combine: Callable | None) -> Callable:
     """The guidance `(y, references, i, weights) -> g`."""
     if combine is None:
         return jax.grad(energies.total(term_energies))
 
     def gradient(y, references, i, weights):
-        gradients = [
-            jax.grad(energies.total([energy]))(y, [x_t], i, weight[None])
-            for energy, x_t, weight in zip(term_energies, references, weights, strict=True)
-        ]
-        return combine(gradients, y, i)
+        found = each_gradient(y, references, i)
+        return combine([w * g for w, g in zip(weights, found, strict=True)], y, i)
 
     return gradient
+
+
+def _noise_of_steps(noise: Noise, given, r, again, refines: bool) -> Callable:
+    """`(position, i) -> z`: the noises that an inversion gave, or drawn ones."""
+
+    def draw(position, i):
+        if given is None:
+            return noise.step(r, position, i)
+        if not refines:
+            return given[position]
+        return jnp.where(again == 0, given[position], noise.step(r, position, i))
+
+    return draw
 
 
 def translate(

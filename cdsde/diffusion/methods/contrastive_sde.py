@@ -9,7 +9,7 @@ source domain's mean features to the target's. It is present only where `domain_
 
 from __future__ import annotations
 
-from cdsde.diffusion.methods.method import Method, Setting, Term, start_setting
+from cdsde.diffusion.methods.method import Method, Setting, Term, itself, start_setting
 
 
 def terms(settings) -> tuple[Term, ...]:
@@ -26,9 +26,6 @@ def terms(settings) -> tuple[Term, ...]:
         if settings.similarity == "nce":
             return energies.patch_contrast(encode, settings.temperature, reference)
         return energies.contrastive(encode, reference)
-
-    def itself(x0, e, alpha_bar):
-        return x0
 
     def content(networks):
         return energies.content(settings.factor, "neg_l2")

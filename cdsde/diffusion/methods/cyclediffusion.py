@@ -28,7 +28,7 @@ def invert(settings):
         x = schedules.perturb(x0, noise.start(0), first)
 
         def step(x, row):
-            position, level, coefficients, (_, again, *_) = row
+            position, level, coefficients, extra = row
 
             def next_state(x, eps, z):
                 return solver.step(x, eps, jnp.zeros(()), level, coefficients, z, ())[0]
@@ -41,7 +41,7 @@ def invert(settings):
                 return following, (following - next_state(x, eps, jnp.zeros(()))) / deviation
 
             # The last step draws no noise, and a refinement draws its own.
-            none = level.last | (again > 0)
+            none = level.last | (extra.again > 0)
             return jax.lax.cond(none, lambda: (x, jnp.zeros_like(x)), recovered)
 
         return x, jax.lax.scan(step, x, rows)[1]

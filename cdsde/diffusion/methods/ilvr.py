@@ -7,14 +7,20 @@ After each step, with the low-pass φ of factor N and the freshly perturbed sour
 
 from __future__ import annotations
 
-from cdsde.diffusion.methods.method import Method, Projection, Setting, start_setting
+from cdsde.diffusion.methods.method import (
+    Method,
+    Projection,
+    Setting,
+    from_noise,
+    start_setting,
+)
 
 
 def start(settings):
     """Pure noise, or the perturbed source."""
     from cdsde.diffusion.methods import composition
 
-    return composition.from_noise if settings.from_noise else composition.from_perturbed_source
+    return from_noise if settings.from_noise else composition.from_perturbed_source
 
 
 def projection(settings) -> Projection:

@@ -180,6 +180,16 @@ def seed_setting(meaning: str) -> Setting:
     return Setting(0, meaning, minimum=0, maximum=2**32 - 1)
 
 
+def from_noise(x, e, alpha_bar):
+    """A `start`: pure noise e, `[B, H, W, C]`."""
+    return e
+
+
+def itself(view, e, alpha_bar):
+    """A `reference`: the view without noise, `[B, H, W, C]`."""
+    return view
+
+
 def start_setting(default: int) -> Setting:
     """The setting M, the start level, which every method has."""
     return Setting(

@@ -14,8 +14,8 @@ below it, the SDE runs on alone. The energies are the block AdaIN of VGG's first
 
 from __future__ import annotations
 
+from cdsde.diffusion.methods import method
 from cdsde.diffusion.methods.method import Method, Projection, Setting, Steering, Term
-from cdsde.diffusion.methods.method import start_setting as start
 
 MOVES = 4
 NETWORKS = {"features": ("vgg",), "egsde": ("classifier",), "all": ("vgg", "classifier")}
@@ -42,7 +42,7 @@ def terms(settings) -> tuple[Term, ...]:
     def content(networks):
         return energies.content(settings.factor)
 
-    first = Term(look, weight, reference=lambda x0, e, alpha_bar: x0)
+    first = Term(look, weight, reference=method.itself)
     egsde = Term(domain, weight, reference=scaled), Term(content, weight, reference=scaled)
     return {"features": (first,), "egsde": egsde, "all": (first, *egsde)}[settings.energy]
 
@@ -101,21 +101,19 @@ def check(settings, config) -> None:
 
 
 SETTINGS = {
-    "start": start(1000),
+    "start": method.start_setting(1000),
     "until": Setting(505, "T0, the index of the level below which nothing steers.", minimum=0),
     "blocks": Setting(16, "Number of blocks A along each side.", minimum=1),
     "energy": Setting(
         "features", "Energies: VGG's first `features`, EGSDE's, or all three.", tuple(NETWORKS)
     ),
-    "weight": Setting(
-        25.0, "Factor in equation (1).", minimum=0, changeable=True, slider="λ, energies"
-    ),
+    "weight": Setting(25.0, "Factor in (1).", minimum=0, changeable=True, slider="λ, energies"),
     "detail": Setting(False, "Combine the gradients in each block by itself."),
     "factor": Setting(32, "Factor N of the content energy's low-pass.", minimum=1),
 }
 SDDM = Method(
     "sddm", "SDDM", SETTINGS, lambda settings: ("score", *NETWORKS[settings.energy]),
-    start=lambda settings: lambda x, e, alpha_bar: e,
-    terms=terms, steer=steer, projection=projection, check=check,
+    start=lambda settings: method.from_noise, terms=terms, steer=steer,
+    projection=projection, check=check,
     sampling={"solver": "ancestral", "steps": 100, "clip": True},
 )  # fmt: skip

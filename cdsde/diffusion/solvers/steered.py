@@ -37,7 +37,6 @@ def make_step(
       steer_fn: `(y, mean, i, level, extra) -> y`, the map S.
       moves_fn: `extra -> number of moves`.
     """
-
     posterior = solver.posterior
     assert posterior is not None, "methods check that their solver has one"
 
