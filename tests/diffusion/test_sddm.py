@@ -114,15 +114,15 @@ class Run:
         self._parts = (METHOD, settings, networks)
         self._rest = {"noise": noise.replay(start, each), "solver": SOLVER, "clip": True}
         self.ref = jnp.asarray(ref)
+        parts = composition.make_round(self.ref, *self._parts, **self._rest)
+        drawn = composition.Drawn(jnp.zeros_like(self.ref), None)
+        self._step = jax.jit(lambda y, row: parts.step((y, ()), row, 0, drawn)[0])
 
     def step(self, y, i):
         """The step at the respaced index i."""
-        parts = composition.make_round(self.ref, *self._parts, **self._rest)
         position = len(self.grid.index) - 1 - i
         row = jax.tree.map(lambda column: column[position], self.levels.rows())
-        drawn = composition.Drawn(jnp.zeros_like(y), None)
-        step = jax.jit(lambda y, row: parts.step((y, ()), row, 0, drawn)[0])
-        return step(jnp.asarray(y), row)
+        return self._step(jnp.asarray(y), row)
 
     def states(self):
         """The states after all steps, `[S, B, H, W, C]`."""

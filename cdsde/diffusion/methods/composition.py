@@ -61,7 +61,9 @@ class Levels(NamedTuple):
 
     def rows(self) -> tuple:
         """The input of the scan; its last part is an `Extra`."""
-        begins = jnp.diff(jnp.asarray(self.again), prepend=0) > 0
+        # Host tables stay on the host, where another number of steps compiles nothing.
+        numpy = jnp if isinstance(self.again, jax.Array) else np
+        begins = numpy.diff(self.again, prepend=0) > 0
         extra = Extra(self.weights, self.again, begins, self.moves)
         return solvers.rows(self.grid, self.coefficients, extra)
 

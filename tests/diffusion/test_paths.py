@@ -1,0 +1,81 @@
+"""The path adapter against the table of one noisy image on every path (tests/golden/pixel/path)."""
+
+import json
+
+import numpy as np
+import pytest
+from vector_helpers import FOLDER
+
+from cdsde.diffusion import paths, schedules
+
+TABLE = json.loads((FOLDER / "pixel" / "path" / "table.json").read_text())
+X0, NOISE, OUTPUT = (np.array(TABLE[k]) for k in ("x0", "noise", "network_output"))
+EXACT = 1e-11
+LINEAR = {"kind": "levels", "schedule": "linear"}
+B0, B1 = TABLE["sde_vp_beta_min_max"]
+VP = {"kind": "vp", "beta_min": B0, "beta_max": B1, "scale": 999}
+KINDS = {"edm_F": "F"}
+
+
+def tables(alpha_bar, state="vp", output="eps", time=None, **more):
+    path = paths.Path(state, output, time or {"kind": "sigma"}, **more)
+    return paths.Tables(*(column[0] for column in paths.tables(path, np.array([alpha_bar]))))
+
+
+def near(found, expected):
+    expected = np.asarray(expected)
+    assert np.abs(np.asarray(found) - expected).max() <= EXACT * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("row", TABLE["rows"], ids=lambda row: f"{row['alpha_bar']:g}")
+def test_states_times_and_outputs(row):
+    alpha_bar, y = row["alpha_bar"], np.array(row["y"])
+    for state, key in (("vp", "y"), ("ve", "x_ve"), ("flow", "x_flow")):
+        near(tables(alpha_bar, state).k * y, row[key])
+    sigma_data = TABLE["sigma_data"]
+    near(tables(alpha_bar, "edm", sigma_data=sigma_data).k * y, row["edm"]["network_input"])
+    times = [
+        ({"kind": "sigma"}, row["sigma"]),
+        ({"kind": "flow"}, row["t_flow"]),
+        ({"kind": "minus_flow"}, 1 - row["t_flow"]),
+        (VP, row["sde_vp_label"]),
+        ({"kind": "log_sigma", "factor": 0.25}, row["edm"]["c_noise"]),
+        ({"kind": "log_sigma", "unit": 2.0}, row["edm_ve"]["c_noise"]),
+    ]
+    for time, expected in times:
+        near(tables(alpha_bar, time=time).time, expected)
+    for kind, expected in row["output_read_as"].items():
+        t = tables(alpha_bar, output=KINDS.get(kind, kind), sigma_data=sigma_data)
+        near(t.p * y + t.q * OUTPUT, expected["eps"])
+
+
+@pytest.mark.parametrize("row", TABLE["rows"], ids=lambda row: f"{row['alpha_bar']:g}")
+def test_images_from_0_to_1(row):
+    """The same image and noise in the other range give the same ε, from every output."""
+    alpha_bar = row["alpha_bar"]
+    y = np.array(row["y"])
+    sigma = row["sigma"] / 2
+    x0 = (X0 + 1) / 2
+    a = 1 / np.sqrt(1 + sigma**2)
+    s = sigma * a
+    perfect = {"eps": NOISE, "x0": x0, "v": a * NOISE - s * x0, "score_ve": -NOISE / sigma}
+    for output, m in perfect.items():
+        t = tables(alpha_bar, "ve", output, data=(0, 1))
+        near(t.k * y + t.d, x0 + sigma * NOISE)
+        near(t.time, sigma)
+        near(t.p * y + t.o + t.q * m, NOISE)
+
+
+def test_on_its_own_levels_a_network_is_told_whole_numbers():
+    for name in ("linear", "cosine"):
+        grid = schedules.SCHEDULES[name]().alpha_bar
+        path = paths.Path("vp", "eps", {"kind": "levels", "schedule": name})
+        near(paths.tables(path, grid).time, np.arange(1000))
+    between = np.exp(np.log(grid[400:402]).mean())
+    assert 400 < paths.tables(path, np.array([between])).time[0] < 401
+
+
+def test_what_is_unknown():
+    for path in (("vx", "eps", LINEAR), ("vp", "e", LINEAR), ("vp", "eps", {"kind": "x"})):
+        with pytest.raises(ValueError, match="there are"):
+            paths.tables(paths.Path(*path), np.array([0.5]))
