@@ -189,6 +189,7 @@ def arguments(animals, workdir, mode: str, **more) -> list[str]:
 
 
 @pytest.mark.usefixtures("compile_quickly")
+@pytest.mark.slow
 def test_train_sample_and_eval_on_somebody_s_pictures(
     animals, tmp_path, compiled_programs, on_devices
 ):

@@ -1,18 +1,18 @@
 r"""The path adapter: any network of a Gaussian path as ε of our process.
 
-Published networks see a noisy image on different paths. All are the state y of our process (equation
-(1) of `schedules`), scaled. With a = √ᾱ, s = √(1-ᾱ), σ = s/a:
+Published networks see a noisy image on different paths. All are the state y of our process
+(equation (1) of `schedules`), scaled. With a = √ᾱ, s = √(1-ᾱ), σ = s/a:
 
-    vp    y = a x0 + s ε                      DDPM, guided-diffusion, diffusers, VP-SDE
-    ve    y/a = x0 + σ ε                      VE-SDE (Song et al. 2021)
-    edm   c_in y/a, c_in = 1/√(σ² + σ_d²)      EDM (Karras et al. 2022), with the data's deviation σ_d
-    flow  y/(a+s) = (1-t) x0 + t ε            rectified flow (Liu et al. 2023), t = s/(a+s)
+    vp    y = a x0 + s ε                     DDPM, guided-diffusion, diffusers, VP-SDE
+    ve    y/a = x0 + σ ε                     VE-SDE (Song et al. 2021)
+    edm   c_in y/a, c_in = 1/√(σ² + σ_d²)     EDM (Karras et al. 2022), with the data's deviation
+    flow  y/(a+s) = (1-t) x0 + t ε           rectified flow (Liu et al. 2023), t = s/(a+s)
 
 A network whose images are in [0, 1] has x0' = (x0+1)/2, so σ' = σ/2 in all of the above. What it
 returns is one of `OUTPUTS`, each a linear combination with y. So one equation serves all networks,
 with tables per noise level i:
 
-    ε(y, i) = p_i y + o_i + q_i · network(k_i y + d_i, τ_i)                                        (1)
+    ε(y, i) = p_i y + o_i + q_i · network(k_i y + d_i, τ_i)                                      (1)
 """
 
 from __future__ import annotations

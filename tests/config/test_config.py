@@ -84,6 +84,7 @@ def networks_of_configs():
     return seen.values()
 
 
+@pytest.mark.slow
 def test_every_config_builds_its_networks():
     # Shapes alone: the classes check that the fields fit each other, and the input the network.
     for config, stage in networks_of_configs():

@@ -316,13 +316,17 @@ def test_500_steps_of_egsde_with_ddpm():
     check_picture(result, arrays["egsde500_png"][0], 1e-4)
 
 
-@pytest.mark.parametrize("network", ["adm", "ddpm"])
+@pytest.mark.parametrize("network", [pytest.param("adm", marks=pytest.mark.slow), "ddpm"])
 def test_500_steps_of_sdedit(network):
     run_500(network, "sdedit", "sdedit500")
 
 
 @pytest.mark.parametrize(
-    ("level", "run"), [("previous", "ilvr500"), ("same", "ilvr500_same_level")]
+    ("level", "run"),
+    [
+        ("previous", "ilvr500"),
+        pytest.param("same", "ilvr500_same_level", marks=pytest.mark.slow),
+    ],
 )
 def test_500_steps_of_ilvr(level, run):
     run_500("adm", "ilvr", run, level=level, from_noise=False)

@@ -161,6 +161,7 @@ def test_published_initialisation():
     assert not params["model_1"]["bias"].any()
 
 
+@pytest.mark.slow
 def test_wider_groups_keep_lightness():
     """To instance norm a grey and a black square on white are the same drawing."""
     shade = jnp.array([0.3, -1.0])[:, None, None, None]

@@ -45,6 +45,7 @@ def test_it_is_computed_once(shipped, monkeypatch, tmp_path):
         domain_statistics.domain_direction(config, other)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_every_time_and_says_what_it_is_made_of(shipped):
     config, params, made, where = shipped
     again, _ = domain_statistics.domain_direction(uncached(config), params)

@@ -14,6 +14,7 @@ from cdsde.weights.torch import convert
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
+@pytest.mark.slow
 def test_the_card_counts_every_run_by_its_own_rate(tiny, tmp_path, on_devices):
     on_devices(1)
     loop.train_stage(tiny(train__steps=1), tmp_path, "encoder")
