@@ -45,7 +45,20 @@ _NUM_HEADS = Setting(
 
 NETWORKS: dict[str, Group] = {
     "score": {
-        "arch": Setting("adm", "Architecture of the score network.", ("adm", "ddpm")),
+        "arch": Setting(
+            "adm",
+            "Architecture of the score network. `published`: that of a file, see "
+            "`score.published`.",
+            ("adm", "ddpm", "published"),
+        ),
+        "published": Setting(
+            str,
+            "Description of a published network (JSON), filled in from the file that "
+            "`weights.score` names; the other keys of this group but `label` have no effect then.",
+        ),
+        "label": Setting(
+            int, "Class that a class-conditional published network is asked for.", minimum=0
+        ),
         **_adm(1, (16,)),
         "num_heads": _NUM_HEADS,
         "use_scale_shift_norm": Setting(

@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde.diffusion import schedules
+from cdsde.diffusion import paths, schedules
 from cdsde.networks import (
     ADMEncoder,
     ADMUNet,
@@ -32,6 +33,7 @@ from cdsde.networks import (
     DDPMUNet,
     PatchDiscriminator,
     PatchSampler,
+    published,
 )
 from cdsde.networks.contrastive import ContrastiveEncoder
 from cdsde.networks.features.vgg import FirstLayers
@@ -114,6 +116,8 @@ def score_model(config: ConfigDict) -> Model:
     With `variance=True` it returns `(ε, v)` of a network with `learn_sigma`.
     """
     net, schedule = config.score, schedule_of(config)
+    if net.arch == "published":
+        return _published_score(config)
     init, apply = _patched(config, net, score_module(config))
 
     def apply_eps(params, x, t, variance=False, **kwargs):
@@ -128,6 +132,32 @@ def score_model(config: ConfigDict) -> Model:
         return schedules.v_to_eps(x, out, schedules.gather(schedule.alpha_bar, index))
 
     return Model(init, apply_eps)
+
+
+def _published_score(config: ConfigDict) -> Model:
+    """The network that `config.score.published` describes, on our process (diffusion/paths.py)."""
+    description = published.of_text(config.score.published)
+    module = published.module(description, jnp.dtype(config.dtype), config.remat)
+    alpha_bar = schedule_of(config).alpha_bar
+    tables = paths.tables(published.path_of(description), alpha_bar)
+    tables = jax.tree.map(lambda column: np.asarray(column, np.float32), tables)
+    size, label = config.data.image_size, config.score.label
+
+    def classes(batch: int) -> dict:
+        return {} if label is None else {"y": jnp.full((batch,), label, jnp.int32)}
+
+    def init(key):
+        return module.init(key, jnp.zeros((1, size, size, 3)), jnp.zeros(1), **classes(1))
+
+    def apply(params, x, t, variance=False):
+        index = jnp.asarray(t).astype(jnp.int32)
+        p, q, o, k, d, time = (schedules.gather(column, index) for column in tables)
+        p, q, o, k, d = (schedules.expand(column, x) for column in (p, q, o, k, d))
+        out = module.apply(params, k * x + d, time, **classes(len(x)))
+        eps = p * x + o + q * out[..., :3]
+        return (eps, out[..., 3:]) if variance else eps
+
+    return Model(init, apply)
 
 
 def encoder_half_constants(net: ConfigDict) -> dict:

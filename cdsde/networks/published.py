@@ -1,0 +1,82 @@
+"""Score networks as their published files describe them: architecture, fields, and path.
+
+A description is JSON text, the value of `config.score.published`, so that a config says everything
+about its network. A reader in `weights/formats` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from cdsde.diffusion import paths
+from cdsde.networks.adm import ADMUNet
+from cdsde.networks.ddpm import DDPMUNet
+
+ARCHITECTURES: dict[str, type] = {"adm": ADMUNet, "ddpm": DDPMUNet}
+
+
+class Description(NamedTuple):
+    """A published network.
+
+    Attributes:
+      arch: a key of `ARCHITECTURES`.
+      fields: constructor fields of its class, plain JSON values.
+      path: fields of `paths.Path`, plain JSON values.
+      side: side of the images, or None if the network takes any.
+      classes: number of classes, or None if it takes none.
+      needs_class: whether it cannot do without a class.
+    """
+
+    arch: str
+    fields: dict[str, Any]
+    path: dict[str, Any]
+    side: int | None = None
+    classes: int | None = None
+    needs_class: bool = False
+
+
+def to_text(description: Description) -> str:
+    """The description as JSON, the same text for the same network."""
+    return json.dumps(description._asdict(), sort_keys=True)
+
+
+def of_text(text: str) -> Description:
+    """The inverse of `to_text`.
+
+    Raises:
+      ValueError: the text describes no network of `ARCHITECTURES`.
+    """
+    try:
+        description = Description(**json.loads(text))
+    except (TypeError, ValueError):
+        raise ValueError(
+            "config.score.published describes no network; it is filled in from the file that "
+            "config.weights.score names, so leave it out"
+        ) from None
+    if description.arch not in ARCHITECTURES:
+        raise ValueError(
+            f"config.score.published names the architecture '{description.arch}'; there are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return description
+
+
+def module(description: Description, dtype, remat: bool):
+    """The linen module, computing in `dtype`."""
+    network = ARCHITECTURES[description.arch]
+    known = network.__dataclass_fields__
+    computing = {"dtype": dtype, "remat": remat}
+    computing = {name: value for name, value in computing.items() if name in known}
+    fields = {name: _tuples(value) for name, value in description.fields.items()}
+    return network(**{**fields, **computing})
+
+
+def path_of(description: Description) -> paths.Path:
+    """The network's path."""
+    return paths.Path(**description.path)
+
+
+def _tuples(value):
+    """Lists as tuples, inside too; a linen field must be hashable."""
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
