@@ -53,7 +53,10 @@ OUTPUTS: dict[str, Callable] = {
 
 
 def _levels(sigma, alpha_bar=None, schedule: str | None = None, **numbers):
-    """Position in the network's own table of ᾱ, interpolated in log SNR; a whole number on it."""
+    """Position in the network's own table of ᾱ, interpolated in log SNR; a whole number on it.
+
+    Below its lowest level the network is told that level, and above its highest one that.
+    """
     if alpha_bar is None:
         alpha_bar = schedules.SCHEDULES[schedule](**numbers).alpha_bar
     known = np.asarray(alpha_bar, np.float64)
@@ -96,6 +99,7 @@ class Path(NamedTuple):
       time: what it is told of the noise: `{"kind": a key of TIMES, ...}` with that kind's numbers.
       data: the range of its images, (-1, 1) or (0, 1).
       sigma_data: σ_d of "edm" and "F".
+      sigma_max: the highest σ of its training, for images in `data`; None: its table's, or any.
     """
 
     state: str
@@ -103,6 +107,7 @@ class Path(NamedTuple):
     time: Mapping[str, Any]
     data: tuple[float, float] = (-1, 1)
     sigma_data: float = 0.5
+    sigma_max: float | None = None
 
 
 class Tables(NamedTuple):
@@ -144,3 +149,16 @@ def tables(path: Path, alpha_bar: np.ndarray) -> Tables:
     numbers = {name: value for name, value in path.time.items() if name != "kind"}
     time = TIMES[path.time["kind"]](sigma, **numbers)
     return Tables(p * y_scale, q, p * y_shift, factor * y_scale, factor * y_shift, time)
+
+
+def levels_known(path: Path, alpha_bar: np.ndarray) -> int:
+    """How many of the levels ᾱ `[T]`, from the cleanest on, the network has been trained on."""
+    alpha_bar = np.asarray(alpha_bar, np.float64)
+    sigma = (path.data[1] - path.data[0]) / 2 * np.sqrt(1 / alpha_bar - 1)
+    highest = path.sigma_max or np.inf
+    if path.time["kind"] == "levels":
+        time = {name: value for name, value in path.time.items() if name != "kind"}
+        table = time.get("alpha_bar") or schedules.SCHEDULES[time.pop("schedule")](**time).alpha_bar
+        least = min(value for value in np.asarray(table, np.float64) if value > 0)
+        highest = min(highest, np.sqrt(1 / least - 1))
+    return int((sigma <= 1.01 * highest).sum())

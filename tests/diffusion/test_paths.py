@@ -79,3 +79,14 @@ def test_what_is_unknown():
     for path in (("vx", "eps", LINEAR), ("vp", "e", LINEAR), ("vp", "eps", {"kind": "x"})):
         with pytest.raises(ValueError, match="there are"):
             paths.tables(paths.Path(*path), np.array([0.5]))
+
+
+def test_levels_beyond_those_of_its_training():
+    grid = schedules.linear().alpha_bar
+    assert paths.levels_known(paths.Path("vp", "eps", LINEAR), grid) == 1000
+    edm = paths.Path("edm", "F", {"kind": "sigma"}, sigma_max=80.0)
+    known = paths.levels_known(edm, grid)
+    sigma = np.sqrt(1 / grid.astype(np.float64) - 1)
+    assert sigma[known - 1] <= 80.8 < sigma[known] and known > 900
+    halved = paths.levels_known(edm._replace(data=(0, 1)), grid)
+    assert halved == (sigma / 2 <= 80.8).sum() > known
