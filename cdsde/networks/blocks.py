@@ -190,7 +190,8 @@ class GroupNorm(nn.Module):
         """
         shape, channels = x.shape, x.shape[-1]
         groups = min(GROUPS, channels // self.group_channels)
-        if groups == 0 or channels % groups or channels < GROUPS:
+        alone = self.group_channels == 1 and channels < GROUPS
+        if groups == 0 or channels % groups or alone:
             raise ValueError(
                 f"group normalisation in '{'/'.join(self.path)}' has {channels} channels: choose "
                 f"channels and channel_mult so that every width is divisible by {groups or GROUPS}."

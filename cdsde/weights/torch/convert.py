@@ -140,13 +140,19 @@ def from_state_dict(
         raise Mismatch(f"the weights do not fit kind '{kind}': {error}; {hint}.", wrong) from None
 
 
-def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callable) -> dict:
+def fit(
+    shapes: Mapping,
+    state_dict: Mapping[str, np.ndarray],
+    published: Callable,
+    consume: bool = False,
+) -> dict:
     """A network's parameters from a state dict.
 
     Args:
       shapes: result of `jax.eval_shape` of the network's `init`; only its "params" are used.
       state_dict: published names to arrays.
       published: `(path, shape) -> (published name, published shape)` of a parameter.
+      consume: take each array out of `state_dict`, so that memory never holds all weights twice.
 
     Returns:
       `{"params": tree}`, float32.
@@ -167,7 +173,7 @@ def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callab
         )
     params = {}
     for path, (name, _) in names.items():
-        value = state_dict[name]
+        value = state_dict.pop(name) if consume else state_dict[name]
         if path[-1] == "kernel" and len(leaves[path].shape) == 4:
             value = np.transpose(value, (2, 3, 1, 0))
         elif path[-1] == "kernel":

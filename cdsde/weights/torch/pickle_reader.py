@@ -8,18 +8,18 @@ state dicts; `torch.load` supports more.
 
 from __future__ import annotations
 
-import functools
+import io
 import math
-import pickle
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from cdsde.weights.torch import opcodes
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -54,7 +54,7 @@ def load(path: str | Path) -> Any:
             zipped = zipfile.is_zipfile(f)
             f.seek(0)
             return _load_zip(f) if zipped else _load_legacy(f)
-    except _RefusedError as error:
+    except opcodes.RefusedError as error:
         raise ValueError(
             f"{path} was refused because it holds something else than plain tensors ({error}) and "
             "loading it could execute code: save only the state_dict, or convert it to "
@@ -67,11 +67,6 @@ def load(path: str | Path) -> Any:
         raise ValueError(f"{path} is not a readable PyTorch file: {first}.") from None
 
 
-class _RefusedError(Exception):
-    pass
-
-
-# A pickle can set attributes of the objects it receives, so these are tuples, checked at creation.
 class _Storage(NamedTuple):
     """A named array of numbers, whose bytes follow later in the file; `start` counts elements."""
 
@@ -102,14 +97,21 @@ def _check_counts(numbers, what: str) -> None:
         raise ValueError(f"{what} has invalid sizes")
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
+def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor | np.ndarray:
     shape, strides = tuple(shape), tuple(strides)
     _check_counts((offset, *shape, *strides), "a tensor")
     count = math.prod(shape)
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if count > storage.size or (count and last >= storage.size):
         raise ValueError("a tensor reaches beyond its storage")
+    if isinstance(storage, np.ndarray):
+        return _view(storage, offset, shape, strides)
     return _Tensor(storage, offset, shape, strides)
+
+
+def _view(storage: np.ndarray, offset, shape, strides) -> np.ndarray:
+    strides = [storage.itemsize * n for n in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False)
 
 
 def _rebuild_parameter(data, *_) -> Any:
@@ -117,27 +119,36 @@ def _rebuild_parameter(data, *_) -> Any:
 
 
 _GLOBALS = {
-    ("collections", "OrderedDict"): lambda: OrderedDict,
-    ("torch._utils", "_rebuild_tensor"): lambda: lambda *args: _rebuild_tensor(*args),
-    ("torch._utils", "_rebuild_tensor_v2"): lambda: lambda *args: _rebuild_tensor(*args),
-    ("torch._utils", "_rebuild_parameter"): lambda: lambda *args: _rebuild_parameter(*args),
-    **{("torch", name): functools.partial(_StorageType, name) for name in DTYPES},
+    ("collections", "OrderedDict"): opcodes.dict_of,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    **{("torch", name): _StorageType(name) for name in DTYPES},
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickler for tensors and plain data; `dtypes` are those of the storages so far."""
+class Unpickler:
+    """Unpickler for tensors and plain data, and for what the names in `more` build.
 
-    def __init__(self, file: IO[bytes]):
-        super().__init__(file)
+    `more` is `{(module, name): callable}`, see `opcodes.load`; `dtypes` are those of the storages
+    so far.
+    """
+
+    def __init__(self, file: IO[bytes], more: Mapping[tuple[str, str], Any] | None = None):
+        self._file = file
+        self._globals = {**_GLOBALS, **(more or {})}
         self.dtypes: dict[str, np.dtype] = {}
 
-    def find_class(self, module, name):
-        if (module, name) not in _GLOBALS:
-            raise _RefusedError(f"{module}.{name}")
-        return _GLOBALS[module, name]()  # a new object, so that a file cannot affect the next one
+    def load(self) -> Any:
+        """The content of the next pickle of the stream; errors are those of `opcodes.load`."""
+        return opcodes.load(self._file, self._find, self._storage)
 
-    def persistent_load(self, pid):
+    def _find(self, module: str, name: str) -> Any:
+        if (module, name) not in self._globals:
+            raise opcodes.RefusedError(f"{module}.{name}")
+        return self._globals[module, name]
+
+    def _storage(self, pid) -> _Storage:
         tag, kind, key, _, size, *view = pid
         if tag != "storage":
             raise ValueError("an object outside the pickle is not a storage")
@@ -155,23 +166,47 @@ def _load_zip(f: BinaryIO) -> Any:
         if names.get("byteorder") and archive.read(names["byteorder"]) != b"little":
             raise ValueError("it comes from a big-endian machine")
         with archive.open(names["data.pkl"]) as data:
-            content = _Unpickler(data).load()
+            content = Unpickler(data).load()
 
         return _resolve(content, lambda key: archive.read(names[f"data/{key}"]))
 
 
-def _load_legacy(f: BinaryIO) -> Any:
-    if _Unpickler(f).load() != LEGACY_MAGIC:
+def storage_in(data: bytes) -> np.ndarray:
+    """The storage in the bytes of a file of the old format, as pickles of whole tensors hold it.
+
+    Returns:
+      A view of `data`, one-dimensional.
+
+    Raises:
+      Exception: as `opcodes.load`.
+    """
+    f = io.BytesIO(data)
+    _check_header(f)
+    storage = Unpickler(f).load()
+    if not isinstance(storage, _Storage) or Unpickler(f).load() != [storage.key]:
+        raise ValueError("a tensor's bytes hold something else than one storage")
+    (count,) = struct.unpack("<q", f.read(8))
+    if count != storage.size or storage.start:
+        raise ValueError("a tensor's bytes announce two sizes")
+    return np.frombuffer(data, storage.dtype, count, f.tell())
+
+
+def _check_header(f: IO[bytes]) -> None:
+    if Unpickler(f).load() != LEGACY_MAGIC:
         raise ValueError("it has another header")
-    if _Unpickler(f).load() != LEGACY_PROTOCOL:
+    if Unpickler(f).load() != LEGACY_PROTOCOL:
         raise ValueError("its version is unknown")
-    if not _Unpickler(f).load()["little_endian"]:
+    if not Unpickler(f).load()["little_endian"]:
         raise ValueError("it comes from a big-endian machine")
-    unpickler = _Unpickler(f)
+
+
+def _load_legacy(f: BinaryIO) -> Any:
+    _check_header(f)
+    unpickler = Unpickler(f)
     content = unpickler.load()
     # The storages follow, each as its number of elements and their bytes.
     blobs = {}
-    for key in map(str, _Unpickler(f).load()):
+    for key in map(str, Unpickler(f).load()):
         (count,) = struct.unpack("<q", f.read(8))
         blobs[key] = f.read(count * unpickler.dtypes[key].itemsize)
     return _resolve(content, blobs.__getitem__)
@@ -189,9 +224,7 @@ def _resolve(content: Any, read: Callable[[str], bytes]) -> Any:
             part = storages[storage.key][storage.start : storage.start + storage.size]
             if part.size < storage.size:
                 raise ValueError(f"storage {storage.key} is truncated")
-            strides = [storage.dtype.itemsize * s for s in value.strides]
-            view = np.lib.stride_tricks.as_strided(part[value.offset :], value.shape, strides)
-            return view.copy()
+            return _view(part, value.offset, value.shape, value.strides).copy()
         if isinstance(value, dict):
             return {key: resolve(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
