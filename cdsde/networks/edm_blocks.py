@@ -1,7 +1,7 @@
 """What the two U-Nets of EDM (Karras et al. 2022) share: the residual block, labels, levels.
 
 Both map images `[B, H, W, C]` and the network's own time input, `c_noise`, to the raw output F,
-float32; `diffusion.preconditioning` turns F into a clean image. `dtype` is the compute dtype of
+float32; `diffusion.paths` turns F into the noise. `dtype` is the compute dtype of
 convolutions and matrix products. Modules have the published names.
 Source: github.com/NVlabs/edm, training/networks.py.
 """

@@ -7,7 +7,6 @@ Source: github.com/NVlabs/edm.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -136,11 +135,7 @@ def fields_of(network: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def path_of(
     kind: str, constants: Mapping[str, Any], table: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """How a network of a preconditioning sees a noisy image, for `diffusion.paths.Path`.
-
-    Besides state, output, time, and data it has `sigma_range`, the noise levels that the network
-    knows (None: no limit). In "minus_eps" the network returns -ε; at "log_sigma" it is told
-    ln(factor σ).
+    """The fields of `diffusion.paths.Path` of a preconditioning, as plain JSON values.
 
     Args:
       kind: one of `PRECONDITIONINGS`.
@@ -151,42 +146,29 @@ def path_of(
       ValueError: unknown kind, constants that are no numbers, another table.
     """
 
-    def number(name: str, default: float, least: float = 1e-12) -> float:
+    def number(name: str, default: float) -> float:
         value = constants.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-            raise ValueError(f"its {kind} has {name}={str(value)[:40]}, which is no such number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+            raise ValueError(f"its {kind} has {name}={str(value)[:40]}, which is no such constant")
         return value
 
+    path: dict[str, Any] = {"data": [-1, 1]}
     if kind == "EDMPrecond":
-        form = {"state": "edm", "output": "F", "time": {"kind": "edm"}}
-        form["sigma_data"] = number("sigma_data", 0.5)
-        limits = (0, math.inf)
-    elif kind == "VPPrecond":
+        time = {"kind": "log_sigma", "factor": 0.25}
+        data = number("sigma_data", 0.5)
+        return {**path, "state": "edm", "output": "F", "time": time, "sigma_data": data}
+    if kind == "VEPrecond":  # D = x + σ F, so F is -ε
+        time = {"kind": "log_sigma", "unit": 2}
+        return {**path, "state": "ve", "output": "minus_eps", "time": time}
+    if kind == "VPPrecond":
         slope, low = number("beta_d", 19.9), number("beta_min", 0.1)
         time = {"kind": "vp", "beta_min": low, "beta_max": low + slope}
         time["scale"] = number("M", 1000) - 1
-        form = {"state": "vp", "output": "eps", "time": time}
-        limits = (
-            math.sqrt(math.expm1(slope * t * t / 2 + low * t))
-            for t in (number("epsilon_t", 1e-5), 1.0)
-        )
-    elif kind == "VEPrecond":
-        time = {"kind": "log_sigma", "factor": 0.5}
-        form = {"state": "ve", "output": "minus_eps", "time": time}
-        limits = (0.02, 100)
     elif kind == "iDDPMPrecond":
-        levels = _levels(table)
-        alpha_bar = 1 / (1 + levels[::-1] ** 2)
-        time = {"kind": "levels", "alpha_bar": alpha_bar.tolist()}
-        form = {"state": "vp", "output": "eps", "time": time}
-        limits = (float(levels[-1]), float(levels[0]))
+        time = {"kind": "nearest", "sigmas": _levels(table)[::-1].tolist()}
     else:
         raise ValueError(f"its 'ema' is a {kind}; known are {', '.join(PRECONDITIONINGS)}")
-    low, high = (
-        number(f"sigma_{end}", n, 0) for end, n in zip(("min", "max"), limits, strict=True)
-    )
-    form["sigma_range"] = [low or None, None if high == math.inf else high]
-    return {**form, "data": [-1, 1]}
+    return {**path, "state": "vp", "output": "eps", "time": time}
 
 
 def _levels(table: np.ndarray | None) -> np.ndarray:

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cdsde.weights.torch import opcodes, pickle_reader
+from cdsde.weights.torch import opcodes, pickle_reader, plain_objects
 
 VERSION = 6  # of torch_utils.persistence
 DEPTH = 16  # of modules in modules; EDM's networks have 5
-NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 
 
 class Snapshot(NamedTuple):
@@ -127,28 +126,9 @@ def _persistent(about: Any) -> _Module:
     return module
 
 
-class _Dtype:
-    """NumPy's dtype of a number; its byte order comes with its state."""
-
-    def __init__(self, code: str, *_):
-        if code not in NUMBERS:
-            raise ValueError(f"a number has the dtype {code}")
-        self.code = code
-
-    def build(self, state: Any) -> None:
-        if state[1] == ">":
-            raise ValueError("it comes from a big-endian machine")
-
-
-def _scalar(dtype: _Dtype, data: bytes) -> Any:
-    return np.frombuffer(data, f"<{dtype.code}").reshape(()).item()
-
-
 _GLOBALS = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
     ("torch.nn.modules.container", "ModuleDict"): lambda: _Module("ModuleDict"),
     ("torch.storage", "_load_from_bytes"): pickle_reader.storage_in,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
+    **plain_objects.NUMPY_SCALARS,
 }
