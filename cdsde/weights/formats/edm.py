@@ -25,6 +25,7 @@ from cdsde.weights.formats.opened import Opened
 from cdsde.weights.torch import convert
 
 NETWORKS = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+ARCH = {"SongUNet": "edm_song", "DhariwalUNet": "edm_dhariwal"}
 PRECONDITIONINGS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
 # EDM's arguments -> our fields.
 SHARED = {
@@ -90,7 +91,7 @@ def _opened(snapshot: edm_pickle.Snapshot) -> Opened:
     module = NETWORKS[network](**tupled(fields))
     shapes = jax.eval_shape(module.init, jax.random.key(0), x, 1.0)
     params = convert.fit(shapes, weights, published, consume=True)
-    return Opened(network, fields, path, params)
+    return Opened(ARCH[network], fields, path, params)
 
 
 def tupled(fields: Mapping[str, Any]) -> dict[str, Any]:
