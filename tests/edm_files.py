@@ -54,11 +54,11 @@ def tensor(storage, *layout) -> Call:
     return Call("torch._utils._rebuild_tensor_v2", (storage, *layout, False, {}))
 
 
-def storage_file(values, size=None, count=None, little=True, extra=()) -> bytes:
+def storage_file(values, size=None, count=None, little=True, view=None) -> bytes:
     """A file of PyTorch's old format with one storage, of float32 numbers."""
     size = values.size if size is None else size
     kind = Raw(b"ctorch\nFloatStorage\n")
-    pid = pickled(("storage", kind, "0", "cpu", size, None, *extra))
+    pid = pickled(("storage", kind, "0", "cpu", size, view))
     head = (pickle_reader.LEGACY_MAGIC, pickle_reader.LEGACY_PROTOCOL, {"little_endian": little})
     parts = [pickle.dumps(part, protocol=2) for part in head]
     parts += [pid + b"Q.", pickle.dumps(["0"], protocol=2)]
@@ -86,7 +86,10 @@ def module(tree, kind, **attributes) -> Call:
     container = {"enc": "ModuleDict", "dec": "ModuleDict"}
     # Where a test gives a part, it is as it is.
     given = attributes.pop("_modules", {})
-    state["_modules"] = {k: module(v, container.get(k, "Part")) for k, v in parts.items()} | given
+    modules = {k: module(v, container.get(k, "Part")) for k, v in parts.items()} | given
+    # An OrderedDict, as older versions of PyTorch have it there.
+    items = b"".join(pickled(k) + pickled(v) for k, v in modules.items())
+    state["_modules"] = Raw(pickled(ordered) + b"(" + items + b"u")
     if kind == "ModuleDict":
         return Call("torch.nn.modules.container.ModuleDict", (), state)
     # What NumPy writes for a number, here √½.

@@ -72,21 +72,23 @@ def classes(file):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_sweeps_over_the_noise(file):
+def test_sweep_over_the_noise_and_two_images_at_two_levels(file):
     v, y = vectors(file), classes(file)
-    y = None if y is None else y[[0] * len(v["sigma"])]
-    clean, raw, time = denoiser(file)(v["x"][:, 0], v["sigma"], y)
-    assert_near(clean[:, None], file, "D")
-    assert_near(raw[:, None], file, "F")
+    levels = len(v["sigma"])
+    x = np.concatenate([v["x"][:, 0], v["x_mixed"]])
+    y = None if y is None else np.concatenate([y[[0] * levels], y])
+    clean, raw, time = denoiser(file)(x, np.concatenate([v["sigma"], v["sigma_mixed"]]), y)
+    assert_near(clean[:levels, None], file, "D")
+    assert_near(raw[:levels, None], file, "F")
+    assert_near(clean[levels:], file, "D_mixed")
     dev = FLOORS[f"{file}.npz"]["c_noise"]["f64_dev"]
-    np.testing.assert_allclose(time, v["c_noise"], rtol=1e-6, atol=2 * dev)
+    np.testing.assert_allclose(time[:levels], v["c_noise"], rtol=1e-6, atol=2 * dev)
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_two_images_at_two_levels(file):
+def test_labels_that_are_not_given_and_labels_of_augmentation(file):
     v, y = vectors(file), classes(file)
     inputs = v["x_mixed"], v["sigma_mixed"]
-    assert_near(denoiser(file)(*inputs, y)[0], file, "D_mixed")
     if y is not None:
         assert_near(denoiser(file)(*inputs)[0], file, "D_mixed_no_labels")
     if "augment_labels" in v:

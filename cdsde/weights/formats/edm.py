@@ -127,6 +127,8 @@ def fields_of(network: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
             plain = isinstance(value, str)
         elif plain:
             plain = all(isinstance(n, number) and 0 <= n < 2**31 for n in values)
+        if name == "resample_filter":
+            plain = plain and len(value) % 2 == 0 and sum(value) > 0
         if not plain:
             raise ValueError(f"its {network} has the argument {name}={str(value)[:40]}")
     fields = {names[name]: value for name, value in arguments.items() if name in names}
