@@ -116,6 +116,14 @@ def from_state_dict(
       Mismatch: keys or shapes do not fit the network.
       ValueError: unknown kind or field.
     """
+    network, params = fitted(state_dict, kind, arch)
+    return network.apply, params
+
+
+def fitted(
+    state_dict: Mapping[str, np.ndarray], kind: str, arch: Mapping[str, Any], consume: bool = False
+) -> tuple[Any, dict]:
+    """`(linen module, params)` as in `from_state_dict`; `consume` as in `fit`."""
     spec = kinds.of_name(kind)
     inferred = infer_architecture(state_dict, kind, **arch)
     network = _build(spec, {**inferred, **arch}, kind)
@@ -123,7 +131,8 @@ def from_state_dict(
     inputs, labels = spec.inputs(network, state_dict)
     shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs, **labels)
     try:
-        return network.apply, fit(shapes, state_dict, functools.partial(_published, spec))
+        published = functools.partial(_published, spec)
+        return network, fit(shapes, state_dict, published, consume)
     except Damaged:
         raise
     except ValueError as error:
