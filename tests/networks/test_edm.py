@@ -21,7 +21,6 @@ FLOORS = json.loads((GOLDEN / "floors.json").read_text())["floors"]
 RECIPE = json.loads((GOLDEN / "recipe.json").read_text())
 RUNS = json.loads((GOLDEN / "sampler.json").read_text())
 FULL = json.loads((GOLDEN / "full_size.json").read_text())
-CLASSES = {arch: edm.NETWORKS[name] for name, arch in edm.ARCH.items()}
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 
@@ -46,7 +45,7 @@ class Denoiser:
 
     def __init__(self, opened):
         self.params, self.path = opened.params, paths.Path(**opened.path)
-        self.module = CLASSES[opened.arch](**edm.tupled(opened.fields))
+        self.module = edm.NETWORKS[opened.arch](**edm.tupled(opened.fields))
         self.apply = quick_jit(self.module.apply)
 
     def __call__(self, x, sigma, y=None, augment=None):
@@ -101,6 +100,7 @@ def test_the_limits_of_the_noise(file):
     constants = edm_pickle.load(GOLDEN / f"{file}.pkl").constants
     limits = [min(constants[f"sigma_{end}"], 1e30) for end in ("min", "max")]
     np.testing.assert_array_equal(limits, vectors(file)["sigma_min_max"])
+    assert (denoiser(file).path.sigma_max or 1e30) == limits[1]
 
 
 def sampled(run, denoise, latents, draws):

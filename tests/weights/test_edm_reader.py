@@ -166,6 +166,7 @@ WRONG = {
     "no levels": ({"channel_mult": []}, "do not make 0 levels"),
     "long list": ({"channel_mult": [1] * 99}, "argument channel_mult="),
     "type": ({"num_blocks": "1"}, "argument num_blocks=1"),
+    "zero": ({"channel_mult": [1, 0]}, "argument channel_mult="),
     "negative": ({"num_blocks": -1}, "argument num_blocks=-1"),
     "classes": ({"label_dim": 7}, "missing .*map_label.weight"),
     "inputs": ({"in_channels": 4}, r"enc\.8x8_conv\.weight: file \(8, 3, 3, 3\)"),
@@ -240,7 +241,7 @@ def test_other_contents(tmp_path, weights):
 def test_what_a_file_says_is_told(tmp_path, weights):
     edm_files.write(tmp_path / "a.pkl", content(weights, sigma_data=0.25))
     opened = edm.read(tmp_path / "a.pkl")
-    assert opened.arch == "edm_song" and opened.fields["attention_resolutions"] == []
+    assert opened.arch == "SongUNet" and opened.fields["attention_resolutions"] == []
     time = {"kind": "log_sigma", "factor": 0.25}
     assert opened.path == {
         "state": "edm",
@@ -248,6 +249,7 @@ def test_what_a_file_says_is_told(tmp_path, weights):
         "time": time,
         "data": [-1, 1],
         "sigma_data": 0.25,
+        "sigma_max": None,
     }
     np.testing.assert_array_equal(
         opened.params["params"]["map_layer0"]["kernel"].T, weights["map_layer0.weight"]

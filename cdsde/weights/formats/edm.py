@@ -7,6 +7,7 @@ Source: github.com/NVlabs/edm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from cdsde.weights.formats.opened import Opened
 from cdsde.weights.torch import convert
 
 NETWORKS = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
-ARCH = {"SongUNet": "edm_song", "DhariwalUNet": "edm_dhariwal"}
 PRECONDITIONINGS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
 # EDM's arguments -> our fields.
 SHARED = {
@@ -91,7 +91,7 @@ def _opened(snapshot: edm_pickle.Snapshot) -> Opened:
     module = NETWORKS[network](**tupled(fields))
     shapes = jax.eval_shape(module.init, jax.random.key(0), x, 1.0)
     params = convert.fit(shapes, weights, published, consume=True)
-    return Opened(ARCH[network], fields, path, params)
+    return Opened(network, fields, path, params)
 
 
 def tupled(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,8 @@ def fields_of(network: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(default, str):
             plain = isinstance(value, str)
         elif plain:
-            plain = all(isinstance(n, number) and 0 <= n < 2**31 for n in values)
+            least = 0 if name in ("label_dim", "augment_dim", "resample_filter") else 1
+            plain = all(isinstance(n, number) and least <= n < 2**31 for n in values)
         if name == "resample_filter":
             plain = plain and len(value) % 2 == 0 and sum(value) > 0
         if not plain:
@@ -155,7 +156,9 @@ def path_of(
             raise ValueError(f"its {kind} has {name}={str(value)[:40]}, which is no such constant")
         return value
 
+    known = constants.get("sigma_max") not in (None, math.inf)
     path: dict[str, Any] = {"data": [-1, 1]}
+    path["sigma_max"] = number("sigma_max", 0) if known else None
     if kind == "EDMPrecond":
         time = {"kind": "log_sigma", "factor": 0.25}
         data = number("sigma_data", 0.5)
