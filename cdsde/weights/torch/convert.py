@@ -116,6 +116,14 @@ def from_state_dict(
       Mismatch: keys or shapes do not fit the network.
       ValueError: unknown kind or field.
     """
+    network, params = fitted(state_dict, kind, arch)
+    return network.apply, params
+
+
+def fitted(
+    state_dict: Mapping[str, np.ndarray], kind: str, arch: Mapping[str, Any], consume: bool = False
+) -> tuple[Any, dict]:
+    """`(linen module, params)` as in `from_state_dict`; `consume` as in `fit`."""
     spec = kinds.of_name(kind)
     inferred = infer_architecture(state_dict, kind, **arch)
     network = _build(spec, {**inferred, **arch}, kind)
@@ -123,7 +131,8 @@ def from_state_dict(
     inputs, labels = spec.inputs(network, state_dict)
     shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs, **labels)
     try:
-        return network.apply, fit(shapes, state_dict, functools.partial(_published, spec))
+        published = functools.partial(_published, spec)
+        return network, fit(shapes, state_dict, published, consume)
     except Damaged:
         raise
     except ValueError as error:
@@ -140,13 +149,19 @@ def from_state_dict(
         raise Mismatch(f"the weights do not fit kind '{kind}': {error}; {hint}.", wrong) from None
 
 
-def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callable) -> dict:
+def fit(
+    shapes: Mapping,
+    state_dict: Mapping[str, np.ndarray],
+    published: Callable,
+    consume: bool = False,
+) -> dict:
     """A network's parameters from a state dict.
 
     Args:
       shapes: result of `jax.eval_shape` of the network's `init`; only its "params" are used.
       state_dict: published names to arrays.
       published: `(path, shape) -> (published name, published shape)` of a parameter.
+      consume: take each array out of `state_dict`, so that memory never holds all weights twice.
 
     Returns:
       `{"params": tree}`, float32.
@@ -167,7 +182,7 @@ def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callab
         )
     params = {}
     for path, (name, _) in names.items():
-        value = state_dict[name]
+        value = state_dict.pop(name) if consume else state_dict[name]
         if path[-1] == "kernel" and len(leaves[path].shape) == 4:
             value = np.transpose(value, (2, 3, 1, 0))
         elif path[-1] == "kernel":
