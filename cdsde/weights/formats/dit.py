@@ -32,9 +32,6 @@ CONSTRUCTOR = (
     "input_size patch_size in_channels hidden_size depth num_heads mlp_ratio class_dropout_prob "
     "num_classes learn_sigma"
 ).split()
-LATENT_CHANNELS = 4
-# Of the autoencoder of SD-1.x, on whose latents every published DiT works.
-LATENT = {"factor": 8, "scaling_factor": 0.18215}
 
 
 def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
@@ -46,9 +43,7 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
         which need not exist.
 
     Returns:
-      The network. `path` has state "vp", output "eps", the levels of the linear noise, data
-      [-1, 1]; "variance": "learned_range" with a learned variance; "latent" where the network works
-      on latents.
+      The network. Published ones work on latents of SD-1.x's autoencoder, times 0.18215.
 
     Raises:
       ValueError: the file would execute code, is damaged, has no average, does not tell the number
@@ -78,23 +73,14 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
     side, channels = fields["input_size"], fields["in_channels"]
     inputs = (jnp.zeros((1, side, side, channels)), jnp.ones(1), jnp.zeros(1, int))
     params = beside.fitted(module, inputs, weights, path)
-    return Opened("DiT", fields, path_of(fields), params)
+    return Opened("DiT", fields, path_of(), params)
 
 
-def path_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """How a DiT of these fields sees a noisy image, for `diffusion.paths.Path`."""
+def path_of() -> dict[str, Any]:
+    """How every published DiT sees a noisy image (or latent), for `diffusion.paths.Path`."""
     alpha_bar = np.cumprod(1 - schedules.exact_beta("linear"))
-    form: dict[str, Any] = {
-        "state": "vp",
-        "output": "eps",
-        "time": {"kind": "levels", "alpha_bar": alpha_bar.tolist()},
-        "data": [-1, 1],
-    }
-    if fields["learn_sigma"]:
-        form["variance"] = "learned_range"
-    if fields["in_channels"] == LATENT_CHANNELS:
-        form["latent"] = dict(LATENT)
-    return form
+    time = {"kind": "levels", "alpha_bar": alpha_bar.tolist()}
+    return {"state": "vp", "output": "eps", "time": time, "data": [-1, 1]}
 
 
 def _averaged(content: Any) -> dict[str, Any]:

@@ -89,11 +89,11 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
         inferred = convert.infer_architecture(weights, "adm", **told)
         params = convert.fitted(weights, "adm", told, consume=True)[1]
         fields = {**inferred, **told}
-        form = path_of(arguments, fields["out_channels"])
+        form = path_of(arguments)
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).rstrip('.')}.") from None
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
-    return Opened("ADMUNet", plain, form, params)
+    return Opened("adm", plain, form, params)
 
 
 def _published(
@@ -165,12 +165,12 @@ def fields_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def path_of(arguments: Mapping[str, Any], out_channels: int = 3) -> dict[str, Any]:
+def path_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """How a network of these arguments sees a noisy image, for `diffusion.paths.Path`.
 
     Returns:
       state "vp", output "eps" or "x0", time "levels" with data [-1, 1]; time has a "scale" where
-      the network is told the index times that; "variance": "learned_range" where it has one.
+      the network is told the index times that.
 
     Raises:
       ValueError: unknown noise.
@@ -183,5 +183,4 @@ def path_of(arguments: Mapping[str, Any], out_channels: int = 3) -> dict[str, An
     if arguments["rescale_timesteps"] and steps != 1000:
         time["scale"] = 1000 / steps
     output = "x0" if arguments["predict_xstart"] else "eps"
-    form = {"state": "vp", "output": output, "time": time, "data": [-1, 1]}
-    return {**form, "variance": "learned_range"} if out_channels == 6 else form
+    return {"state": "vp", "output": output, "time": time, "data": [-1, 1]}

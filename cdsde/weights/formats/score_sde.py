@@ -73,7 +73,6 @@ EXAMPLES: dict[str, Any] = {
 DEFAULTS = {"fir_kernel": [1, 3, 3, 1], "progressive_combine": "sum", "nonlinearity": "swish"}
 LONGEST = 32  # a list in a configuration
 SDES = ("vpsde", "subvpsde", "vesde")
-FIRST_TIME = 1e-5  # the smallest time of a training
 
 
 def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
@@ -295,7 +294,7 @@ def path_of(config: Mapping[str, Any], sigmas: np.ndarray | None = None) -> dict
       sigmas: the file's noise levels of VE, decreasing.
 
     Returns:
-      state, output, time, data and sigma_range. VE: the output is the score of x0 + σ n. VP: the
+      state, output, time, data and sigma_max. VE: the output is the score of x0 + σ n. VP: the
       output is ε, since the score is that over -s; the time is 999 times the continuous one, or,
       where training was not continuous, the index of a level. Sub-VP: the same with the state
       a x0 + (1 - a²) n.
@@ -317,9 +316,8 @@ def path_of(config: Mapping[str, Any], sigmas: np.ndarray | None = None) -> dict
         count = int(model.get("num_scales", 1000))
         beta = np.linspace(low / count, high / count, count)
         time = {"kind": "levels", "alpha_bar": np.cumprod(1 - beta).tolist()}
-    squares = [math.exp(-low * t - (high - low) * t * t / 2) for t in (FIRST_TIME, 1.0)]  # a²
-    power = 0.5 if kind == "vp" else 1.0
-    form["sigma_range"] = [(1 - square) ** power / math.sqrt(square) for square in squares]
+    square = math.exp(-(low + high) / 2)  # a² at time 1
+    form["sigma_max"] = (1 - square) ** (0.5 if kind == "vp" else 1.0) / math.sqrt(square)
     return {"state": kind, "output": "eps", "time": time, **form}
 
 
@@ -343,5 +341,5 @@ def _ve(model: Mapping[str, Any], continuous: bool, sigmas: np.ndarray | None) -
         "state": "ve",
         "output": "score_ve",
         "time": {"kind": "sigma"},
-        "sigma_range": [float(low), float(high)],
+        "sigma_max": float(high),
     }
