@@ -263,7 +263,7 @@ def fields_of(config: Mapping[str, Any], levels: int, where: Path) -> dict[str, 
     told = {**model, **{name: data.get(name) for name in ("image_size", "centered")}}
     told["num_channels"] = data.get("num_channels", 3)
     for name, example in EXAMPLES.items():
-        value = told.get(name, DEFAULTS.get(name))
+        value: Any = told.get(name, DEFAULTS.get(name))
         values = value if isinstance(example, list) else [value]
         plain = isinstance(values, list | tuple) and len(values) <= LONGEST
         known = type(example[0] if isinstance(example, list) else example)

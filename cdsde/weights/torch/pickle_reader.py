@@ -204,11 +204,11 @@ def _zip(f: BinaryIO, more: Names | None) -> Iterator[tuple[Any, Read]]:
         def read(key: str, dtype: np.dtype) -> np.ndarray:
             entry = entries[f"data/{key}"]
             elements = np.empty(entry.file_size // dtype.itemsize, dtype)
-            space, at = memoryview(elements.view(np.uint8)), 0
+            space, at = elements.view(np.uint8), 0
             with archive.open(entry) as data:
                 while piece := data.read(PIECE):
                     kept = piece[: len(space) - at]
-                    space[at : at + len(kept)] = kept
+                    space[at : at + len(kept)] = np.frombuffer(kept, np.uint8)
                     at += len(kept)
             if at < len(space):
                 raise ValueError(f"storage {key} is truncated")
