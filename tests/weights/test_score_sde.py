@@ -116,10 +116,12 @@ def test_files(name, opened, compile_quickly):
     raw = from_weights(module_of(fields), raw, jnp.zeros((1, side, side, fields["out_channels"])),
                        jnp.ones(1))  # fmt: skip
     config["training"]["sde"] = (tag := next(k for k in mixed if "raw" in k).split("_")[0])
-    score_of(
-        f"{name}.npz", f"{tag}_score_mixed", module_of(fields), raw, score_sde.path_of(config),
-        mixed[f"{tag}_x_mixed"], mixed[f"{tag}_t_mixed"], mixed[f"{tag}_score_mixed_of_raw_weights"],
-    )  # fmt: skip
+    x, t, expected = (
+        mixed[f"{tag}_{array}_mixed{end}"]
+        for array, end in (("x", ""), ("t", ""), ("score", "_of_raw_weights"))
+    )
+    form = score_sde.path_of(config)
+    score_of(f"{name}.npz", f"{tag}_score_mixed", module_of(fields), raw, form, x, t, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

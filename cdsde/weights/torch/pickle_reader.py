@@ -72,24 +72,28 @@ def load(
       ValueError: the file contains more than tensors and plain data, is damaged, or `select` found
         it `Unsuitable`.
     """
-    try:
-        with open(path, "rb") as f:
+    with open(path, "rb") as f:
+        try:
             opened = _zip if zipfile.is_zipfile(f) else _legacy
             with opened(f, more) as (content, read):
                 return _resolve(content if select is None else select(content), read)
-    except opcodes.RefusedError as error:
-        raise ValueError(
+        except Exception as error:
+            raise _told(path, error) from None
+
+
+def _told(path: str | Path, error: Exception) -> ValueError:
+    """What is wrong with a file, in a sentence."""
+    if isinstance(error, opcodes.RefusedError):
+        return ValueError(
             f"{path} was refused because it holds something else than plain tensors ({error}) and "
             "loading it could execute code: save only the state_dict, or convert it to "
             ".safetensors where you trust it."
-        ) from None
-    except Unsuitable as error:
-        raise ValueError(f"{path} {error}") from None
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can make its reader raise anything
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable PyTorch file: {first}.") from None
+        )
+    if isinstance(error, Unsuitable):
+        return ValueError(f"{path} {error}")
+    # A damaged file can make its readers raise anything.
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"{path} is not a readable PyTorch file: {first}.")
 
 
 class _Storage(NamedTuple):
