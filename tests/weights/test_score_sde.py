@@ -48,7 +48,7 @@ def module_of(fields):
     return NCSNpp(**beside.tupled(fields))
 
 
-def compare(file, tag, module, params, form):
+def compare(file, tag, module, params, config):
     """All arrays of a file whose names begin with `tag`, an SDE."""
     with np.load(FOLDER / file) as arrays:
         found = {k.removeprefix(tag): v for k, v in arrays.items() if k.startswith(tag)}
@@ -56,29 +56,30 @@ def compare(file, tag, module, params, form):
     raw = at_times(module, params, x, found["labels"])
     if "model_output" in found:
         check("score_sde", file, f"{tag}model_output", raw, found["model_output"][:, 0])
-    score_of(file, f"{tag}score", module, params, form, x, found["t"], found["score"][:, 0])
+    score_of(file, f"{tag}score", module, params, config, x, found["t"], found["score"][:, 0])
     mixed = found["t_mixed"], found["score_mixed"]
-    score_of(file, f"{tag}score_mixed", module, params, form, found["x_mixed"], *mixed)
-    expected_std = std_of(form, found["t"])[1]
+    score_of(file, f"{tag}score_mixed", module, params, config, found["x_mixed"], *mixed)
+    expected_std = std_of(config, found["t"])[1]
     # The published float32 values are off at small times.
     np.testing.assert_allclose(found["std"], expected_std, rtol=5e-4 if "vp" in tag else 2e-6)
 
 
-def std_of(form, t):
+def std_of(config, t):
     """Mean's factor and noise of a process at times t, float64."""
-    t = np.asarray(t, np.float64)
-    if form["state"] == "ve":
-        low, high = 0.01, form["sigma_max"]
+    sde, model, t = config["training"]["sde"], config["model"], np.asarray(t, np.float64)
+    if sde == "vesde":
+        low, high = model["sigma_min"], model["sigma_max"]
         return np.ones_like(t), low * (high / low) ** t
-    low, high = form["time"]["beta_min"], form["time"]["beta_max"]
+    low, high = model["beta_min"], model["beta_max"]
     log = -t * t * (high - low) / 2 - t * low
     std = -np.expm1(log)
-    return np.exp(log / 2), std if form["state"] == "subvp" else np.sqrt(std)
+    return np.exp(log / 2), std if sde == "subvpsde" else np.sqrt(std)
 
 
-def score_of(file, name, module, params, form, x, t, expected):
+def score_of(file, name, module, params, config, x, t, expected):
     """The score, by way of the adapter's tables at our level of the same noise."""
-    mean, std = std_of(form, t)
+    form = score_sde.path_of(config)
+    mean, std = std_of(config, t)
     low, high = form["data"]
     sigma = std / mean / ((high - low) / 2)
     tables = paths.tables(paths.Path(**form), 1 / (1 + sigma**2))
@@ -105,8 +106,7 @@ def test_files(name, opened, compile_quickly):
     config = read_json(FOLDER / f"{name}.config.json")
     for tag in sorted(tags):
         config["training"]["sde"] = tag.rstrip("_")
-        form = score_sde.path_of(config)
-        compare(f"{name}.npz", tag, module_of(fields), params, form)
+        compare(f"{name}.npz", tag, module_of(fields), params, config)
     # The weights that are not averaged are others: they give the numbers of "raw_weights".
     raw = pickle_reader.load(
         FOLDER / f"{name}.pth", plain_objects.NUMPY_SCALARS, lambda content: content["model"]
@@ -120,8 +120,7 @@ def test_files(name, opened, compile_quickly):
         mixed[f"{tag}_{array}_mixed{end}"]
         for array, end in (("x", ""), ("t", ""), ("score", "_of_raw_weights"))
     )
-    form = score_sde.path_of(config)
-    score_of(f"{name}.npz", f"{tag}_score_mixed", module_of(fields), raw, form, x, t, expected)
+    score_of(f"{name}.npz", f"{tag}_score_mixed", module_of(fields), raw, config, x, t, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,7 +157,7 @@ def test_recipes(name, compile_quickly):
     assert set(found) <= set(fields) | {"progressive_combine"}
     tag = f"{name}_{config['training']['sde']}_"
     params = from_weights(module, state, *inputs)
-    compare("recipe.npz", tag, module, params, score_sde.path_of(config))
+    compare("recipe.npz", tag, module, params, config)
 
 
 @pytest.mark.parametrize("name", read_json(FOLDER / "full_size.json"))

@@ -180,9 +180,9 @@ def fit(
             f"{len(damaged)} of the weights hold NaN or infinite values ({_listed(damaged)}): get "
             "the file again, or another checkpoint of that training"
         )
-    params = {}
+    params, take = {}, getattr(state_dict, "pop" if consume else "__getitem__")
     for path, (name, _) in names.items():
-        value = state_dict.pop(name) if consume else state_dict[name]
+        value = take(name)
         if path[-1] == "kernel" and len(leaves[path].shape) == 4:
             value = np.transpose(value, (2, 3, 1, 0))
         elif path[-1] == "kernel":

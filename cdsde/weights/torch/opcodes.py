@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 CHUNK = 2**20  # bytes read at once, and the longest line of text
+OPERATIONS = 10**6  # of one pickle; a network of a thousand tensors has 120 000
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set, "EMPTY_TUPLE": tuple}
 # Operations whose argument is the value.
@@ -78,7 +79,10 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, file: IO[bytes]) -> Any:
-        for opcode, argument, _ in pickletools.genops(Guarded(file)):  # pyright: ignore[reportArgumentType]
+        operations = pickletools.genops(Guarded(file))  # pyright: ignore[reportArgumentType]
+        for count, (opcode, argument, _) in enumerate(operations):
+            if count >= OPERATIONS:
+                raise ValueError(f"its pickle has more than {OPERATIONS:,} operations")
             self.step(opcode.name, argument)
         (content,) = self.stack
         return content
