@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,40 @@ def make_grid(
     left = 1 - np.where(last, alpha_bar, next_alpha_bar).astype(np.float64)
     spread = ((1 - alpha_bar.astype(np.float64)) / left).astype(np.float32)
     return Grid(i, last, alpha_bar, next_alpha_bar, beta, spread)
+
+
+def respaced(num_steps: int, spacing: str) -> np.ndarray:
+    """The levels that guided-diffusion's `timestep_respacing` keeps, int32, increasing.
+
+    Args:
+      num_steps: T, the number of all levels.
+      spacing: "ddimN", every k-th level so that N are left; "N", N levels from the first to the
+        last; "a,b,c", such numbers of levels from parts of equal length.
+
+    Raises:
+      ValueError: `spacing` is none of these, or asks for more levels than there are.
+    """
+    match = re.fullmatch(r"(ddim)?(\d+(?:,\d+)*)", spacing)
+    counts = [int(n) for n in match[2].split(",")] if match else []
+    if not counts or min(counts) < 1 or (match and match[1] and len(counts) > 1):
+        raise ValueError(f"the spacing of levels is '{spacing}'; write ddim25, 25 or 10,10,5")
+    too_many = f"the spacing '{spacing}' cannot be had of {num_steps} levels"
+    if match and match[1]:
+        for stride in range(1, num_steps + 1):
+            if len(range(0, num_steps, stride)) == counts[0]:
+                return np.arange(0, num_steps, stride, dtype=np.int32)
+        raise ValueError(too_many)
+    kept, start = [], 0
+    for part, count in enumerate(counts):
+        size = num_steps // len(counts) + (part < num_steps % len(counts))
+        if count > size:
+            raise ValueError(too_many)
+        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        # The published code adds the stride again and again, which moves a level now and then.
+        steps = np.cumsum(np.r_[0.0, np.full(count - 1, stride)])
+        kept.append(start + np.round(steps).astype(np.int32))
+        start += size
+    return np.concatenate(kept)
 
 
 def uniform_shares(count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ Published networks see a noisy image on different paths. All are the state y of 
     vp    y = a x0 + s ε                     DDPM, guided-diffusion, diffusers, VP-SDE
     ve    y/a = x0 + σ ε                     VE-SDE (Song et al. 2021)
     edm   c_in y/a, c_in = 1/√(σ² + σ_d²)     EDM (Karras et al. 2022), with the data's deviation
+    subvp a' y/a, 1 - a'² = σ a'             sub-VP-SDE (Song et al. 2021), x = a' x0 + (1-a'²) ε
     flow  y/(a+s) = (1-t) x0 + t ε           rectified flow (Liu et al. 2023), t = s/(a+s)
 
 A network whose images are in [0, 1] has x0' = (x0+1)/2, so σ' = σ/2 in all of the above. What it
@@ -30,6 +31,7 @@ STATES: dict[str, Callable] = {
     "ve": lambda a, s, d: 1 / a,
     "edm": lambda a, s, d: 1 / np.sqrt(s**2 + (a * d) ** 2),
     "flow": lambda a, s, d: 1 / (a + s),
+    "subvp": lambda a, s, d: np.exp(-np.arcsinh(s / (2 * a))) / a,
 }
 
 # Output m -> (p, q) with ε = p y + q m, of (a, s, σ_d).
@@ -52,8 +54,10 @@ OUTPUTS: dict[str, Callable] = {
 }
 
 
-def _levels(sigma, alpha_bar=None, schedule: str | None = None, **numbers):
+def _levels(sigma, alpha_bar=None, schedule: str | None = None, scale: float = 1.0, **numbers):
     """Position in the network's own table of ᾱ, interpolated in log SNR; a whole number on it.
+
+    The network is told it times `scale`.
 
     Below its lowest level the network is told that level, and above its highest one that.
     """
@@ -63,13 +67,23 @@ def _levels(sigma, alpha_bar=None, schedule: str | None = None, **numbers):
     with np.errstate(divide="ignore"):
         falling = -schedules.log_snr(np.minimum(known, 1 - 1e-12))
     finite = falling[np.isfinite(falling)]
-    return np.interp(2 * np.log(sigma), finite, np.arange(len(finite), dtype=np.float64))
+    return scale * np.interp(2 * np.log(sigma), finite, np.arange(len(finite), dtype=np.float64))
 
 
 def _vp(sigma, beta_min: float, beta_max: float, scale: float):
     """t of the VP-SDE, where ᾱ = exp(-t²(β1-β0)/2 - tβ0), times `scale`."""
+    return scale * _sde_time(np.log1p(sigma**2), beta_min, beta_max)
+
+
+def _subvp(sigma, beta_min: float, beta_max: float, scale: float):
+    """The same of the sub-VP-SDE, whose noise is 1-ᾱ in place of its root."""
+    return scale * _sde_time(2 * np.arcsinh(sigma / 2), beta_min, beta_max)
+
+
+def _sde_time(log, beta_min: float, beta_max: float):
+    """t with t²(β1-β0)/2 + tβ0 = `log`."""
     slope = beta_max - beta_min
-    return scale * (np.sqrt(beta_min**2 + 2 * slope * np.log1p(sigma**2)) - beta_min) / slope
+    return 2 * log / (np.sqrt(beta_min**2 + 2 * slope * log) + beta_min)
 
 
 def _nearest(sigma, sigmas):
@@ -82,6 +96,7 @@ def _nearest(sigma, sigmas):
 TIMES: dict[str, Callable] = {
     "levels": _levels,
     "vp": _vp,
+    "subvp": _subvp,
     "sigma": lambda sigma: sigma,
     "log_sigma": lambda sigma, factor=1.0, unit=1.0: factor * np.log(sigma / unit),
     "nearest": _nearest,
@@ -157,7 +172,7 @@ def levels_known(path: Path, alpha_bar: np.ndarray) -> int:
     sigma = (path.data[1] - path.data[0]) / 2 * np.sqrt(1 / alpha_bar - 1)
     highest = path.sigma_max or np.inf
     if path.time["kind"] == "levels":
-        time = {name: value for name, value in path.time.items() if name != "kind"}
+        time = {k: v for k, v in path.time.items() if k not in ("kind", "scale")}
         table = time.get("alpha_bar") or schedules.SCHEDULES[time.pop("schedule")](**time).alpha_bar
         least = min(value for value in np.asarray(table, np.float64) if value > 0)
         highest = min(highest, np.sqrt(1 / least - 1))

@@ -88,9 +88,28 @@ def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999
 
     Nichol & Dhariwal 2021, equation 17.
     """
+    return from_beta(_cosine_beta(num_steps, offset, max_beta))
+
+
+def _cosine_beta(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
     t = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     alpha_bar = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
-    return from_beta(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta))
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+
+
+def exact_beta(name: str, num_steps: int = 1000) -> np.ndarray:
+    """β of guided-diffusion's "linear" or "cosine" noise, float64 `[T]`, which it never rounds.
+
+    The ends of "linear" are those of 1000 levels times 1000/T.
+
+    Raises:
+      ValueError: another name.
+    """
+    if name == "cosine":
+        return _cosine_beta(num_steps)
+    if name != "linear":
+        raise ValueError(f"the noise schedule '{name}' is not known: choose linear or cosine")
+    return np.linspace(1e-4, 2e-2, num_steps, dtype=np.float64) * (1000 / num_steps)
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {"linear": linear, "cosine": cosine}

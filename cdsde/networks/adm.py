@@ -182,10 +182,10 @@ class _ADM(nn.Module):
             name=name,
         )(h, emb)
 
-    def _attention(self, h, name):
+    def _attention(self, h, name, num_heads=None):
         cls = nn.remat(AttentionBlock) if self.remat else AttentionBlock
         return cls(
-            num_heads=self.num_heads,
+            num_heads=self.num_heads if num_heads is None else num_heads,
             num_head_channels=self.num_head_channels,
             new_attention_order=self.new_attention_order,
             group_channels=self.group_channels,
@@ -238,7 +238,13 @@ class _ADM(nn.Module):
 
 
 class ADMUNet(_ADM):
-    """Predicts the noise (channels 0..2) and, with 6 output channels, the unused variance."""
+    """Predicts the noise (channels 0..2) and, with 6 output channels, the variance's share.
+
+    `num_heads_upsample` is the number of heads in the decoder, -1 for `num_heads`; like that it
+    counts only where `num_head_channels` is -1.
+    """
+
+    num_heads_upsample: int = -1
 
     @nn.compact
     def __call__(
@@ -264,6 +270,7 @@ class ADMUNet(_ADM):
         """
         emb = self._embed(t, y, x.shape[0])
         h, skips = self._encode(x, emb, train)
+        heads = None if self.num_heads_upsample == -1 else self.num_heads_upsample
         index, factor = 0, 2 ** (len(self.channel_mult) - 1)
         for level, mult in reversed(list(enumerate(self.channel_mult))):
             for i in range(self.num_res_blocks + 1):
@@ -271,7 +278,7 @@ class ADMUNet(_ADM):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._res(h, emb, int(mult * self.channels), train, f"{name}_0")
                 if factor in self.attention_factors:
-                    h = self._attention(h, f"{name}_1")
+                    h = self._attention(h, f"{name}_1", heads)
                     member = 2
                 if level > 0 and i == self.num_res_blocks:
                     h = self._up(h, emb, train, f"{name}_{member}")

@@ -1,0 +1,186 @@
+"""Opens state dicts of guided-diffusion (Dhariwal and Nichol 2021), P2-weighting and ILVR.
+
+Shapes tell the architecture but for the heads of attention and the order of their channels, and say
+nothing of the noise. `NAME.config.json` with the command line's arguments does; without it the
+published settings are taken.
+Source: github.com/openai/guided-diffusion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from cdsde.diffusion import schedules
+from cdsde.weights.diffusers import fields as json_fields
+from cdsde.weights.formats import beside
+from cdsde.weights.formats.opened import Opened
+from cdsde.weights.torch import convert
+
+# channel_mult by image size, where the argument is empty.
+CHANNEL_MULT = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+}
+# The arguments of the command line, and what they are where the file has none.
+DEFAULTS: dict[str, Any] = {
+    "image_size": 64,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "num_heads_upsample": -1,
+    "num_head_channels": -1,
+    "attention_resolutions": "16,8",
+    "channel_mult": "",
+    "class_cond": False,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+    "learn_sigma": False,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "predict_xstart": False,
+    "rescale_timesteps": False,
+    "NUM_CLASSES": 1000,
+}
+WITHOUT_EFFECT = (
+    "dropout use_checkpoint use_fp16 timestep_respacing use_kl rescale_learned_sigmas"
+).split()
+# What the published networks have that no shape tells; OpenAI's 64² network differs.
+NOISE = {"diffusion_steps": 1000, "noise_schedule": "linear"}
+IMAGENET_64 = {"channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3}
+HEAD = 64  # channels
+
+
+def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
+    """A state dict of guided-diffusion's U-Net.
+
+    Args:
+      path: a `.pt` or `.safetensors`, best an average (`ema_0.9999_*.pt`).
+      config: `{"arguments": those of the command line}`; None is the one in `NAME.config.json`,
+        which need not exist.
+
+    Returns:
+      The network; `path` has the form of `path_of`.
+
+    Raises:
+      ValueError: the file would execute code, is damaged, is another network, or contradicts the
+        configuration.
+    """
+    path = beside.file_of(path)
+    config = beside.config_of(path, config)
+    weights = convert.read_state_dict(path, plain=True)
+    if re.fullmatch(r"model\d+", path.stem):
+        logging.warning("%s holds weights that are not averaged; ema_* is the better file.", path)
+    try:
+        if config is None:
+            inferred = convert.infer_architecture(weights, "adm")
+            told, arguments = _published(inferred, weights, path)
+        else:
+            arguments = _arguments(config, beside.config_path(path))
+            told = fields_of(arguments)
+        inferred = convert.infer_architecture(weights, "adm", **told)
+        params = convert.fitted(weights, "adm", told, consume=True)[1]
+        fields = {**inferred, **told}
+        form = path_of(arguments)
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).rstrip('.')}.") from None
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+    return Opened("adm", plain, form, params)
+
+
+def _published(
+    inferred: Mapping[str, Any], weights: Mapping[str, np.ndarray], path: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields and arguments of the published networks, for what `inferred` leaves open."""
+    widths = {v.shape[0] for k, v in weights.items() if k.endswith(".proj_out.bias")}
+    split = all(width % HEAD == 0 for width in widths)
+    fields: dict[str, Any] = {"num_heads": 4, "num_head_channels": HEAD if split else -1}
+    is_64 = all(inferred[name] == value for name, value in IMAGENET_64.items())
+    fields["new_attention_order"] = is_64 and inferred["resblock_updown"]
+    arguments = dict(DEFAULTS)
+    if fields["new_attention_order"]:
+        arguments["noise_schedule"] = "cosine"
+    heads = f"heads of {HEAD} channels" if split else "4 heads"
+    order = "new" if fields["new_attention_order"] else "old"
+    noise = f"{arguments['noise_schedule']} noise of {arguments['diffusion_steps']} levels"
+    beside.tell_assumed(path, f"{heads} in the {order} order and {noise} for granted")
+    return fields, arguments
+
+
+def _arguments(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """All arguments of a configuration, with the command line's defaults.
+
+    Raises:
+      ValueError: one is unknown or of another type.
+    """
+    told = beside.section(config, "arguments", where)
+    json_fields.check(told, where, DEFAULTS, {}, WITHOUT_EFFECT)
+    for name, default in DEFAULTS.items():
+        if type(value := told.get(name, default)) is not type(default):
+            raise ValueError(f"{where} sets {name} to {value}; it must be like {default!r}")
+    return {name: told.get(name, default) for name, default in DEFAULTS.items()}
+
+
+def _numbers(text: str, name: str, kind: type) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(n) for n in text.split(",") if n.strip())
+    except ValueError:
+        raise ValueError(f"{name} is '{text}'; write numbers with commas") from None
+
+
+def fields_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor fields of `ADMUNet` of the command line's arguments, all of them told.
+
+    Raises:
+      ValueError: the channel multipliers are not known.
+    """
+    side = arguments["image_size"]
+    mult = _numbers(arguments["channel_mult"], "channel_mult", float)
+    mult = mult or CHANNEL_MULT.get(side, ())
+    if not mult:
+        raise ValueError(f"channel_mult is empty, and image_size {side} has no usual one")
+    asked = _numbers(arguments["attention_resolutions"], "attention_resolutions", int)
+    factors = [side // n for n in asked if n > 0]
+    return {
+        "channels": arguments["num_channels"],
+        "channel_mult": tuple(int(m) if m == int(m) else m for m in mult),
+        "num_res_blocks": arguments["num_res_blocks"],
+        "attention_factors": tuple(2**n for n in range(len(mult)) if 2**n in factors),
+        "num_heads": arguments["num_heads"],
+        "num_heads_upsample": arguments["num_heads_upsample"],
+        "num_head_channels": arguments["num_head_channels"],
+        "use_scale_shift_norm": arguments["use_scale_shift_norm"],
+        "resblock_updown": arguments["resblock_updown"],
+        "new_attention_order": arguments["use_new_attention_order"],
+        "out_channels": 6 if arguments["learn_sigma"] else 3,
+        "num_classes": arguments["NUM_CLASSES"] if arguments["class_cond"] else None,
+    }
+
+
+def path_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """How a network of these arguments sees a noisy image, for `diffusion.paths.Path`.
+
+    Returns:
+      state "vp", output "eps" or "x0", time "levels" with data [-1, 1]; time has a "scale" where
+      the network is told the index times that.
+
+    Raises:
+      ValueError: unknown noise.
+    """
+    steps = arguments["diffusion_steps"]
+    if not 1 <= steps <= 10**5:
+        raise ValueError(f"diffusion_steps is {steps}; it must be a number of noise levels")
+    alpha_bar = np.cumprod(1 - schedules.exact_beta(arguments["noise_schedule"], steps))
+    time: dict[str, Any] = {"kind": "levels", "alpha_bar": alpha_bar.tolist()}
+    if arguments["rescale_timesteps"] and steps != 1000:
+        time["scale"] = 1000 / steps
+    output = "x0" if arguments["predict_xstart"] else "eps"
+    return {"state": "vp", "output": output, "time": time, "data": [-1, 1]}
