@@ -231,7 +231,7 @@ class UNet2D(nn.Module):
       attn_norm_num_groups: groups in the attention in the middle; None: `norm_num_groups`, but no
         normalisation there with "scale_shift".
       norm_eps: epsilon of the normalisation.
-      resnet_time_scale_shift: "default" adds the time to the features, "scale_shift" modulates them.
+      resnet_time_scale_shift: "default" adds the time to features, "scale_shift" modulates them.
       add_attention: whether the middle has attention.
       class_embed_type: None: a table if `num_class_embeds` is set; "timestep": labels are embedded
         as times are; "identity": labels are vectors.
@@ -370,19 +370,20 @@ class UNet2D(nn.Module):
         return self._conv(h, width, name, stride=2, padding=(border, border)), image
 
     def _middle(self, h, emb) -> jax.Array:
-        width, block = h.shape[-1], Block()
-        norm = self._head_groups(width)
+        width, norm = h.shape[-1], self._head_groups(h.shape[-1])
         divisor = self.mid_block_scale_factor
-        h = self._resnet(width, (norm, norm), block, "mid_block.resnets.0", None, divisor)(h, emb)
+
+        def resnet(n):
+            name = f"mid_block.resnets.{n}"
+            return self._resnet(width, (norm, norm), Block(), name, divisor=divisor)
+
+        h = resnet(0)(h, emb)
         if self.add_attention:
             groups = self.attn_norm_num_groups
             if groups is None and self.resnet_time_scale_shift == "default":
                 groups = norm
-            attention = self._attention(width, block, "mid_block.attentions.0", groups, divisor)
-            h = attention(h)
-        return self._resnet(width, (norm, norm), block, "mid_block.resnets.1", None, divisor)(
-            h, emb
-        )
+            h = self._attention(width, Block(), "mid_block.attentions.0", groups, divisor)(h)
+        return resnet(1)(h, emb)
 
     def _up(self, h, skips, emb) -> tuple[jax.Array, jax.Array | None]:
         """Output of the decoder, and the image of the Skip blocks."""
