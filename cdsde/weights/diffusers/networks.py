@@ -204,18 +204,16 @@ def load_vae(folder: str | Path, **fields) -> tuple[AutoencoderKL, dict, float]:
     return module, params, factor
 
 
-def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Renames the attention layers of early SD files (query, key, value, proj_attn)."""
+def current_name(key: str) -> str:
+    """Today's name of a parameter; early files call attention's query, key, value, proj_attn."""
     new = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    pattern = r"(attentions\.\d+)\.(query|key|value|proj_attn)\."
+    return re.sub(pattern, lambda m: f"{m[1]}.{new[m[2]]}.", key)
 
-    def rename(key: str) -> str:
-        return re.sub(
-            r"(attentions\.\d+)\.(query|key|value|proj_attn)\.",
-            lambda m: f"{m[1]}.{new[m[2]]}.",
-            key,
-        )
 
-    renamed = {rename(key): value for key, value in state_dict.items()}
+def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Renames the attention layers of early SD files."""
+    renamed = {current_name(key): value for key, value in state_dict.items()}
     # Some early files store these linear layers as 1x1 convolutions.
     return {
         key: value[:, :, 0, 0] if ".to_" in key and value.ndim == 4 else value

@@ -109,7 +109,7 @@ def read_scheduler(folder: str | Path, sampler: str | None = None) -> Scheduler:
     one = _flag(config, "set_alpha_to_one", path, True)
     clip = _flag(config, "clip_sample", path, clips)
     threshold = _threshold(config, path)
-    known = (None, *VARIANCES)
+    varies = config.get("variance_type") is not None
     return Scheduler(
         beta,
         alpha_bar,
@@ -119,7 +119,7 @@ def read_scheduler(folder: str | Path, sampler: str | None = None) -> Scheduler:
         spacing=_choice(config, "timestep_spacing", path, SPACINGS),
         clip=_clip(config, path) if clip and not threshold else None,
         threshold=threshold,
-        variance=_choice(config, "variance_type", path, known),
+        variance=_choice(config, "variance_type", path, VARIANCES) if varies else None,
     )
 
 

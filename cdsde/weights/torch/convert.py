@@ -145,7 +145,7 @@ def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callab
 
     Args:
       shapes: result of `jax.eval_shape` of the network's `init`; only its "params" are used.
-      state_dict: published names to arrays.
+      state_dict: published names to arrays, or to arrays that stay in their file.
       published: `(path, shape) -> (published name, published shape)` of a parameter.
 
     Returns:
@@ -159,20 +159,21 @@ def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callab
     names = {path: published(path, leaf.shape) for path, leaf in leaves.items()}
     if problems := _mismatches(state_dict, dict(names.values())):
         raise ValueError(problems)
-    damaged = [name for name, _ in names.values() if not np.isfinite(state_dict[name]).all()]
-    if damaged:
-        raise Damaged(
-            f"{len(damaged)} of the weights hold NaN or infinite values ({_listed(damaged)}): get "
-            "the file again, or another checkpoint of that training"
-        )
-    params = {}
+    params, damaged = {}, []
     for path, (name, _) in names.items():
-        value = state_dict[name]
+        value = np.asarray(state_dict[name])  # is read only now if it is `stored.Stored`
+        if not np.isfinite(value).all():
+            damaged.append(name)
         if path[-1] == "kernel" and len(leaves[path].shape) == 4:
             value = np.transpose(value, (2, 3, 1, 0))
         elif path[-1] == "kernel":
             value = value.reshape(value.shape[:2]).T
         params[path] = jnp.asarray(value, jnp.float32)
+    if damaged:
+        raise Damaged(
+            f"{len(damaged)} of the weights hold NaN or infinite values ({_listed(damaged)}): get "
+            "the file again, or another checkpoint of that training"
+        )
     return {"params": traverse_util.unflatten_dict(params)}
 
 

@@ -9,6 +9,7 @@ state dicts; `torch.load` supports more.
 from __future__ import annotations
 
 import functools
+import io
 import math
 import pickle
 import struct
@@ -20,6 +21,8 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from cdsde.weights.torch import stored
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -37,11 +40,12 @@ DTYPES = {
 }
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, lazy: bool = False) -> Any:
     """The contents of a `torch.save` file, with tensors as NumPy arrays.
 
     Args:
       path: a file of a little-endian machine; tensors may come from any device.
+      lazy: leave the tensors of a zip archive in the file, as `stored.Stored`.
 
     Returns:
       The saved dict or list; arrays have the dtype and shape of their tensors and own their memory.
@@ -53,7 +57,7 @@ def load(path: str | Path) -> Any:
         with open(path, "rb") as f:
             zipped = zipfile.is_zipfile(f)
             f.seek(0)
-            return _load_zip(f) if zipped else _load_legacy(f)
+            return _load_zip(path, f, lazy) if zipped else _load_legacy(f)
     except _RefusedError as error:
         raise ValueError(
             f"{path} was refused because it holds something else than plain tensors ({error}) and "
@@ -149,15 +153,29 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(str(key), dtype, start, size)
 
 
-def _load_zip(f: BinaryIO) -> Any:
-    with zipfile.ZipFile(f) as archive:
-        names = {name.partition("/")[2]: name for name in archive.namelist()}
-        if names.get("byteorder") and archive.read(names["byteorder"]) != b"little":
-            raise ValueError("it comes from a big-endian machine")
-        with archive.open(names["data.pkl"]) as data:
-            content = _Unpickler(data).load()
+def _load_zip(path: str | Path, f: BinaryIO, lazy: bool) -> Any:
+    entries = stored.archive(f)
+    names = {name.partition("/")[2]: entry for name, entry in entries.items()}
 
-        return _resolve(content, lambda key: archive.read(names[f"data/{key}"]))
+    def read(name: str) -> bytes:
+        f.seek(names[name].start)
+        return f.read(names[name].size)
+
+    if names.get("byteorder") and read("byteorder") != b"little":
+        raise ValueError("it comes from a big-endian machine")
+    content = _Unpickler(io.BytesIO(read("data.pkl"))).load()
+    if not lazy:
+        return _resolve(content, lambda key: read(f"data/{key}"))
+
+    def leave(tensor: _Tensor) -> stored.Stored:
+        storage = tensor.storage
+        entry, width = names[f"data/{storage.key}"], storage.dtype.itemsize
+        if (storage.start + storage.size) * width > entry.size:
+            raise ValueError(f"storage {storage.key} is truncated")
+        start = entry.start + (storage.start + tensor.offset) * width
+        return stored.Stored(path, start, storage.dtype, tensor.shape, tensor.strides)
+
+    return _replace(content, leave)
 
 
 def _load_legacy(f: BinaryIO) -> Any:
@@ -181,21 +199,26 @@ def _resolve(content: Any, read: Callable[[str], bytes]) -> Any:
     """Replaces the tensors in `content` by arrays; `read` returns the bytes of a storage."""
     storages: dict[str, np.ndarray] = {}
 
-    def resolve(value):
-        if isinstance(value, _Tensor):
-            storage = value.storage
-            if storage.key not in storages:
-                storages[storage.key] = np.frombuffer(read(storage.key), storage.dtype)
-            part = storages[storage.key][storage.start : storage.start + storage.size]
-            if part.size < storage.size:
-                raise ValueError(f"storage {storage.key} is truncated")
-            strides = [storage.dtype.itemsize * s for s in value.strides]
-            view = np.lib.stride_tricks.as_strided(part[value.offset :], value.shape, strides)
-            return view.copy()
-        if isinstance(value, dict):
-            return {key: resolve(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [resolve(item) for item in value]
-        return value
+    def array(tensor: _Tensor) -> np.ndarray:
+        storage = tensor.storage
+        if storage.key not in storages:
+            storages[storage.key] = np.frombuffer(read(storage.key), storage.dtype)
+        part = storages[storage.key][storage.start : storage.start + storage.size]
+        if part.size < storage.size:
+            raise ValueError(f"storage {storage.key} is truncated")
+        strides = [storage.dtype.itemsize * s for s in tensor.strides]
+        view = np.lib.stride_tricks.as_strided(part[tensor.offset :], tensor.shape, strides)
+        return view.copy()
 
-    return resolve(content)
+    return _replace(content, array)
+
+
+def _replace(content: Any, array: Callable[[_Tensor], Any]) -> Any:
+    """`content` with `array(tensor)` for each tensor."""
+    if isinstance(content, _Tensor):
+        return array(content)
+    if isinstance(content, dict):
+        return {key: _replace(item, array) for key, item in content.items()}
+    if isinstance(content, list | tuple):
+        return [_replace(item, array) for item in content]
+    return content
