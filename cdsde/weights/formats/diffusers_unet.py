@@ -276,9 +276,12 @@ def _ve_path(folder: Path) -> dict:
 
 def _weights(folder: Path) -> dict[str, Any]:
     """The arrays of a unet under today's names, still in their file where that can be."""
-    path = _weights_file(folder)
-    if path.suffix == ".safetensors":
-        found: dict[str, Any] = stored.safetensors(path)
+    path, found = _weights_file(folder), {}
+    if path.suffix == ".json":
+        for shard in _shards(path):
+            found |= stored.safetensors(folder / shard)
+    elif path.suffix == ".safetensors":
+        found = stored.safetensors(path)
     else:
         found = pickle_reader.load(path, lazy=True)
         if not isinstance(found, dict) or not all(hasattr(v, "shape") for v in found.values()):
@@ -290,7 +293,12 @@ def _weights(folder: Path) -> dict[str, Any]:
 
 
 def _weights_file(folder: Path) -> Path:
-    """The file without a variant in its name, or else the only one; safetensors before `.bin`."""
+    """The file without a variant in its name, or else the only one; safetensors before `.bin`.
+
+    A `.json` is the index of several.
+    """
+    if (index := folder / f"{STEM}.safetensors.index.json").is_file():
+        return index
     for suffix in (".safetensors", ".bin"):
         if (plain := folder / f"{STEM}{suffix}").is_file():
             return plain
@@ -301,3 +309,12 @@ def _weights_file(folder: Path) -> Path:
             names = ", ".join(other.name for other in others)
             raise ValueError(f"{folder} has {names}; leave one of them there")
     raise ValueError(f"{folder} holds no weights: expected {STEM}.safetensors (or .bin) there")
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index lists, all in its own folder."""
+    table = json_fields.read(index, "it lists the files of the weights").get("weight_map")
+    names = list(table.values()) if isinstance(table, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"{index} lists no files of weights; get the file again")
+    return sorted(set(names))
