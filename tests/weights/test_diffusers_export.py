@@ -20,16 +20,16 @@ SCHEDULER = {
 }
 T = jnp.asarray([3.0, 97.0])
 NETWORKS = {
-    "ddpm": DDPMUNet(**SMALL_DDPM),
-    "ddpm, three levels": DDPMUNet(**SMALL_DDPM | {"channel_mult": (1, 2, 2)}),
+    "ddpm": DDPMUNet(**SMALL_DDPM | {"channel_mult": (1, 2, 2)}),
     "adm": ADMUNet(**SMALL_ADM, out_channels=3),
-    "adm by convolutions": ADMUNet(
-        **SMALL_ADM | {"num_res_blocks": 2},
+    "adm by convolutions, of classes": ADMUNet(
+        **SMALL_ADM | {"num_res_blocks": 2, "num_head_channels": -1},
+        num_heads=1,
         resblock_updown=False,
         new_attention_order=True,
         use_scale_shift_norm=False,
+        num_classes=3,
     ),
-    "adm of classes": ADMUNet(**SMALL_ADM | {"num_head_channels": -1}, num_heads=1, num_classes=3),
 }
 
 

@@ -228,7 +228,10 @@ def recipe_array(seed, j, name, shape):
     return np.float32(name.endswith(".weight")) + np.float32(0.1) * n
 
 
-@pytest.mark.parametrize("name", RECIPE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "ddpm_cifar10_32" else n for n in RECIPE],
+)
 def test_recipes(name):
     entry = RECIPE[name]
     network, shapes = published(entry["cfg"])
