@@ -285,6 +285,10 @@ class UNet2D(nn.Module):
           ValueError: shapes or widths that do not fit, `y` missing or superfluous.
         """
         blocks.check_image(x, len(self.block_out_channels))
+        if x.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"this network takes images of {self.in_channels} channels, and got {x.shape[-1]}"
+            )
         if self.center_input_sample:
             x = 2 * x - 1
         t = blocks.batch_of_indices(t, x.shape[0])

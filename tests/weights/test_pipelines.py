@@ -11,6 +11,7 @@ import pytest
 from helpers import one_sentence
 from safetensors.numpy import load_file, save_file
 
+from cdsde.diffusion import paths
 from cdsde.weights.formats import diffusers_unet
 
 STEM = "diffusion_pytorch_model"
@@ -102,7 +103,7 @@ def test_half_precision_and_early_copies(vectors, pipeline):
 
 def test_ddim_reads_the_file_of_another_scheduler(pipeline):
     folder = pipeline("a_ddpm_root", _class_name="DDIMPipeline")
-    assert diffusers_unet.read(folder).path["clip"] == 1
+    assert diffusers_unet.read(folder).path["output"] == "eps"
     folder = pipeline("a_ddpm_root", "scheduler_config.json", beta_schedule="sigmoid")
     assert diffusers_unet.read(folder).path["time"]["alpha_bar"][0] < 1
     index = folder / "model_index.json"
@@ -110,21 +111,28 @@ def test_ddim_reads_the_file_of_another_scheduler(pipeline):
     refused(folder, "scheduler_config.json", "sigmoid")  # which diffusers' DDIMScheduler has not
 
 
-PATHS = [
-    ({"prediction_type": "v_prediction"}, {"output": "v"}),
-    ({"prediction_type": "sample", "clip_sample": False}, {"output": "x0"}),
-    ({"clip_sample_range": 2.0}, {"clip": 2.0}),
-    ({"thresholding": True, "sample_max_value": 1.5}, {"threshold": [0.995, 1.5]}),
-    ({"variance_type": "fixed_large"}, {"variance": "fixed_large"}),
-]
-
-
-@pytest.mark.parametrize(("fields", "expected"), PATHS, ids=lambda x: next(iter(x)))
-def test_what_the_scheduler_says_is_told(pipeline, fields, expected):
+@pytest.mark.parametrize("prediction", diffusers_unet.OUTPUTS)
+def test_what_the_network_sees_is_told(pipeline, prediction):
+    fields = {"prediction_type": prediction, "thresholding": True, "variance_type": "fixed_large"}
     seen = diffusers_unet.read(pipeline("a_ddpm_root", "scheduler_config.json", **fields)).path
-    assert {key: seen[key] for key in expected} == expected
-    assert ("clip" in seen) == (fields.get("clip_sample", True) and "thresholding" not in fields)
+    assert seen["output"] == diffusers_unet.OUTPUTS[prediction]
     assert json.loads(json.dumps(seen)) == seen
+    path = paths.Path(**seen)
+    alpha_bar = np.float64(seen["time"]["alpha_bar"])
+    table = paths.tables(path, alpha_bar)
+    # On its own levels the network is told their numbers, and sees our state as it is.
+    np.testing.assert_allclose(table.time, np.arange(len(alpha_bar)), atol=1e-6)
+    np.testing.assert_allclose(table.k, 1, rtol=1e-12)
+    assert paths.levels_known(path, alpha_bar) == len(alpha_bar)
+
+
+def test_what_a_network_of_scores_sees_is_told(vectors):
+    path = paths.Path(**diffusers_unet.read(vectors / "c_ncsnpp").path)
+    alpha_bar = np.array([0.9, 0.1])
+    sigma = np.sqrt(1 / alpha_bar - 1) / 2  # of images in [0, 1]
+    table = paths.tables(path, alpha_bar)
+    np.testing.assert_allclose(table.time, sigma)
+    np.testing.assert_allclose(table.q, -sigma)
 
 
 def refused(folder, *parts):

@@ -231,15 +231,6 @@ def _plain(config: Mapping[str, Any], name: str, default: Any, where: str | Path
 def _vp_path(folder: Path, sampler: str, fields: Mapping[str, Any], config_file: Path) -> dict:
     """How a network of DDPM's levels sees an image."""
     found = schedule.read_scheduler(folder, sampler)
-    seen = {
-        "state": "vp",
-        "output": OUTPUTS[found.prediction],
-        "time": {"kind": "levels", "alpha_bar": [float(a) for a in found.alpha_bar]},
-        "data": [-1, 1],
-    }
-    threshold = found.threshold and list(found.threshold)
-    further = {"clip": found.clip, "threshold": threshold, "variance": found.variance}
-    seen |= {name: value for name, value in further.items() if value is not None}
     channels, outputs = fields["in_channels"], fields["out_channels"]
     learned = found.variance is not None and found.variance.startswith("learned")
     if outputs != channels * (1 + learned):
@@ -248,7 +239,14 @@ def _vp_path(folder: Path, sampler: str, fields: Mapping[str, Any], config_file:
             f"{folder / 'scheduler_config.json'} has variance_type {json.dumps(found.variance)}; "
             "a learned variance, and only that, doubles the channels"
         )
-    return seen
+    # How diffusers bounds images, and the variance of its noise, are its sampler's and not the
+    # network's; the solvers here have settings of their own.
+    return {
+        "state": "vp",
+        "output": OUTPUTS[found.prediction],
+        "time": {"kind": "levels", "alpha_bar": [float(a) for a in found.alpha_bar]},
+        "data": [-1, 1],
+    }
 
 
 def _ve_path(folder: Path) -> dict:
@@ -270,7 +268,7 @@ def _ve_path(folder: Path) -> dict:
         "output": "score_ve",
         "time": {"kind": "sigma"},
         "data": [0, 1],
-        **sigma,
+        "sigma_max": sigma["sigma_max"],
     }
 
 
