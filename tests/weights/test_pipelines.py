@@ -1,9 +1,12 @@
 """Folders of diffusers' pixel pipelines: every layout is read, and what differs is refused."""
 
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -247,6 +250,28 @@ def test_damaged_weights_are_named(pipeline):
     refused(folder, "conv_in.bias", "NaN")
     save_file({"x": np.zeros(1)}, path)
     refused(folder, "missing", "unexpected (x)")
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_bin_that_would_run_code_or_burst_is_refused(pipeline, tmp_path):
+    folder = pipeline("a_ddpm_root_old")
+    path = folder / f"{STEM}.bin"
+    for compression, content, told in (
+        (zipfile.ZIP_STORED, {"x": Malicious(tmp_path / "executed")}, "mkdir"),
+        (zipfile.ZIP_DEFLATED, {"x": "0" * 50_000_000}, "compressed"),
+        (zipfile.ZIP_STORED, {"x": 1}, "no plain table of named tensors"),
+    ):
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("w/data.pkl", pickle.dumps(content, protocol=2))
+        refused(folder, path.name, told)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_missing_parts_are_named(pipeline):

@@ -83,7 +83,7 @@ def published(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple
     return name, convert.published_shape(path[-1], shape)
 
 
-def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where) -> dict:
+def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where, consume: bool = False) -> dict:
     """A module's parameters `{"params": tree}` from a state dict.
 
     Args:
@@ -91,13 +91,14 @@ def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where) -> dict:
       inputs: arguments of its `init`.
       state_dict: published names to arrays.
       where: path for the error message.
+      consume: take each array out of `state_dict`, as in `convert.fit`.
 
     Raises:
       ValueError: keys or shapes do not fit; the message lists them.
     """
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     try:
-        return convert.fit(shapes, state_dict, published)
+        return convert.fit(shapes, state_dict, published, consume)
     except convert.Damaged as error:
         raise ValueError(f"{where}: {error}") from None
     except ValueError as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors.numpy
 
 from cdsde.networks.unet2d import ACTIVATIONS, DOWN_BLOCKS, UP_BLOCKS, UNet2D
@@ -24,7 +25,7 @@ from cdsde.weights.diffusers import fields as json_fields
 from cdsde.weights.diffusers import networks, schedule
 from cdsde.weights.diffusers.writing import state_dict
 from cdsde.weights.formats.opened import Opened
-from cdsde.weights.torch import pickle_reader, stored
+from cdsde.weights.torch import pickle_reader, safetensors_file
 
 ARCH = "UNet2D"
 STEM = "diffusion_pytorch_model"
@@ -75,7 +76,7 @@ def read(path: str | Path) -> Opened:
         )
     seen = _ve_path(scheduler) if fourier else _vp_path(scheduler, sampler, fields, config_file)
     network = module(fields)
-    params = networks.fit(network, inputs(network), _weights(unet), unet)
+    params = networks.fit(network, inputs(network), _weights(unet), unet, consume=True)
     return Opened(ARCH, fields, seen, params)
 
 
@@ -101,7 +102,7 @@ def write(
     folder = Path(folder)
     config = {**FIELDS, **fields, "sample_size": size, "_class_name": "UNet2DModel"}
     files.write_json(folder / "unet" / "config.json", config)
-    arrays = state_dict(params, jnp.float32)
+    arrays = state_dict(params, np.float32)
     data = safetensors.numpy.save(arrays, {"format": "pt"})
     files.write_bytes(folder / "unet" / f"{STEM}.safetensors", data)
     scheduler = {**scheduler, "_class_name": "DDPMScheduler"}
@@ -272,17 +273,19 @@ def _ve_path(folder: Path) -> dict:
     }
 
 
-def _weights(folder: Path) -> dict[str, Any]:
-    """The arrays of a unet under today's names, still in their file where that can be."""
+def _weights(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a unet under today's names."""
     path, found = _weights_file(folder), {}
     if path.suffix == ".json":
         for shard in _shards(path):
-            found |= stored.safetensors(folder / shard)
+            found |= safetensors_file.load(folder / shard)
     elif path.suffix == ".safetensors":
-        found = stored.safetensors(path)
+        found = safetensors_file.load(path)
     else:
-        found = pickle_reader.load(path, lazy=True)
-        if not isinstance(found, dict) or not all(hasattr(v, "shape") for v in found.values()):
+        found = pickle_reader.load(path)
+        if not isinstance(found, dict) or not all(
+            isinstance(value, np.ndarray) for value in found.values()
+        ):
             raise ValueError(f"{path} is no plain table of named tensors; get the file again")
     found = {networks.current_name(name): value for name, value in found.items()}
     if "time_proj.weight" in found:

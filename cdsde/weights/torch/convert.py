@@ -116,6 +116,14 @@ def from_state_dict(
       Mismatch: keys or shapes do not fit the network.
       ValueError: unknown kind or field.
     """
+    network, params = fitted(state_dict, kind, arch)
+    return network.apply, params
+
+
+def fitted(
+    state_dict: Mapping[str, np.ndarray], kind: str, arch: Mapping[str, Any], consume: bool = False
+) -> tuple[Any, dict]:
+    """`(linen module, params)` as in `from_state_dict`; `consume` as in `fit`."""
     spec = kinds.of_name(kind)
     inferred = infer_architecture(state_dict, kind, **arch)
     network = _build(spec, {**inferred, **arch}, kind)
@@ -123,7 +131,8 @@ def from_state_dict(
     inputs, labels = spec.inputs(network, state_dict)
     shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs, **labels)
     try:
-        return network.apply, fit(shapes, state_dict, functools.partial(_published, spec))
+        published = functools.partial(_published, spec)
+        return network, fit(shapes, state_dict, published, consume)
     except Damaged:
         raise
     except ValueError as error:
@@ -140,13 +149,19 @@ def from_state_dict(
         raise Mismatch(f"the weights do not fit kind '{kind}': {error}; {hint}.", wrong) from None
 
 
-def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callable) -> dict:
+def fit(
+    shapes: Mapping,
+    state_dict: Mapping[str, np.ndarray],
+    published: Callable,
+    consume: bool = False,
+) -> dict:
     """A network's parameters from a state dict.
 
     Args:
       shapes: result of `jax.eval_shape` of the network's `init`; only its "params" are used.
-      state_dict: published names to arrays, or to arrays that stay in their file.
+      state_dict: published names to arrays.
       published: `(path, shape) -> (published name, published shape)` of a parameter.
+      consume: take each array out of `state_dict`, so that memory never holds all weights twice.
 
     Returns:
       `{"params": tree}`, float32.
@@ -159,21 +174,20 @@ def fit(shapes: Mapping, state_dict: Mapping[str, np.ndarray], published: Callab
     names = {path: published(path, leaf.shape) for path, leaf in leaves.items()}
     if problems := _mismatches(state_dict, dict(names.values())):
         raise ValueError(problems)
-    params, damaged = {}, []
-    for path, (name, _) in names.items():
-        value = np.asarray(state_dict[name])  # is read only now if it is `stored.Stored`
-        if not np.isfinite(value).all():
-            damaged.append(name)
-        if path[-1] == "kernel" and len(leaves[path].shape) == 4:
-            value = np.transpose(value, (2, 3, 1, 0))
-        elif path[-1] == "kernel":
-            value = value.reshape(value.shape[:2]).T
-        params[path] = jnp.asarray(value, jnp.float32)
+    damaged = [name for name, _ in names.values() if not np.isfinite(state_dict[name]).all()]
     if damaged:
         raise Damaged(
             f"{len(damaged)} of the weights hold NaN or infinite values ({_listed(damaged)}): get "
             "the file again, or another checkpoint of that training"
         )
+    params, take = {}, getattr(state_dict, "pop" if consume else "__getitem__")
+    for path, (name, _) in names.items():
+        value = take(name)
+        if path[-1] == "kernel" and len(leaves[path].shape) == 4:
+            value = np.transpose(value, (2, 3, 1, 0))
+        elif path[-1] == "kernel":
+            value = value.reshape(value.shape[:2]).T
+        params[path] = jnp.asarray(value, jnp.float32)
     return {"params": traverse_util.unflatten_dict(params)}
 
 
