@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from cdsde.networks.unet2d import ACTIVATIONS, DOWN_BLOCKS, UP_BLOCKS, UNet2D
+from cdsde.networks.unet2d import DOWN_BLOCKS, UP_BLOCKS, UNet2D
+from cdsde.networks.unet2d_layers import ACTIVATIONS
 from cdsde.runtime import files
 from cdsde.weights.diffusers import fields as json_fields
 from cdsde.weights.diffusers import networks, schedule
