@@ -1,7 +1,8 @@
 """`--mode=import` of published weights and `--mode=export` of trained networks.
 
 Exported files have published names (PyTorch or safetensors) for use with published code, or cdsde's
-format (float16, with a card that describes the training), which `config.weights` can name.
+format (float16, with a card that describes the training), which `config.weights` can name. Score
+networks can also be exported as pipelines of diffusers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cdsde.networks.features.vgg import FirstLayers
 from cdsde.networks.stable_diffusion import small
 from cdsde.runtime import files, records
 from cdsde.weights import checkpoint, diffusers, resolve
+from cdsde.weights.formats import diffusers_unet, unet2d_of
 from cdsde.weights.torch import convert
 
 MODULES = {
@@ -115,6 +117,8 @@ def export_weights(config: ConfigDict, workdir) -> Path:
     stage = config.export.stage
     if stage in config_lib.LATENT:
         return export_model(config, workdir)
+    if config.export.format == "diffusers":
+        return export_pipeline(config, workdir)
     if config.export.format == "published":
         _check_published(config, stage)
     params, origin = resolve.load(config, workdir, stage)
@@ -148,6 +152,49 @@ def export_model(config: ConfigDict, workdir) -> Path:
     files.write_json(folder / "card.json", cards)
     logging.info("%s written to %s", origin, folder)
     return folder
+
+
+def export_pipeline(config: ConfigDict, workdir) -> Path:
+    """Writes a score network as a pipeline of diffusers and returns the folder.
+
+    Raises:
+      ValueError: there is no checkpoint, or diffusers has no such network.
+    """
+    stage = config.export.stage
+    if config_lib.network_group(stage) != "score":
+        raise ValueError(
+            f"config.export.format is diffusers, and config.export.stage is {stage}; pipelines of "
+            "diffusers are made of score networks"
+        )
+    if (patch := config.score.patch_size) != 1:
+        raise ValueError(
+            f"config.score.patch_size is {patch}; networks of diffusers have 1, so export the "
+            "format cdsde"
+        )
+    params, origin = resolve.load(config, workdir, stage)
+    try:
+        fields, params = unet2d_of.of_network(build.score_module(config), params)
+    except ValueError as error:
+        raise ValueError(f"the {stage} network cannot be exported to diffusers: {error}") from None
+    folder = Path(config.export.path or Path(workdir) / "export" / stage)
+    scheduler = scheduler_of(config)
+    diffusers_unet.write(folder, fields, params, scheduler, config.data.image_size)
+    logging.info("%s of %s written to %s", stage, origin, folder)
+    return folder
+
+
+def scheduler_of(config: ConfigDict) -> dict:
+    """Fields of the DDPMScheduler whose noise levels and prediction are those of the config."""
+    learned = config.score.arch == "adm" and config.score.learn_sigma
+    return {
+        "num_train_timesteps": config.sde.num_steps,
+        "beta_schedule": {"linear": "linear", "cosine": "squaredcos_cap_v2"}[config.sde.schedule],
+        "beta_start": 1e-4,
+        "beta_end": 2e-2,
+        "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[config.score.prediction],
+        "variance_type": "learned_range" if learned else "fixed_small",
+        "clip_sample": True,
+    }
 
 
 def card(config: ConfigDict, workdir, stage: str) -> dict:

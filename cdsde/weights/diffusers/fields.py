@@ -71,16 +71,15 @@ def check(
             if not any(_same(value, known) for known in only[name]):
                 usual = [json.dumps(known) for known in only[name] if known is not None] or ["null"]
                 raise ValueError(
-                    f"{where} sets {name} to {json.dumps(value)}, which is not supported; models "
-                    f"of the SD-1.x family have {' or '.join(usual[:3])}"
+                    f"{where} sets {name} to {json.dumps(value)}, which is not supported; it must "
+                    f"be {' or '.join(usual[:5])}"
                 )
         elif name.startswith("_") or name in honoured or name in without_effect:
             continue
         elif value is not None:
             raise ValueError(
                 f"{where} sets {name} to {json.dumps(value)}, a field that is not known here and "
-                "may change the result; use a model of the SD-1.x or 2.x family, or remove the "
-                "field if it changes nothing"
+                "may change the result; remove it if it changes nothing"
             )
 
 

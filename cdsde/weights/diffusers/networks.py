@@ -83,7 +83,7 @@ def published(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple
     return name, convert.published_shape(path[-1], shape)
 
 
-def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where) -> dict:
+def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where, consume: bool = False) -> dict:
     """A module's parameters `{"params": tree}` from a state dict.
 
     Args:
@@ -91,13 +91,14 @@ def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where) -> dict:
       inputs: arguments of its `init`.
       state_dict: published names to arrays.
       where: path for the error message.
+      consume: take each array out of `state_dict`, as in `convert.fit`.
 
     Raises:
       ValueError: keys or shapes do not fit; the message lists them.
     """
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     try:
-        return convert.fit(shapes, state_dict, published)
+        return convert.fit(shapes, state_dict, published, consume)
     except convert.Damaged as error:
         raise ValueError(f"{where}: {error}") from None
     except ValueError as error:
@@ -204,18 +205,16 @@ def load_vae(folder: str | Path, **fields) -> tuple[AutoencoderKL, dict, float]:
     return module, params, factor
 
 
-def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Renames the attention layers of early SD files (query, key, value, proj_attn)."""
+def current_name(key: str) -> str:
+    """Today's name of a parameter; early files call attention's query, key, value, proj_attn."""
     new = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    pattern = r"(attentions\.\d+)\.(query|key|value|proj_attn)\."
+    return re.sub(pattern, lambda m: f"{m[1]}.{new[m[2]]}.", key)
 
-    def rename(key: str) -> str:
-        return re.sub(
-            r"(attentions\.\d+)\.(query|key|value|proj_attn)\.",
-            lambda m: f"{m[1]}.{new[m[2]]}.",
-            key,
-        )
 
-    renamed = {rename(key): value for key, value in state_dict.items()}
+def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Renames the attention layers of early SD files."""
+    renamed = {current_name(key): value for key, value in state_dict.items()}
     # Some early files store these linear layers as 1x1 convolutions.
     return {
         key: value[:, :, 0, 0] if ".to_" in key and value.ndim == 4 else value

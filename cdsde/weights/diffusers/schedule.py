@@ -2,7 +2,7 @@
 
 `read_scheduler` reads every field that changes the mathematics; `read_schedule` turns that into the
 schedule of a latent model and refuses what sampling of latents does not do. An absent field means
-what diffusers' DDIMScheduler makes of it, since sampling is DDIM whatever sampler the file names.
+what diffusers' DDPMScheduler and DDIMScheduler make of it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cdsde.diffusion import schedules
@@ -28,15 +30,17 @@ SAMPLERS = (
 ).split()
 # Of these, the ones that clip the predicted image where the file does not say otherwise.
 CLIPPING = tuple(name for name in SAMPLERS if name.startswith(("DDIM", "DDPM")))
+DDPM = ("DDPMScheduler", "DDPMParallelScheduler")
 SPACINGS = ("leading", "trailing", "linspace")
+# fixed_large_log is missing: with it diffusers takes the root of a logarithm, and gets NaN.
+VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
 HONOURED = (
     "num_train_timesteps beta_start beta_end beta_schedule trained_betas prediction_type "
     "steps_offset set_alpha_to_one timestep_spacing rescale_betas_zero_snr clip_sample "
-    "clip_sample_range"
+    "clip_sample_range thresholding dynamic_thresholding_ratio sample_max_value variance_type"
 ).split()
 ONLY = {
     "_class_name": tuple(SAMPLERS),
-    "thresholding": (False, None),
     # These move the noise levels away from the indices on which the network was trained.
     "use_karras_sigmas": (False, None),
     "use_exponential_sigmas": (False, None),
@@ -53,9 +57,8 @@ ONLY = {
 # Settings of other samplers, or of what ONLY excludes.
 WITHOUT_EFFECT = (
     "skip_prk_steps solver_order algorithm_type solver_type solver_p lower_order_final "
-    "euler_at_final final_sigmas_type lambda_min_clipped variance_type predict_x0 "
-    "disable_corrector noise_sampler_seed dynamic_thresholding_ratio sample_max_value flow_shift "
-    "time_shift_type"
+    "euler_at_final final_sigmas_type lambda_min_clipped predict_x0 disable_corrector "
+    "noise_sampler_seed flow_shift time_shift_type"
 ).split()
 
 
@@ -63,43 +66,94 @@ class Scheduler(NamedTuple):
     """What a scheduler's file says about the noise process and about sampling.
 
     Attributes:
+      beta: β, float32 `[T]`.
       alpha_bar: ᾱ, float32 `[T]`; the last value is 0 where the file rescales to zero SNR.
       prediction: the network's output: "epsilon", "v_prediction" or "sample".
       offset: added to the indices of "leading" spacing.
       clean: ᾱ of the clean image: 1, or ᾱ_0.
       spacing: how the indices are spaced, one of `SPACINGS`.
       clip: bound of the predicted image, or None for no bound.
+      threshold: instead of `clip`, the quantile of a predicted image that bounds it, and the
+        largest such bound; None for none.
+      variance: variance of a step's noise, one of `VARIANCES`; None: the file does not say.
     """
 
+    beta: np.ndarray
     alpha_bar: np.ndarray
     prediction: str
     offset: int
     clean: float
     spacing: str
     clip: float | None
+    threshold: tuple[float, float] | None
+    variance: str | None
 
 
-def read_scheduler(folder: str | Path) -> Scheduler:
-    """The scheduler of a `scheduler/` folder, of a latent or a pixel model.
+def read_scheduler(folder: str | Path, sampler: str | None = None) -> Scheduler:
+    """The scheduler in a folder's `scheduler_config.json`, of a latent or a pixel model.
+
+    Args:
+      folder: the folder.
+      sampler: the class that reads the file, where that is not the one which the file names.
 
     Raises:
       ValueError: there is no file, or a field (named) is missing, unknown or not supported.
     """
     path = Path(folder) / "scheduler_config.json"
     config = fields.read(path, "it contains the noise levels of the model")
+    config |= {"_class_name": sampler} if sampler else {}
     fields.check(config, path, HONOURED, ONLY, WITHOUT_EFFECT)
-    alpha_bar = _alpha_bar(config, path)
+    beta = _betas(config, path)
+    alpha_bar = schedules.from_beta(beta).alpha_bar
     clips = config.get("_class_name", CLIPPING[0]) in CLIPPING
     one = _flag(config, "set_alpha_to_one", path, True)
     clip = _flag(config, "clip_sample", path, clips)
+    threshold = _threshold(config, path)
+    varies = config.get("variance_type") is not None
     return Scheduler(
+        beta,
         alpha_bar,
         prediction=_choice(config, "prediction_type", path, PREDICTIONS),
         offset=_offset(config, path, len(alpha_bar)),
         clean=1.0 if one else float(alpha_bar[0]),
         spacing=_choice(config, "timestep_spacing", path, SPACINGS),
-        clip=fields.number(config, "clip_sample_range", path, default=1.0) if clip else None,
+        clip=_clip(config, path) if clip and not threshold else None,
+        threshold=threshold,
+        variance=_choice(config, "variance_type", path, VARIANCES) if varies else None,
     )
+
+
+def timesteps(scheduler: Scheduler, steps: int) -> np.ndarray:
+    """The indices that diffusers visits in `steps` steps, descending.
+
+    Raises:
+      ValueError: there are fewer levels, or the offset leads beyond the last one.
+    """
+    count = len(scheduler.beta)
+    if not 1 <= steps <= count:
+        raise ValueError(f"{steps} steps do not fit into {count} levels; take 1 to {count}")
+    if scheduler.spacing == "linspace":
+        t = np.round(np.linspace(0, count - 1, steps))[::-1]
+    elif scheduler.spacing == "trailing":
+        t = np.round(np.arange(count, 0, -count / steps)) - 1
+    else:
+        t = np.arange(steps)[::-1] * (count // steps) + scheduler.offset
+    if t[0] >= count:
+        raise ValueError(
+            f"{steps} steps with steps_offset {scheduler.offset} begin at level {int(t[0])}, and "
+            f"the last level is {count - 1}; take another number of steps"
+        )
+    return t.astype(np.int64)
+
+
+def bounded(scheduler: Scheduler, x0: jax.Array) -> jax.Array:
+    """Predicted images `[B, ...]`, clipped or thresholded as the scheduler says."""
+    if scheduler.threshold:
+        ratio, largest = scheduler.threshold
+        bound = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), ratio, axis=1)
+        bound = schedules.expand(jnp.clip(bound, 1.0, largest), x0)
+        return jnp.clip(x0, -bound, bound) / bound
+    return x0 if scheduler.clip is None else jnp.clip(x0, -scheduler.clip, scheduler.clip)
 
 
 def read_schedule(folder: str | Path) -> LatentSchedule:
@@ -120,6 +174,11 @@ def read_schedule(folder: str | Path) -> LatentSchedule:
         raise ValueError(
             f"{path} has clip_sample true (the default of its class), which would cut latents off; "
             "models of SD-1.x have false"
+        )
+    if found.threshold is not None:
+        raise ValueError(
+            f"{path} sets thresholding to true, which would cut latents off; models of SD-1.x have "
+            "false"
         )
     if not found.alpha_bar[-1]:
         raise ValueError(
@@ -154,24 +213,45 @@ def _offset(config: Mapping[str, Any], path: Path, count: int) -> int:
     return offset
 
 
-def _alpha_bar(config: Mapping[str, Any], path: Path) -> np.ndarray:
-    """ᾱ, float32 `[T]`, with the rounding of diffusers."""
-    beta = _betas(config, path)
-    if not ((beta > 0) & (beta < 1)).all():
+def _clip(config: Mapping[str, Any], path: Path) -> float:
+    clip = fields.number(config, "clip_sample_range", path, default=1.0)
+    if clip <= 0:
+        raise ValueError(f"{path} sets clip_sample_range to {clip}; it must be above 0")
+    return clip
+
+
+def _threshold(config: Mapping[str, Any], path: Path) -> tuple[float, float] | None:
+    if config.get("thresholding") is None or not _flag(config, "thresholding", path, False):
+        return None
+    ratio = fields.number(config, "dynamic_thresholding_ratio", path, default=0.995)
+    largest = fields.number(config, "sample_max_value", path, default=1.0)
+    if not 0 <= ratio <= 1 or largest < 1:
         raise ValueError(
-            f"{path} has trained_betas that are not all between 0 and 1; get the file again"
+            f"{path} sets dynamic_thresholding_ratio to {ratio} and sample_max_value to {largest}; "
+            "the first must lie in 0..1, and the second be at least 1"
         )
-    alpha_bar = np.cumprod(1 - beta, dtype=np.float32)
-    if not _flag(config, "rescale_betas_zero_snr", path, False):
-        return alpha_bar
-    # Lin et al. 2024: √ᾱ is shifted and scaled, so that its first value stays and its last is 0.
-    root = np.sqrt(alpha_bar)
-    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    return root**2
+    return ratio, largest
 
 
 def _betas(config: Mapping[str, Any], path: Path) -> np.ndarray:
     """β, float32 `[T]`."""
+    beta = _plain_betas(config, path)
+    if not ((beta > 0) & (beta < 1)).all():
+        raise ValueError(
+            f"{path} has trained_betas that are not all between 0 and 1; get the file again"
+        )
+    if not _flag(config, "rescale_betas_zero_snr", path, False):
+        return beta
+    # Lin et al. 2024: √ᾱ is shifted and scaled, so that its first value stays and its last is 0;
+    # in float32, as diffusers does it.
+    root = np.sqrt(schedules.from_beta(beta).alpha_bar)
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    alpha_bar = root**2
+    return 1 - np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+
+
+def _plain_betas(config: Mapping[str, Any], path: Path) -> np.ndarray:
+    """β without rescaling."""
     count = fields.number(config, "num_train_timesteps", path, int)
     if count < 1:
         raise ValueError(f"{path} sets num_train_timesteps to {count}; it must be at least 1")
@@ -189,9 +269,12 @@ def _betas(config: Mapping[str, Any], path: Path) -> np.ndarray:
     kind = config.get("beta_schedule")
     if kind == "squaredcos_cap_v2":
         return schedules.cosine(count).beta
-    if kind not in ("scaled_linear", "linear"):
+    known = ("scaled_linear", "linear")
+    # As in diffusers, no other class knows "sigmoid".
+    known += ("sigmoid",) if config.get("_class_name") in DDPM else ()
+    if kind not in known:
         raise ValueError(
-            f"{path} has beta_schedule {json.dumps(kind)}; scaled_linear, linear and "
+            f"{path} has beta_schedule {json.dumps(kind)}; {', '.join(known)} and "
             "squaredcos_cap_v2 are supported"
         )
     first, last = (fields.number(config, name, path) for name in ("beta_start", "beta_end"))
@@ -201,4 +284,7 @@ def _betas(config: Mapping[str, Any], path: Path) -> np.ndarray:
         )
     if kind == "scaled_linear":
         return schedules.scaled_linear(count, first, last).beta
+    if kind == "sigmoid":
+        mixed = 1 / (1 + np.exp(-np.linspace(-6, 6, count)))
+        return (mixed * (last - first) + first).astype(np.float32)
     return np.linspace(first, last, count, dtype=np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -39,7 +39,7 @@ MODEL_INDEX = {
 }
 
 
-def state_dict(params: Mapping, dtype=np.float16) -> dict[str, np.ndarray]:
+def state_dict(params: Mapping, dtype: Any = np.float16) -> dict[str, np.ndarray]:
     """Parameters `{"params": tree}` as arrays of `dtype` under published names and shapes."""
     named = {}
     for path, leaf in traverse_util.flatten_dict(params["params"]).items():
