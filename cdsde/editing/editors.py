@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cdsde.diffusion import schedules
 from cdsde.editing import ddim, guidance
@@ -197,12 +198,13 @@ def plug_and_play(
       `(latent, states [N + 1, B, h, w, 4])`.
     """
     steps, batch = len(ladder.t), inverted.shape[1]
-    x = inverted[-1]
+    x, taken_from = inverted[-1], np.tile(np.arange(batch), 2)
     context = jnp.concatenate([_rows(text, batch) for text in (texts[0], texts[2], texts[1])])
 
     def body(x, row):
         (t, start, end), source, conv, attend = row
-        eps = unet(jnp.concatenate([source, x, x]), t, context, Injection(conv, attend))
+        inject = Injection(taken_from, conv, attend)
+        eps = unet(jnp.concatenate([source, x, x]), t, context, inject)
         _, negative, target = jnp.split(eps, 3)
         x = ddim.move(x, negative + scale * (target - negative), start, end)
         return x, x
