@@ -31,13 +31,21 @@ from cdsde.data import (
     write_png,
 )
 from cdsde.data.images import BrokenImage
-from cdsde.edit import pipeline
+from cdsde.edit import pipeline, wording
+from cdsde.edit.wording import Wording
 from cdsde.networks.stable_diffusion import blip
 from cdsde.runtime import compiler, mesh, records
 from cdsde.weights import diffusers
 
 RECONSTRUCTION = "reconstructions"  # folder within the results
 RECONSTRUCTED = "reconstruction"  # title of its column on sheets
+# Keys that other editors do not read.
+OF_FEW = {
+    "skip": pipeline.REPLAYED,
+    "source_scale": ("edit_friendly",),
+    "threshold": ("ledits",),
+    "cross_attention": ("p2p",),
+}
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -67,8 +75,8 @@ def edit(config: ConfigDict, workdir) -> Path:
     mine = chosen[jax.process_index() :: jax.process_count()]
     todo = [j for j in mine if not _finished(config, folder / names[j], source, j)]
     broken = {} if config.edit.caption else _without_broken(config, source, todo)
-    said = captions_of(config, source, todo)
-    texts = pipeline.texts_of(model, config, list(said.values())) if todo else None
+    said = wordings_of(config, source, todo)
+    texts = wording.texts_of(model, config, list(said.values())) if todo else None
     records.claim(folder, _record(config, model), names)
     if texts is not None:
         broken |= _edit(config, model, source, folder, names, said, texts, todo)
@@ -124,7 +132,7 @@ def _edit(
 ) -> dict[str, str]:
     """Edit the images at positions `todo`, in batches; row n of `texts` belongs to `todo[n]`.
 
-    `said` is `{image id: caption}`. Returns `{id: what is wrong}` of those that cannot be decoded.
+    `said` is `{image id: words}`. Returns `{id: what is wrong}` of those that cannot be decoded.
     """
     broken = {}
     text_rows = {source.ids[j]: n for n, j in enumerate(todo)}
@@ -151,7 +159,7 @@ def _edit(
                 inside = read.inside(*batch["shape"][row])
                 edited, reconstructed = (to_uint8(result[row])[inside] for result in results)
                 name, j = by_id[batch["name"][row]]
-                told = {"source": content(source, j), "caption": said[source.ids[j]]}
+                told = {"source": content(source, j), "caption": said[source.ids[j]].caption}
                 # The result last: its existence marks the image as finished.
                 write_png(folder / RECONSTRUCTION / name, reconstructed)
                 write_png(folder / name, edited, **told)
@@ -168,8 +176,8 @@ def chosen_images(config: ConfigDict, source) -> list[int]:
     positions = list(range(len(source)))
     if config.sample.input is None:
         texts = captions(source)
-        word = pipeline.bare(config.edit.source)
-        positions = [j for j in positions if pipeline.place_of(word, texts[j]) is not None]
+        word = wording.bare(config.edit.source)
+        positions = [j for j in positions if wording.place_of(word, texts[j]) is not None]
         if not positions:
             raise ValueError(
                 f"no caption of {source!r} holds '{config.edit.source}'; choose another "
@@ -192,7 +200,7 @@ def with_sentences(config: ConfigDict) -> ConfigDict:
     if config.sample.input is not None or e.templates or not needs_bank:
         return config
     train = inputs.open_split(config, config_lib.sources(config)[0], "train")
-    matches = [(text, pipeline.place_of(e.source, text)) for text in captions(train)]
+    matches = [(text, wording.place_of(e.source, text)) for text in captions(train)]
     templates = sorted(
         {text[:n] + "{}" + text[n + len(e.source) :] for text, n in matches if n is not None}
     )
@@ -204,6 +212,16 @@ def with_sentences(config: ConfigDict) -> ConfigDict:
         )
     config.edit.templates = tuple(templates)
     return config
+
+
+def wordings_of(config: ConfigDict, source, todo: list[int]) -> dict[str, Wording]:
+    """`{image id: its words}`, from its caption and `config.edit.source` and `target`.
+
+    Raises:
+      ValueError: as `captions_of`.
+    """
+    said = captions_of(config, source, todo)
+    return {name: wording.of_caption(config.edit, caption) for name, caption in said.items()}
 
 
 def captions_of(config: ConfigDict, source, todo: list[int]) -> dict[str, str]:
@@ -257,6 +275,9 @@ def _record(config: ConfigDict, model: pipeline.Model) -> dict:
     """The settings that determine the pixels of the results."""
     settings = json.loads(config.edit.to_json_best_effort())
     settings.pop("templates")
+    for key, methods in OF_FEW.items():
+        if config.method not in methods:
+            settings.pop(key)  # so that records of earlier versions match
     s = config.sample
     settings |= {"method": config.method, "split": s.split, "seed": s.seed}
     settings["image_size"] = config.data.image_size
@@ -265,7 +286,7 @@ def _record(config: ConfigDict, model: pipeline.Model) -> dict:
     record["captioner"] = config.model.captioner
     if config.method in pipeline.GUIDED:
         # Hashes the sentences, not the names of their files.
-        sentences = json.dumps(pipeline.banks(config.edit))
+        sentences = json.dumps(wording.banks(config.edit))
         record["banks_sha256"] = hashlib.sha256(sentences.encode()).hexdigest()
     return record
 

@@ -30,7 +30,7 @@ from cdsde.data import (
     told_by,
     write_png,
 )
-from cdsde.edit import pipeline
+from cdsde.edit import pipeline, wording
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks
 from cdsde.evaluate import extractors, translations
@@ -159,8 +159,8 @@ def _direction(config, real: Callable) -> tuple[Callable, dict, str] | None:
 
     means, counts = [], {}
     for concept in (config.edit.source, config.edit.target):
-        words = pipeline.bare(concept)
-        matching = [j for j, text in enumerate(texts) if pipeline.place_of(words, text) is not None]
+        words = wording.bare(concept)
+        matching = [j for j, text in enumerate(texts) if wording.place_of(words, text) is not None]
         if len(matching) < FEWEST:
             logging.info("%d train images say '%s': no direction is measured", len(matching), words)
             return None
@@ -234,7 +234,7 @@ def _attention_masks(config, workdir, source, chosen, names) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     run = compiler.jit(pipeline.word_maps(model, e))
     params = mesh.put_replicated(model.params, devices)
-    words = pipeline.bare(e.source)
+    words = wording.bare(e.source)
     mine = [chosen[n] for n in mesh.share(len(chosen))]
     by_id = {source.ids[j]: (names[j], j) for j in mine}
     batches = eval_batches(

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from cdsde import load_config, metrics
 from cdsde.data import captions, inputs, open_domain, tokenizer
-from cdsde.edit import pipeline
+from cdsde.edit import pipeline, wording
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks, ddim, editors
 from cdsde.evaluate import edits, translations
@@ -313,7 +313,7 @@ def test_the_shipped_model_holds_a_picture_and_changes_what_is_asked(tmp_path):
 
 def test_sentences_are_the_captions_around_the_word():
     config = load_config("configs/emoji_words.py", {"edit.source": "cat", "edit.target": "dog"})
-    (source, target) = pipeline.banks(edit_run.with_sentences(config).edit)
+    (source, target) = wording.banks(edit_run.with_sentences(config).edit)
     assert len(source) == len(target) > 5
     assert all(a.replace("cat", "dog") == b for a, b in zip(source, target, strict=True))
     config.edit.source = "submarine"

@@ -1,8 +1,8 @@
 """The conditional U-Net of SD-1.x (diffusers' UNet2DConditionModel).
 
 `apply(..., mutable=["maps", "features"])` also returns cross-attention maps and features, as
-collections under the paths of their modules; without `mutable` they are discarded. What some rows of
-a batch take from others (plug-and-play, prompt-to-prompt) is an argument.
+collections under the paths of their modules; without `mutable` they are discarded. What some rows
+of a batch take from others (plug-and-play, prompt-to-prompt) is an argument.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Injection(NamedTuple):
       attention: bool scalar: take queries and keys of self-attentions, hence their maps.
       most: the self-attentions that take part: those with at most so many positions; None: those of
         the decoder from `up_blocks.1.attentions.1` on, as plug-and-play has it.
-      words: `(A [E, M, M], b [E, M])`: cross-attention maps p become p' A + b p, with the maps p' of
-        the other row; column n of A tells the shares of the tokens of p' in token n.
+      words: `(A [E, M, M], b [E, M])`: cross-attention maps p become p' A + b p, with the maps p'
+        of the other row; column n of A tells the shares of the tokens of p' in token n.
     """
 
     rows: Any
