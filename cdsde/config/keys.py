@@ -93,7 +93,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "root": Setting(
             "emoji",
             "Images: `emoji` or `glyphs` (included in the package), a folder that contains "
-            "`{train,val,test}/{domain}/`, or the TFDS data set `tfds:NAME`.",
+            "`{train,val,test}/{domain}/`, PIE-Bench's folder, or the TFDS data set `tfds:NAME`.",
         ),
         "data_dir": Setting(
             str, "Folder in which TFDS stores its data sets. None: TFDS's default."
@@ -360,15 +360,19 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "clip": Setting(
             str, "Model for the CLIP score of edits: a folder of CLIP with its tokenizer."
         ),
-        "text": Setting(str, "Text that the CLIP score compares. None: `edit.target`."),
+        "text": Setting(
+            str,
+            "Text that the CLIP score compares. None: `edit.target`, or the data's edited texts "
+            "(PIE-Bench).",
+        ),
         "dino": Setting(
             str,
             "Weights for the structure distance of edits: path of `dino_vitbase8_pretrain.pth`.",
         ),
         "masks": Setting(
             str,
-            "Folder of masks (PNG, white on the object) for LPIPS of the background. None: masks "
-            "from the model's cross-attention to `edit.source`.",
+            "Folder of masks (PNG, white on the object) for metrics of the background. None: the "
+            "data's own (PIE-Bench), or the model's cross-attention to `edit.source` for LPIPS.",
         ),
     },
     "export": {

@@ -58,8 +58,8 @@ def edit(config: ConfigDict, workdir) -> Path:
         missing, the folder holds results of other settings, or images cannot be decoded; then the
         others are edited before it is raised.
     """
-    _check(config)
     source = inputs.open_input(config)
+    _check(config, source)
     folder = records.output_folder(config, workdir)
     model = pipeline.load(config.model.path, jnp.dtype(config.dtype), config.remat)
     halvings = 2 ** (len(model.vae.widths) + len(model.unet.widths) - 2)
@@ -71,7 +71,8 @@ def edit(config: ConfigDict, workdir) -> Path:
     pipeline.check_levels(model, config)
     names = records.output_names(source.ids)
     chosen = chosen_images(config, source)
-    config = with_sentences(config)
+    if not has_words(source):
+        config = with_sentences(config)
     mine = chosen[jax.process_index() :: jax.process_count()]
     todo = [j for j in mine if not _finished(config, folder / names[j], source, j)]
     broken = {} if config.edit.caption else _without_broken(config, source, todo)
@@ -105,9 +106,16 @@ def _without_broken(config: ConfigDict, source, todo: list[int]) -> dict[str, st
     return broken
 
 
-def _check(config: ConfigDict) -> None:
+def _check(config: ConfigDict, source) -> None:
     e = config.edit
-    required = {"model.path": config.model.path, "edit.source": e.source, "edit.target": e.target}
+    required = {"model.path": config.model.path}
+    if not has_words(source):
+        required |= {"edit.source": e.source, "edit.target": e.target}
+    elif e.caption or config.model.captioner is not None:
+        raise ValueError(
+            f"{source!r} has a caption for each image; set config.edit.caption and "
+            "config.model.captioner to None"
+        )
     for key, value in required.items():
         if not (value or "").strip():
             raise ValueError(f"config.{key} is not given; --mode=edit needs it")
@@ -124,7 +132,8 @@ def _finished(config: ConfigDict, path: Path, source, j: int) -> bool:
         return False
     if "caption" not in told or config.edit.caption or config.model.captioner is not None:
         return True  # the record and the image determine the caption
-    return told["caption"] == captions(source, [j])[0]
+    (words,) = wordings_of(config, source, [j]).values()
+    return told.items() >= words.told().items()
 
 
 def _edit(
@@ -159,7 +168,7 @@ def _edit(
                 inside = read.inside(*batch["shape"][row])
                 edited, reconstructed = (to_uint8(result[row])[inside] for result in results)
                 name, j = by_id[batch["name"][row]]
-                told = {"source": content(source, j), "caption": said[source.ids[j]].caption}
+                told = {"source": content(source, j), **said[source.ids[j]].told()}
                 # The result last: its existence marks the image as finished.
                 write_png(folder / RECONSTRUCTION / name, reconstructed)
                 write_png(folder / name, edited, **told)
@@ -170,11 +179,13 @@ def _edit(
 def chosen_images(config: ConfigDict, source) -> list[int]:
     """Positions of the images to edit; in a data set, those whose caption contains the word.
 
+    Where the data have words of their own, all images are edited.
+
     Raises:
       ValueError: there is none.
     """
     positions = list(range(len(source)))
-    if config.sample.input is None:
+    if config.sample.input is None and not has_words(source):
         texts = captions(source)
         word = wording.bare(config.edit.source)
         positions = [j for j in positions if wording.place_of(word, texts[j]) is not None]
@@ -214,12 +225,19 @@ def with_sentences(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def has_words(source) -> bool:
+    """Whether the data say for each image what changes, as PIE-Bench does."""
+    return hasattr(source, "edit")
+
+
 def wordings_of(config: ConfigDict, source, todo: list[int]) -> dict[str, Wording]:
-    """`{image id: its words}`, from its caption and `config.edit.source` and `target`.
+    """`{image id: its words}`: the data's own, or its caption with `config.edit.source`, `target`.
 
     Raises:
       ValueError: as `captions_of`.
     """
+    if has_words(source):
+        return {source.ids[j]: Wording(*source.edit(j)) for j in todo}
     said = captions_of(config, source, todo)
     return {name: wording.of_caption(config.edit, caption) for name, caption in said.items()}
 

@@ -29,6 +29,10 @@ class Wording(NamedTuple):
     source: tuple[str, ...]
     target: tuple[str, ...]
 
+    def told(self) -> dict[str, str]:
+        """What a result tells of them."""
+        return {"caption": self.caption} | ({"edited": self.edited} if self.edited else {})
+
 
 def of_caption(e: ConfigDict, caption: str) -> Wording:
     """The words of an image with this caption, by `edit.source` and `edit.target`."""

@@ -274,11 +274,14 @@ def test_backgrounds_are_compared_where_the_word_is_not(trained, tmp_path, on_de
     (folder,) = (workdir / "eval").glob("masks-*")
     shown = sorted(folder.glob("*.png"))
     assert len(shown) == 3
-    # Given masks: all object leaves no background to differ, and is as wide as the picture.
+    # Given masks: all object leaves no background to measure, and is as wide as the picture.
     for path in shown:
         Image.new("RGB", (32, 32), "white").save(path)
     config.eval.masks = str(folder)
-    assert edits.evaluate_edits(config, workdir)["ddim"]["BG-LPIPS-Alex"]["value"] == 0
+    assert "BG-LPIPS-Alex" not in edits.evaluate_edits(config, workdir)["ddim"]
+    Image.new("RGB", (32, 32)).save(shown[0])
+    row = edits.evaluate_edits(config, workdir)["ddim"]
+    assert row["BG-LPIPS-Alex"]["images"] == row["BG-PSNR"]["images"] == 1
     shown[0].unlink()
     with pytest.raises(ValueError, match="white where the object is"):
         edits.evaluate_edits(config, workdir)
