@@ -84,12 +84,17 @@ def test_what_is_wrong_with_the_folder_is_said(root):
         if value is None:
             del wrong["111000000001"][field]
         path.write_text(json.dumps(wrong))
-        with pytest.raises(ValueError, match=rf"'111000000001'.* copy it again") as error:
+        with pytest.raises(ValueError, match=r"'111000000001'.* copy it again") as error:
             open_domain(root, "all", "test")
         assert field in str(error.value)
     path.write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
         open_domain(root, "all", "test")
+
+
+@pytest.fixture(scope="module")
+def model(golden):
+    return pipeline.load(golden / "latent" / "model")
 
 
 def settings(root, **changes):
@@ -98,8 +103,7 @@ def settings(root, **changes):
 
 
 @pytest.mark.parametrize("method", ["ddim", "p2p", "ledits", "pix2pix_zero"])
-def test_texts_are_those_of_each_image(root, golden, method):
-    model = pipeline.load(golden / "latent" / "model")
+def test_texts_are_those_of_each_image(root, model, method):
     config = settings(root, method=method, edit__inversion="next")
     source = inputs.open_input(config)
     words = edit_run.wordings_of(config, source, [0, 1, 2])
