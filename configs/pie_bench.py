@@ -1,7 +1,7 @@
 """PIE-Bench: 700 images, each with its own words, edited and measured as published.
 
     ARGS="--config=pie_bench --config.data.root=DIR --config.model.path=MODEL"
-    python -m cdsde.main $ARGS --mode=edit
+    python -m cdsde.main $ARGS --mode=edit --config.edit.inversion=null_text
     python -m cdsde.main $ARGS --mode=eval --config.eval.clip=CLIP --config.eval.dino=FILE
 
 DIR holds annotation_images/ and mapping_file.json, MODEL is a model of the SD-1.x family in
@@ -17,5 +17,5 @@ def get_config():
     c.task, c.method = "pie_bench", "p2p"
     c.data.update(source="all", target="all", image_size=512)
     c.sample.batch_size = 1
-    c.edit.update(inversion="null_text", attention=0.4)
+    c.edit.attention = 0.4
     return c

@@ -163,7 +163,8 @@ def test_the_background_is_measured_where_there_is_one(root, golden, tmp_path):
 def test_it_is_edited_and_noticed_when_its_words_change(root, golden, tmp_path, on_devices):
     on_devices(1)
     model = {"model__path": golden / "latent" / "model", "edit__steps": 3}
-    config = settings(root, **model, method="p2p", edit__strength=2.0)
+    model["edit__inversion"] = "null_text"
+    config = settings(root, **model, edit__strength=2.0)
     folder = edit_run.edit(config, tmp_path)
     before = {p.name: p.stat().st_mtime_ns for p in folder.glob("*0*.png")}
     assert len(before) == 3
