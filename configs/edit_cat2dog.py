@@ -5,8 +5,9 @@
 
 DIR is a model in diffusers' layout (unet/ vae/ text_encoder/ tokenizer/ scheduler/, safetensors).
 Instead of --config.edit.caption, --config.model.captioner=DIR names a BLIP model that captions the
-image. Other methods: --config.method=ddim | pix2pix_zero | pnp | dds | cds. For an accelerator: an
-edit takes 200 evaluations of the U-Net and 50 of its gradient per image.
+image. Other methods: --config.method=ddim | pix2pix_zero | pnp | p2p | edit_friendly | ledits |
+dds | cds. For an accelerator: an edit takes 200 evaluations of the U-Net and 50 of its gradient
+per image.
 """
 
 from cdsde import config

@@ -13,10 +13,10 @@ from pathlib import Path
 from absl import flags
 
 from cdsde.benchmark import plan
-from cdsde.config import command_line
+from cdsde.config import EDITORS, command_line
 from cdsde.runtime import files, interrupts, logs
 
-PARTS = ("main", "fronts", "ablations", "solvers", "convergence")
+PARTS = ("main", "fronts", "ablations", "solvers", "convergence", "edits")
 TASKS = "twemoji2fluent,noto2fluent,fluent2twemoji"
 
 
@@ -32,7 +32,8 @@ def arguments(argv) -> tuple[argparse.Namespace, dict]:
         "--tasks", default=TASKS, help="names of configs; --config.KEY=VALUE overrides each"
     )
     parser.add_argument(
-        "--methods", help="values of config.method; default: all whose networks the task has"
+        "--methods",
+        help="values of config.method; default: all whose networks the task has, and all editors",
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="parts to run, in this order")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds in the part main")
@@ -56,7 +57,7 @@ def benchmark(argv=None) -> None:
     flags.FLAGS.mark_as_parsed()  # absl's logging and Grain's workers need it
     logs.show_own()
     # Imported late, so that --help and a mistyped flag exit at once.
-    from cdsde.benchmark import run, summary
+    from cdsde.benchmark import edits, run, summary
     from cdsde.benchmark.task import Task
     from cdsde.runtime import cache, preemption
 
@@ -64,23 +65,29 @@ def benchmark(argv=None) -> None:
     path = Path(args.output) / "results.json"
     try:
         results = _read(path)
-        named = args.methods and _names(args.methods, plan.METHODS, "--methods")
+        named = args.methods and _names(args.methods, (*plan.METHODS, *EDITORS), "--methods")
         parts = _names(args.parts, PARTS, "--parts")
+        editors = [m for m in named or EDITORS if m in EDITORS] if "edits" in parts else []
+        named = named and [m for m in named if m in plan.METHODS]
+        parts = [part for part in parts if part != "edits" and named != []]
         if args.seeds < 1:
             raise ValueError(f"--seeds is {args.seeds}; it must be at least 1")
-        for name in args.tasks.split(","):
+        for name in args.tasks.split(",") if parts else ():
             task = Task(name, Path(args.workdir), overrides)
             methods = named or [m for m in plan.METHODS if task.has(m)]
             for part in parts:
                 run.go(task, run.plan_of(task, part, methods, args.seeds), results, path)
                 _write(results, path.parent)
+        if editors:
+            print(edits.go(Path(args.workdir), path.parent, overrides, editors))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except preemption.Preempted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    print(summary.report(results))
-    print(f"report: {(path.parent / 'report.html').resolve()}")
+    if parts:
+        print(summary.report(results))
+        print(f"report: {(path.parent / 'report.html').resolve()}")
 
 
 def _read(path: Path) -> dict:

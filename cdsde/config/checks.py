@@ -229,6 +229,7 @@ def _gan(config: ConfigDict) -> None:
 
 def _edit(config: ConfigDict) -> None:
     e = config.edit
+    _inversion(config)
     if e.inversion != "p2p0":
         return
     if config.method == "pnp":
@@ -246,4 +247,26 @@ def _edit(config: ConfigDict) -> None:
             f"config.edit.inversion_steps is {e.inversion_steps}, and config.edit.inversion is "
             "'p2p0', which does not reach the levels of sampling; set it to None, or choose next "
             "or current"
+        )
+
+
+def _inversion(config: ConfigDict) -> None:
+    """Checks that the editor uses the inversion, and that a step is left."""
+    e, method = config.edit, config.method
+    if e.inversion == "null_text" and method not in ("ddim", "p2p"):
+        raise ValueError(
+            f"config.edit.inversion is 'null_text', and config.method is '{method}', which does "
+            "not use its texts; choose another, or config.method ddim or p2p"
+        )
+    if method not in ("edit_friendly", "ledits"):
+        return
+    for key, neutral in (("inversion", "next"), ("inversion_steps", None)):
+        if e[key] not in (neutral, e.steps):
+            raise ValueError(
+                f"config.edit.{key} is {e[key]!r}, and config.method is '{method}', which has an "
+                f"inversion of its own; set it to {neutral}"
+            )
+    if round(e.skip * e.steps) >= e.steps:
+        raise ValueError(
+            f"config.edit.skip is {e.skip}, which leaves out all of the {e.steps} steps; lower it"
         )

@@ -8,7 +8,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cdsde.config.keys import EDITORS, GANS, GUIDED_SDES, KEYS, LATENT, SDES, SOURCE_SCORE
+from cdsde.config.keys import (
+    EDITORS,
+    GANS,
+    GUIDED_SDES,
+    KEYS,
+    LATENT,
+    PUBLISHED,
+    SDES,
+    SOURCE_SCORE,
+)
 
 # Training settings that are not keys; _TRAINING_OF lists the stages with other values.
 _TRAINING = {
@@ -45,16 +54,22 @@ def needed_stages(config: ConfigDict) -> tuple[str, ...]:
 
 
 def adopt_sampling(config: ConfigDict, given: Iterable[str]) -> None:
-    """Sets the keys of `sample` that a method chosen by an override needs (`Method.sampling`).
+    """Sets the keys that a method chosen by an override brings.
+
+    They are keys of `sample` (`Method.sampling`), or of an editor keys of `edit` (`PUBLISHED`).
 
     Args:
       config: changed in place.
-      given: the overridden keys; those of `sample` among them keep their values.
+      given: the overridden keys, which keep their values.
     """
     given = set(given)
-    if "method" in given and config.method in SDES:
-        own = GUIDED_SDES[config.method].sampling
-        config.sample.update({k: v for k, v in own.items() if f"sample.{k}" not in given})
+    if "method" not in given:
+        return
+    if config.method in SDES:
+        group, own = "sample", GUIDED_SDES[config.method].sampling
+    else:
+        group, own = "edit", PUBLISHED.get(config.method, {})
+    config[group].update({k: v for k, v in own.items() if f"{group}.{k}" not in given})
 
 
 def network_group(stage: str) -> str:

@@ -10,6 +10,8 @@ file in diffusion/methods/ defines the keys of its method.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -35,6 +37,7 @@ __all__ = [
     "KEYS",
     "LATENT",
     "METHODS",
+    "PUBLISHED",
     "SDES",
     "SOURCE_SCORE",
     "STAGES",
@@ -42,7 +45,20 @@ __all__ = [
 ]
 
 SDES = tuple(GUIDED_SDES)
-EDITORS = ("ddim", "pix2pix_zero", "pix2pix_zerocon", "pnp", "dds", "cds")
+# Each editor with the keys of `edit` and their values with which it is published, where another's
+# differ; its `scale` is in edit/pipeline.py.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "ddim": {},
+    "pix2pix_zero": {},
+    "pix2pix_zerocon": {},
+    "pnp": {},
+    "p2p": {"attention": 0.4},
+    "edit_friendly": {"steps": 100, "skip": 0.36},
+    "ledits": {"steps": 35, "skip": 0.15},  # 30 are left
+    "dds": {},
+    "cds": {},
+}
+EDITORS = tuple(PUBLISHED)
 METHODS = (*SDES, *GANS, *EDITORS)
 
 GROUPS: dict[str, dict[str, Setting]] = {
@@ -77,7 +93,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "root": Setting(
             "emoji",
             "Images: `emoji` or `glyphs` (included in the package), a folder that contains "
-            "`{train,val,test}/{domain}/`, or the TFDS data set `tfds:NAME`.",
+            "`{train,val,test}/{domain}/`, PIE-Bench's folder, or the TFDS data set `tfds:NAME`.",
         ),
         "data_dir": Setting(
             str, "Folder in which TFDS stores its data sets. None: TFDS's default."
@@ -248,17 +264,31 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "inversion": Setting(
             "next",
             "Level at which the inversion predicts noise: after its step (`next`), before it "
-            "(`current`), or as in pix2pix-zero (`p2p0`).",
-            ("next", "current", "p2p0"),
+            "(`current`), or as in pix2pix-zero (`p2p0`). `null_text` then optimises the negative "
+            "text of each step, so that guided sampling reconstructs the image (ddim, p2p).",
+            ("next", "current", "p2p0", "null_text"),
+        ),
+        "skip": Setting(
+            0.36,
+            "Share of the steps, from the noisiest on, that are left out (edit_friendly, ledits).",
+            minimum=0,
+            below=1,
         ),
         "regularise": Setting(
             True, "Regularise the inverted noise towards white noise (pix2pix-zero)."
         ),
         "strength": Setting(
-            1.0, "Factor of the text direction from source to target.", minimum=-100, maximum=100
+            1.0,
+            "Factor of the text direction from source to target (pix2pix_zero, pix2pix_zerocon), "
+            "or of the attention to the target's words (p2p).",
+            minimum=-100,
+            maximum=100,
         ),
         "scale": Setting(
             float, "Scale of classifier-free guidance. None: the editor's own.", minimum=0
+        ),
+        "source_scale": Setting(
+            3.5, "Scale of guidance by the caption in the inversion (edit_friendly).", minimum=0
         ),
         "negative": Setting(
             str,
@@ -283,7 +313,22 @@ GROUPS: dict[str, dict[str, Setting]] = {
             0.8, "Share of the steps that use the source's features (pnp).", minimum=0, maximum=1
         ),
         "attention": Setting(
-            0.5, "Share of the steps that use the source's attention (pnp).", minimum=0, maximum=1
+            0.5,
+            "Share of the steps that use the source's self-attention (pnp, p2p).",
+            minimum=0,
+            maximum=1,
+        ),
+        "cross_attention": Setting(
+            0.8,
+            "Share of the steps that use the source's cross-attention (p2p).",
+            minimum=0,
+            maximum=1,
+        ),
+        "threshold": Setting(
+            0.9,
+            "Quantile of attention and of noise above which a place is edited (ledits).",
+            minimum=0,
+            maximum=1,
         ),
         "iterations": Setting(200, "Number of gradient steps (dds, cds).", minimum=1),
         "rate": Setting(0.1, "Step size of the gradient steps (dds, cds).", minimum=0),
@@ -315,15 +360,19 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "clip": Setting(
             str, "Model for the CLIP score of edits: a folder of CLIP with its tokenizer."
         ),
-        "text": Setting(str, "Text that the CLIP score compares. None: `edit.target`."),
+        "text": Setting(
+            str,
+            "Text that the CLIP score compares. None: `edit.target`, or the data's edited texts "
+            "(PIE-Bench).",
+        ),
         "dino": Setting(
             str,
             "Weights for the structure distance of edits: path of `dino_vitbase8_pretrain.pth`.",
         ),
         "masks": Setting(
             str,
-            "Folder of masks (PNG, white on the object) for LPIPS of the background. None: masks "
-            "from the model's cross-attention to `edit.source`.",
+            "Folder of masks (PNG, white on the object) for metrics of the background. None: the "
+            "data's own (PIE-Bench), or the model's cross-attention to `edit.source` for LPIPS.",
         ),
     },
     "export": {

@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 
+from cdsde.data import pie_bench
 from cdsde.data.embedded import ARCHIVES, EmbeddedSource
 from cdsde.data.sources import FolderSource, Item, Source, content
 
@@ -67,9 +68,10 @@ def open_domain(
 
     Args:
       root: "emoji" or "glyphs" (included in the package), "tfds:NAME" such as
-        "tfds:cycle_gan/horse2zebra", or a folder that contains SPLIT/DOMAIN/*; "./emoji" is a
-        folder named emoji.
-      domain: a style of the embedded data, a folder, or a TFDS split suffix or class.
+        "tfds:cycle_gan/horse2zebra", or a folder that contains SPLIT/DOMAIN/* or PIE-Bench;
+        "./emoji" is a folder named emoji.
+      domain: a style of the embedded data, a folder, a TFDS split suffix or class, or an editing
+        type of PIE-Bench.
       split: "train", "val" or "test".
       data_dir: folder of TFDS data sets; None is TFDS's default.
 
@@ -83,6 +85,8 @@ def open_domain(
         from cdsde.data.tfds import TfdsSource
 
         return TfdsSource(root.removeprefix("tfds:"), domain, split, data_dir)
+    if pie_bench.is_root(root):
+        return pie_bench.PieBenchSource(root, domain, split)
     return FolderSource(root, domain, split)
 
 

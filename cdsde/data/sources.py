@@ -102,12 +102,15 @@ class FilesSource:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Item:
-        name = self.ids[index]
-        return {"image": images.decode(self._folder / name), "id": name}
+        return {"image": images.decode(self.file(index)), "id": self.ids[index]}
+
+    def file(self, index: int) -> Path:
+        """The image's file."""
+        return self._folder / self.ids[index]
 
     def content(self, index: int) -> str:
         """The hash of the file's bytes."""
-        return _hash((self._folder / self.ids[index]).read_bytes())
+        return _hash(self.file(index).read_bytes())
 
     def caption(self, index: int) -> str:
         """The caption: the text file beside the image, NAME.txt for NAME.png.
@@ -115,7 +118,7 @@ class FilesSource:
         Raises:
           ValueError: the text file is missing or empty.
         """
-        path = (self._folder / self.ids[index]).with_suffix(".txt")
+        path = self.file(index).with_suffix(".txt")
         text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
         if not text:
             raise ValueError(f"{path} is missing or empty: it says what the image shows.")

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde.data import to_float, tokenizer
 from cdsde.edit import text_directions
-from cdsde.editing import attention_masks, ddim, editors, guidance, regularise
+from cdsde.editing import (
+    attention_masks,
+    ddim,
+    edit_friendly,
+    editors,
+    guidance,
+    ledits,
+    null_text,
+    prompt_to_prompt,
+    regularise,
+)
 from cdsde.runtime import trees
 from cdsde.weights import diffusers
 from cdsde.weights.resolve import SHIPPED, shipped_folder
 
-OWN_SCALE = {"pnp": 7.5, "dds": 7.5, "cds": 7.5}  # w of classifier-free guidance; others: 5
+# w of classifier-free guidance, or of LEDITS++'s; others: 5, with null-text inversion 7.5
+OWN_SCALE = {"pnp": 7.5, "p2p": 7.5, "dds": 7.5, "cds": 7.5, "edit_friendly": 15.0, "ledits": 5.0}
 WITHOUT_INVERSION = ("dds", "cds")
+REPLAYED = ("edit_friendly", "ledits")  # from DDPM noises; the others: from DDIM's
 LEVELS = (50, 949)  # of dds and cds, as published: from the first to below the second
 GUIDED = ("pix2pix_zero", "pix2pix_zerocon")
 
@@ -103,9 +113,14 @@ def check_levels(model: Model, config: ConfigDict) -> None:
                 f"of {LEVELS[0]} to {LEVELS[1] - 1}; choose another config.method"
             )
         return
-    ddim.inversion(model.schedule, e.inversion_steps or e.steps, e.inversion)
+    ddim.inversion(model.schedule, e.inversion_steps or e.steps, _kind(e))
     if e.inversion_steps not in (None, e.steps):
-        ddim.shared(model.schedule, e.steps, e.inversion_steps, e.inversion)
+        ddim.shared(model.schedule, e.steps, e.inversion_steps, _kind(e))
+
+
+def _kind(e: ConfigDict) -> str:
+    """The kind of DDIM inversion; that of null-text inversion is `next`, as published."""
+    return "next" if e.inversion == "null_text" else e.inversion
 
 
 def program(model: Model, config: ConfigDict):
@@ -114,7 +129,11 @@ def program(model: Model, config: ConfigDict):
     images are uint8 `[B, S, S, 3]`, texts an `editors.Texts` of `[B, 77, D]`, ids the uint32 `[B]`
     ids of the images; both results are float32 `[B, S, S, 3]`, about [-1, 1].
     """
-    edit = _score_edit if config.method in WITHOUT_INVERSION else _inverted_edit
+    edit = _inverted_edit
+    if config.method in WITHOUT_INVERSION:
+        edit = _score_edit
+    elif config.method in REPLAYED:
+        edit = _replayed_edit
 
     def run(params, images, texts, key, image_ids):
         def decode(z):
@@ -133,7 +152,7 @@ def word_maps(model: Model, e: ConfigDict):
     images are uint8 `[B, S, S, 3]`, text float32 `[B, 77, D]` encodes their captions, words is bool
     `[B, 77]`; see `attention_masks.of_words`.
     """
-    up = ddim.inversion(model.schedule, e.steps, e.inversion)
+    up = ddim.inversion(model.schedule, e.steps, _kind(e))
 
     def run(params, images, text, words):
         z = _encode(model, params, images)
@@ -159,8 +178,48 @@ def _encode(model: Model, params, images):
 
 
 def _scale(config: ConfigDict):
-    scale = config.edit.scale
-    return scale if scale is not None else OWN_SCALE.get(config.method, 5.0)
+    if config.edit.scale is not None:
+        return config.edit.scale
+    return 7.5 if config.edit.inversion == "null_text" else OWN_SCALE.get(config.method, 5.0)
+
+
+def _noise(key, image_ids, count: int, z) -> jax.Array:
+    """Noise `[count, B, h, w, C]` for latents z, which seed and image id draw."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, image_ids)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (count, *z.shape[1:])))(keys)
+    return jnp.moveaxis(noise, 1, 0)
+
+
+def _replayed_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
+    """Edit-friendly inversion, then its noises replayed: `(edited, reconstructed)` latents."""
+    e, scale = config.edit, _scale(config)
+    down = ddim.sampling(schedule, e.steps)
+    down = ddim.Ladder(*(field[round(e.skip * e.steps) :] for field in down))
+    noise = _noise(key, image_ids, len(down.t), z)
+    if config.method == "ledits":
+        added, removed = texts.words
+        concepts = [
+            ledits.Concept(texts.target, added, 1),
+            ledits.Concept(texts.source, removed, -1),
+        ]
+
+        def source(x, t):
+            return unet(x, t, texts.negative)
+
+        def edited(x, t):
+            args = texts.negative, concepts, scale, e.threshold
+            return ledits.guided_eps(unet, x, t, *args)[0]
+    else:
+        unedited = texts._replace(target=texts.source)
+
+        def source(x, t):
+            return editors.guided_eps(unet, x, t, unedited, e.source_scale)
+
+        def edited(x, t):
+            return editors.guided_eps(unet, x, t, texts, scale)
+
+    x, shifts, reconstructed = edit_friendly.invert(z, noise, down, source)
+    return edit_friendly.replay(x, shifts, down, edited), reconstructed
 
 
 def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
@@ -168,7 +227,7 @@ def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids)
     e, method = config.edit, config.method
     down = ddim.sampling(schedule, e.steps)
     inversion_steps = e.inversion_steps or e.steps
-    up = ddim.inversion(schedule, inversion_steps, e.inversion)
+    up = ddim.inversion(schedule, inversion_steps, _kind(e))
     noise_key, patch_key = jax.random.split(key, 3)[:2]
 
     def eps_fn(x, t):
@@ -180,16 +239,26 @@ def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids)
         shifts = regularise.draw_shifts(noise_key, (len(up.t), 5, 5), z.shape[-1], z.shape[1])
     top, states = ddim.run(z, up, eps_fn, adjust=adjust, per_step=shifts)
     if inversion_steps != e.steps:
-        states = states[ddim.shared(schedule, e.steps, inversion_steps, e.inversion)]
+        states = states[ddim.shared(schedule, e.steps, inversion_steps, _kind(e))]
         top = states[-1]
     if method in GUIDED:
         return guided(unet, down, config, texts, top, patch_key)
-    reconstructed, _ = ddim.run(top, down, eps_fn)
+    scale, reconstructed = _scale(config), None
+    if e.inversion == "null_text":
+        args = states, down, texts.source, texts.negative, scale
+        negatives, reconstructed = null_text.optimise(unet, *args)
+        texts = texts._replace(negative=negatives)
+    if method == "p2p":
+        shares = e.cross_attention, e.attention
+        args = unet, top, down, texts, texts.words, scale, *shares
+        return prompt_to_prompt.prompt_to_prompt(*args)
+    if reconstructed is None:
+        reconstructed, _ = ddim.run(top, down, eps_fn)
     if method == "pnp":
         shares = e.convolution, e.attention
-        edited, _ = editors.plug_and_play(unet, states, down, texts, _scale(config), *shares)
+        edited, _ = editors.plug_and_play(unet, states, down, texts, scale, *shares)
     else:
-        edited, _ = editors.word_swap(unet, top, down, texts, _scale(config))
+        edited, _ = editors.word_swap(unet, top, down, texts, scale)
     return edited, reconstructed
 
 
@@ -223,13 +292,11 @@ def _score_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
     e = config.edit
     level_key, noise_key, patch_key = jax.random.split(key, 3)
     levels = jax.random.randint(level_key, (e.iterations,), *LEVELS)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, image_ids)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (e.iterations, *z.shape[1:])))(keys)
+    noise = _noise(noise_key, image_ids, e.iterations, z)
     contrast = {}
     if config.method == "cds":
         patches = _patches(unet, z, texts, e, patch_key, e.iterations)
         contrast = dict(feature_weight=e.feature_weight, ids=patches, temperature=e.temperature)
-    noise = jnp.moveaxis(noise, 1, 0)
     edited, _, _ = editors.delta_denoising(
         unet, z, schedule, texts, levels, noise, _scale(config), e.rate, **contrast
     )
@@ -249,87 +316,3 @@ def _patches(unet, z, texts: editors.Texts, e: ConfigDict, key, steps: int) -> d
         return guidance.draw_ids(key, shapes, chosen, side, e.num_patches, tuple(e.patches))
 
     return jax.vmap(draw)(jax.random.split(key, steps))
-
-
-def texts_of(model: Model, config: ConfigDict, captions: list[str]) -> editors.Texts:
-    """The texts for editing images with these captions, float32 `[B, 77, D]` each.
-
-    Raises:
-      ValueError: a bank of sentences is missing or empty, a caption does not contain the word to be
-        swapped, or the word lies beyond the window of the text encoder.
-    """
-    e, tokenize = config.edit, model.encoder.tokenize
-    for text in captions:
-        _check_window(tokenize, text, bare(e.source))
-    source = model.encoder(captions)
-    if config.method in GUIDED:
-        for concept, bank in zip((e.source, e.target), banks(e), strict=True):
-            for text in bank:
-                _check_window(tokenize, text, bare(concept))
-        direction = text_directions.direction(model.encoder, *banks(e))
-        target = source + e.strength * direction[None]
-        negative = source if e.negative is None else model.encoder([e.negative])
-    else:
-        changed = [swapped(c, e.source, e.target) for c in captions]
-        for text in changed:
-            _check_window(tokenize, text, bare(e.target))
-        target = model.encoder(changed)
-        negative = model.encoder([e.negative or ""])
-    return editors.Texts(source, target, np.broadcast_to(negative, source.shape))
-
-
-def _check_window(tokenize: tokenizer.ClipTokenizer, text: str, words: str) -> None:
-    """Checks that the words that are edited are not cut off where the text holds them."""
-    start = place_of(words, text)
-    if start is not None and tokenize.count(text[: start + len(words)]) > tokenize.length:
-        raise ValueError(
-            f"the text encoder reads {tokenize.length} tokens, and in '{text}' the word '{words}', "
-            "which is edited, comes after them; shorten the text"
-        )
-
-
-def banks(e: ConfigDict) -> list[list[str]]:
-    """The sentences about the source and about the target, from files or templates.
-
-    Raises:
-      ValueError: a file is missing or empty.
-    """
-    return [
-        text_directions.read_bank(path) if path else text_directions.bank(concept, e.templates)
-        for path, concept in ((e.source_bank, e.source), (e.target_bank, e.target))
-    ]
-
-
-def swapped(caption: str, source: str, target: str) -> str:
-    """The caption with `target` in place of `source`; without their articles if need be.
-
-    Raises:
-      ValueError: the caption does not contain `source`.
-    """
-    for old, new in ((source, target), (bare(source), bare(target))):
-        if (start := place_of(old, caption)) is not None:
-            return caption[:start] + new + caption[start + len(old) :]
-    raise ValueError(
-        f"the caption '{caption}' does not hold '{source}', which is to become '{target}'; give "
-        "another --config.edit.caption or --config.edit.source"
-    )
-
-
-def place_of(words: str, caption: str) -> int | None:
-    """Position of the first match of whole words ("man" is not in "woman"), ignoring case."""
-    match = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", caption, re.IGNORECASE)
-    return match.start() if match else None
-
-
-def bare(concept: str) -> str:
-    """A concept without its article.
-
-    Raises:
-      ValueError: it is blank.
-    """
-    words = concept.split()
-    if not words:
-        raise ValueError(
-            "config.edit.source or config.edit.target is blank; name the object, such as 'a cat'"
-        )
-    return " ".join(words[1:] if words[0].lower() in ("a", "an", "the") and words[1:] else words)

@@ -31,13 +31,21 @@ from cdsde.data import (
     write_png,
 )
 from cdsde.data.images import BrokenImage
-from cdsde.edit import pipeline
+from cdsde.edit import pipeline, wording
+from cdsde.edit.wording import Wording
 from cdsde.networks.stable_diffusion import blip
 from cdsde.runtime import compiler, mesh, records
 from cdsde.weights import diffusers
 
 RECONSTRUCTION = "reconstructions"  # folder within the results
 RECONSTRUCTED = "reconstruction"  # title of its column on sheets
+# Keys that other editors do not read.
+OF_FEW = {
+    "skip": pipeline.REPLAYED,
+    "source_scale": ("edit_friendly",),
+    "threshold": ("ledits",),
+    "cross_attention": ("p2p",),
+}
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -50,8 +58,8 @@ def edit(config: ConfigDict, workdir) -> Path:
         missing, the folder holds results of other settings, or images cannot be decoded; then the
         others are edited before it is raised.
     """
-    _check(config)
     source = inputs.open_input(config)
+    _check(config, source)
     folder = records.output_folder(config, workdir)
     model = pipeline.load(config.model.path, jnp.dtype(config.dtype), config.remat)
     halvings = 2 ** (len(model.vae.widths) + len(model.unet.widths) - 2)
@@ -63,12 +71,13 @@ def edit(config: ConfigDict, workdir) -> Path:
     pipeline.check_levels(model, config)
     names = records.output_names(source.ids)
     chosen = chosen_images(config, source)
-    config = with_sentences(config)
+    if not has_words(source):
+        config = with_sentences(config)
     mine = chosen[jax.process_index() :: jax.process_count()]
     todo = [j for j in mine if not _finished(config, folder / names[j], source, j)]
     broken = {} if config.edit.caption else _without_broken(config, source, todo)
-    said = captions_of(config, source, todo)
-    texts = pipeline.texts_of(model, config, list(said.values())) if todo else None
+    said = wordings_of(config, source, todo)
+    texts = wording.texts_of(model, config, list(said.values())) if todo else None
     records.claim(folder, _record(config, model), names)
     if texts is not None:
         broken |= _edit(config, model, source, folder, names, said, texts, todo)
@@ -97,9 +106,16 @@ def _without_broken(config: ConfigDict, source, todo: list[int]) -> dict[str, st
     return broken
 
 
-def _check(config: ConfigDict) -> None:
+def _check(config: ConfigDict, source) -> None:
     e = config.edit
-    required = {"model.path": config.model.path, "edit.source": e.source, "edit.target": e.target}
+    required = {"model.path": config.model.path}
+    if not has_words(source):
+        required |= {"edit.source": e.source, "edit.target": e.target}
+    elif e.caption or config.model.captioner is not None:
+        raise ValueError(
+            f"{source!r} has a caption for each image; set config.edit.caption and "
+            "config.model.captioner to None"
+        )
     for key, value in required.items():
         if not (value or "").strip():
             raise ValueError(f"config.{key} is not given; --mode=edit needs it")
@@ -116,7 +132,8 @@ def _finished(config: ConfigDict, path: Path, source, j: int) -> bool:
         return False
     if "caption" not in told or config.edit.caption or config.model.captioner is not None:
         return True  # the record and the image determine the caption
-    return told["caption"] == captions(source, [j])[0]
+    (words,) = wordings_of(config, source, [j]).values()
+    return told.items() >= words.told().items()
 
 
 def _edit(
@@ -124,7 +141,7 @@ def _edit(
 ) -> dict[str, str]:
     """Edit the images at positions `todo`, in batches; row n of `texts` belongs to `todo[n]`.
 
-    `said` is `{image id: caption}`. Returns `{id: what is wrong}` of those that cannot be decoded.
+    `said` is `{image id: words}`. Returns `{id: what is wrong}` of those that cannot be decoded.
     """
     broken = {}
     text_rows = {source.ids[j]: n for n, j in enumerate(todo)}
@@ -151,7 +168,7 @@ def _edit(
                 inside = read.inside(*batch["shape"][row])
                 edited, reconstructed = (to_uint8(result[row])[inside] for result in results)
                 name, j = by_id[batch["name"][row]]
-                told = {"source": content(source, j), "caption": said[source.ids[j]]}
+                told = {"source": content(source, j), **said[source.ids[j]].told()}
                 # The result last: its existence marks the image as finished.
                 write_png(folder / RECONSTRUCTION / name, reconstructed)
                 write_png(folder / name, edited, **told)
@@ -162,14 +179,16 @@ def _edit(
 def chosen_images(config: ConfigDict, source) -> list[int]:
     """Positions of the images to edit; in a data set, those whose caption contains the word.
 
+    Where the data have words of their own, all images are edited.
+
     Raises:
       ValueError: there is none.
     """
     positions = list(range(len(source)))
-    if config.sample.input is None:
+    if config.sample.input is None and not has_words(source):
         texts = captions(source)
-        word = pipeline.bare(config.edit.source)
-        positions = [j for j in positions if pipeline.place_of(word, texts[j]) is not None]
+        word = wording.bare(config.edit.source)
+        positions = [j for j in positions if wording.place_of(word, texts[j]) is not None]
         if not positions:
             raise ValueError(
                 f"no caption of {source!r} holds '{config.edit.source}'; choose another "
@@ -192,7 +211,7 @@ def with_sentences(config: ConfigDict) -> ConfigDict:
     if config.sample.input is not None or e.templates or not needs_bank:
         return config
     train = inputs.open_split(config, config_lib.sources(config)[0], "train")
-    matches = [(text, pipeline.place_of(e.source, text)) for text in captions(train)]
+    matches = [(text, wording.place_of(e.source, text)) for text in captions(train)]
     templates = sorted(
         {text[:n] + "{}" + text[n + len(e.source) :] for text, n in matches if n is not None}
     )
@@ -204,6 +223,23 @@ def with_sentences(config: ConfigDict) -> ConfigDict:
         )
     config.edit.templates = tuple(templates)
     return config
+
+
+def has_words(source) -> bool:
+    """Whether the data say for each image what changes, as PIE-Bench does."""
+    return hasattr(source, "edit")
+
+
+def wordings_of(config: ConfigDict, source, todo: list[int]) -> dict[str, Wording]:
+    """`{image id: its words}`: the data's own, or its caption with `config.edit.source`, `target`.
+
+    Raises:
+      ValueError: as `captions_of`.
+    """
+    if has_words(source):
+        return {source.ids[j]: Wording(*source.edit(j)) for j in todo}
+    said = captions_of(config, source, todo)
+    return {name: wording.of_caption(config.edit, caption) for name, caption in said.items()}
 
 
 def captions_of(config: ConfigDict, source, todo: list[int]) -> dict[str, str]:
@@ -257,6 +293,9 @@ def _record(config: ConfigDict, model: pipeline.Model) -> dict:
     """The settings that determine the pixels of the results."""
     settings = json.loads(config.edit.to_json_best_effort())
     settings.pop("templates")
+    for key, methods in OF_FEW.items():
+        if config.method not in methods:
+            settings.pop(key)  # so that records of earlier versions match
     s = config.sample
     settings |= {"method": config.method, "split": s.split, "seed": s.seed}
     settings["image_size"] = config.data.image_size
@@ -265,7 +304,7 @@ def _record(config: ConfigDict, model: pipeline.Model) -> dict:
     record["captioner"] = config.model.captioner
     if config.method in pipeline.GUIDED:
         # Hashes the sentences, not the names of their files.
-        sentences = json.dumps(pipeline.banks(config.edit))
+        sentences = json.dumps(wording.banks(config.edit))
         record["banks_sha256"] = hashlib.sha256(sentences.encode()).hexdigest()
     return record
 

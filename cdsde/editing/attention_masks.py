@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -28,23 +28,33 @@ def of_words(
       text: `[B, 77, D]`, hidden states of the captions.
       words: bool `[B, 77]`, True at the tokens of the words.
     """
-    height, width = z.shape[1:3]
-    side = (_side(height), _side(width))
     weight = words / words.sum(-1, keepdims=True)
 
     def body(carry, row):
         x, total = carry
         t, start, end = row
         eps, maps, _ = editors.observe(unet, x, t, text)
-        chosen = [m for m in maps.values() if m.shape[2] == side[0] * side[1]]
-        attention = [jnp.einsum("bhlm,bm->bl", m, weight) / m.shape[1] for m in chosen]
-        total = total + sum(attention).reshape(-1, *side) / len(attention)
+        total = total + of_layers(maps, weight, z.shape[1:3])
         return (ddim.move(x, eps, start, end), total), None
 
-    initial = (z, jnp.zeros((len(z), *side)))
+    initial = (z, jnp.zeros((len(z), *map(_side, z.shape[1:3]))))
     (_, total), _ = jax.lax.scan(body, initial, ddim.Ladder(*map(jnp.asarray, ladder)))
     low, high = total.min((1, 2), keepdims=True), total.max((1, 2), keepdims=True)
     return (total - low) / jnp.maximum(high - low, 1e-12)
+
+
+def of_layers(maps: Mapping, weight: jax.Array, side: tuple[int, ...]) -> jax.Array:
+    """Attention by positions `[B, s, s]`: the mean over heads, and over the layers of one size.
+
+    Args:
+      maps: cross-attention maps by layer, `[B, heads, L, M]`; the largest within `SIDE` count.
+      weight: `[B, M]`, weights of the tokens.
+      side: rows and columns of the latents.
+    """
+    height, width = map(_side, side)
+    chosen = [m for m in maps.values() if m.shape[2] == height * width]
+    attention = [jnp.einsum("bhlm,bm->bl", m, weight) / m.shape[1] for m in chosen]
+    return sum(attention).reshape(-1, height, width) / len(attention)
 
 
 def _side(latent: int) -> int:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cdsde.diffusion import schedules
 from cdsde.editing import ddim, guidance
@@ -40,12 +41,15 @@ class Texts(NamedTuple):
     Attributes:
       source: the caption.
       target: the edited text (ĉ).
-      negative: the text that classifier-free guidance leads away from.
+      negative: the text that classifier-free guidance leads away from; null-text inversion makes
+        one for each step, `[N, B, 77, D]`.
+      words: what an editor needs to know of single words, arrays `[B, ...]`.
     """
 
     source: jax.Array
     target: jax.Array
     negative: jax.Array
+    words: Any = None
 
 
 class Zerocon(NamedTuple):
@@ -67,8 +71,14 @@ class Zerocon(NamedTuple):
     pair: bool = False
 
 
-def _rows(text: jax.Array, batch: int) -> jax.Array:
+def of_batch(text: jax.Array, batch: int) -> jax.Array:
+    """A text for each image, `[B, 77, D]`."""
     return jnp.broadcast_to(text, (batch, *text.shape[-2:]))
+
+
+def per_step(text: jax.Array) -> jax.Array | None:
+    """The texts of the steps of a scan, `[N, B, 77, D]`; None: one text serves all steps."""
+    return text if text.ndim == 4 else None
 
 
 def guided_eps(unet: Callable, x: jax.Array, t, texts: Texts, scale, other=None) -> jax.Array:
@@ -78,7 +88,7 @@ def guided_eps(unet: Callable, x: jax.Array, t, texts: Texts, scale, other=None)
     """
     b = len(x)
     both = jnp.concatenate([x if other is None else other, x])
-    context = jnp.concatenate([_rows(texts.negative, b), _rows(texts.target, b)])
+    context = jnp.concatenate([of_batch(texts.negative, b), of_batch(texts.target, b)])
     negative, target = jnp.split(unet(both, t, context), 2)
     return negative + scale * (target - negative)
 
@@ -92,7 +102,16 @@ def observe(unet: Callable, x, t, context):
 
 def word_swap(unet: Callable, x: jax.Array, ladder: ddim.Ladder, texts: Texts, scale=5.0):
     """Sampling with the edited text: `(latent, states [N + 1, B, h, w, 4])`."""
-    return ddim.run(x, ladder, lambda x, t: guided_eps(unet, x, t, texts, scale))
+
+    def body(x, row):
+        (t, start, end), negative = row
+        own = texts if negative is None else texts._replace(negative=negative)
+        x = ddim.move(x, guided_eps(unet, x, t, own, scale), start, end)
+        return x, x
+
+    rows = ddim.Ladder(*map(jnp.asarray, ladder)), per_step(texts.negative)
+    last, states = jax.lax.scan(body, x, rows)
+    return last, jnp.concatenate([x[None], states])
 
 
 def zerocon(
@@ -123,7 +142,7 @@ def zerocon(
     def body(carry, row):
         source, edit = carry
         (t, start, end), chosen = row
-        eps, *reference = observe(unet, source, t, _rows(texts.source, batch))
+        eps, *reference = observe(unet, source, t, of_batch(texts.source, batch))
         loss = functools.partial(_guidance_loss, unet, texts, settings)
         copies = jnp.concatenate([edit, edit]) if settings.pair else edit
         slope, parts = jax.grad(loss, has_aux=True)(copies, t, *reference, chosen)
@@ -154,9 +173,9 @@ def _guidance_loss(unet, texts: Texts, settings: Zerocon, edit, t, maps, feature
     """
     count = 2 if settings.pair else 1
     batch, side = len(edit) // count, edit.shape[1:3]
-    context = _rows(texts.target, batch)
+    context = of_batch(texts.target, batch)
     if settings.pair:
-        context = jnp.concatenate([_rows(texts.negative, batch), context])
+        context = jnp.concatenate([of_batch(texts.negative, batch), context])
     _, edit_maps, edit_features = observe(unet, edit, t, context)
     repeated = {k: jnp.concatenate([m] * count) for k, m in maps.items()}
     map_loss = guidance.map_loss(edit_maps, repeated)
@@ -197,12 +216,13 @@ def plug_and_play(
       `(latent, states [N + 1, B, h, w, 4])`.
     """
     steps, batch = len(ladder.t), inverted.shape[1]
-    x = inverted[-1]
-    context = jnp.concatenate([_rows(text, batch) for text in (texts[0], texts[2], texts[1])])
+    x, taken_from = inverted[-1], np.tile(np.arange(batch), 2)
+    context = jnp.concatenate([of_batch(text, batch) for text in (texts[0], texts[2], texts[1])])
 
     def body(x, row):
         (t, start, end), source, conv, attend = row
-        eps = unet(jnp.concatenate([source, x, x]), t, context, Injection(conv, attend))
+        inject = Injection(taken_from, conv, attend)
+        eps = unet(jnp.concatenate([source, x, x]), t, context, inject)
         _, negative, target = jnp.split(eps, 3)
         x = ddim.move(x, negative + scale * (target - negative), start, end)
         return x, x
@@ -284,10 +304,10 @@ def _feature_slope(unet, z, z0, noisy: Callable, t, texts: Texts, chosen: Mappin
     `noisy` perturbs z and the source latents z0 alike, to level t.
     """
     batch, side = len(z), z.shape[1:3]
-    _, _, source = observe(unet, noisy(z0), t, _rows(texts.source, batch))
+    _, _, source = observe(unet, noisy(z0), t, of_batch(texts.source, batch))
 
     def loss(z):
-        _, _, edit = observe(unet, noisy(z), t, _rows(texts.target, batch))
+        _, _, edit = observe(unet, noisy(z), t, of_batch(texts.target, batch))
         values = guidance.feature_loss(edit, source, chosen, side, temperature)
         return values.sum(), values
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -30,7 +29,7 @@ from cdsde.data import (
     told_by,
     write_png,
 )
-from cdsde.edit import pipeline
+from cdsde.edit import pipeline, wording
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks
 from cdsde.evaluate import extractors, translations
@@ -41,6 +40,8 @@ from cdsde.weights import diffusers
 BATCH = 8
 FEWEST = 8  # images per word, to compute a mean
 TITLE = "the edit"
+BACKGROUND = ("MSE", "PSNR", "SSIM")  # beside LPIPS, where masks are given
+MASKED = "the data's own"
 
 
 def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
@@ -108,20 +109,27 @@ def _judges(config, workdir, source, chosen, originals, networks) -> tuple[dict,
     def real(numbers):
         return np.stack([originals(j) for j in numbers])
 
+    own = edit_run.has_words(source)
+    masks = _masks(config, workdir, source, chosen) if networks or own or e.masks else None
     if e.clip is not None:
-        record["text"] = e.text or config.edit.target
-        judges["CLIP score"], record["weights"]["clip"] = _clip(e.clip, record["text"])
+        texts = [e.text or (source.edit(j)[1] if own else config.edit.target) for j in chosen]
+        record["text"] = texts[0] if len(set(texts)) == 1 else "the data's edited texts"
+        score, record["weights"]["clip"] = _clip(e.clip, dict(zip(chosen, texts, strict=True)))
+        judges["CLIP score"] = score
+        if own and masks is not None:
+            judges["CLIP score of the edited region"] = _edited_region(score, masks[0])
     if e.dino is not None:
         dino = extractors.load("dino_vitb8", e.dino)
         record["weights"]["dino_vitb8"] = dino.hash
         judges["structure distance"] = _structure(dino, real)
-    if (measured := _direction(config, real)) is not None:
+    if (measured := _direction(config, real, own)) is not None:
         judges["EffNetLite0 direction"], record["direction"], digest = measured
         record["weights"]["efficientnet_lite0"] = digest
-    if networks and (masks := _masks(config, workdir, source, chosen)) is not None:
+    if masks is not None:
         objects, record["masks"] = masks
-        for title, network in networks.items():
-            judges[f"BG-{title}"] = _background(network, objects, real)
+        for title, metric in translations.pairwise_metrics(networks).items():
+            if title in networks or (title in BACKGROUND and (own or e.masks)):
+                judges[f"BG-{title}"] = _background(metric, objects, real)
     return judges, record
 
 
@@ -130,25 +138,37 @@ def _structure(dino: extractors.Extractor, real: Callable) -> Callable:
     return lambda edited, numbers: distance(dino(edited)["keys"], dino(real(numbers))["keys"])
 
 
-def _background(network: extractors.Extractor, objects: dict, real: Callable) -> Callable:
+def _background(metric: Callable, objects: dict, real: Callable) -> Callable:
+    """A metric of the background, where the object is black; nan where there is no background."""
+
     def judge(edited, numbers):
         mask = np.stack([objects[j] for j in numbers])
         both = (metrics.background(x, mask) for x in (edited, real(numbers)))
-        return network(*both)["distance"]
+        return np.where(mask.all((1, 2)), np.nan, metric(*both))
 
     return judge
 
 
-def _direction(config, real: Callable) -> tuple[Callable, dict, str] | None:
+def _edited_region(score: Callable, objects: dict) -> Callable:
+    """The CLIP score of the edit where all but the object is black."""
+
+    def judge(edited, numbers):
+        mask = np.stack([objects[j] for j in numbers])
+        return score(metrics.background(edited, ~mask), numbers)
+
+    return judge
+
+
+def _direction(config, real: Callable, own_words: bool) -> tuple[Callable, dict, str] | None:
     """Cosine of an edit's feature change with the direction between the two words' mean features.
 
     The means are over train images whose captions contain the words.
 
     Returns:
       `(judge, {word: number of images}, hash of the network)`; None for images outside a data set,
-      or with fewer than `FEWEST` images of a word.
+      with words of their own, or with fewer than `FEWEST` images of a word.
     """
-    if config.sample.input is not None:
+    if config.sample.input is not None or own_words:
         return None
     train = inputs.open_split(config, config_lib.sources(config)[0], "train")
     texts, read = captions(train), translations.resized(config, train)
@@ -159,8 +179,8 @@ def _direction(config, real: Callable) -> tuple[Callable, dict, str] | None:
 
     means, counts = [], {}
     for concept in (config.edit.source, config.edit.target):
-        words = pipeline.bare(concept)
-        matching = [j for j, text in enumerate(texts) if pipeline.place_of(words, text) is not None]
+        words = wording.bare(concept)
+        matching = [j for j, text in enumerate(texts) if wording.place_of(words, text) is not None]
         if len(matching) < FEWEST:
             logging.info("%d train images say '%s': no direction is measured", len(matching), words)
             return None
@@ -174,22 +194,29 @@ def _direction(config, real: Callable) -> tuple[Callable, dict, str] | None:
     return judge, counts, extractor.hash
 
 
-def _clip(folder: str, text: str) -> tuple[Callable, str]:
-    """The CLIP score with `text` by the CLIP model of a folder, and its parameters' digest."""
+def _clip(folder: str, texts: dict[int, str]) -> tuple[Callable, str]:
+    """The CLIP score with each image's text by the CLIP of a folder, and its parameters' digest."""
     module, params = diffusers.load_clip(folder)
-    ids = tokenizer.load(folder)([text])
-    words = module.apply(params, ids, method="embed_text")
+    distinct = list(dict.fromkeys(texts.values()))
+    ids = tokenizer.load(folder)(distinct)
+    embed = compiler.jit(lambda params, ids: module.apply(params, ids, method="embed_text"))
+    parts = (ids[n : n + BATCH] for n in range(0, len(ids), BATCH))
+    words = np.concatenate(
+        [np.asarray(embed(params, pad(part, BATCH)))[: len(part)] for part in parts]
+    )
+    rows = {j: distinct.index(text) for j, text in texts.items()}
     mean, std = (np.array(x, np.float32) for x in (edit_run.CLIP_MEAN, edit_run.CLIP_STD))
     size = module.vision.image_size
 
     @compiler.jit
-    def cosine(params, pixels):
+    def cosine(params, pixels, texts):
         images = module.apply(params, pixels, method="embed_image")
-        return metrics.clip_score(images, jnp.broadcast_to(words, images.shape))
+        return metrics.clip_score(images, texts)
 
     def judge(edited, numbers):
         small = np.stack([resize(picture, size, filter="bicubic") for picture in edited])
-        return cosine(params, (small.astype(np.float32) / 255 - mean) / std)
+        pixels = (small.astype(np.float32) / 255 - mean) / std
+        return cosine(params, pixels, words[[rows[j] for j in numbers]])
 
     return judge, trees.digest(params)
 
@@ -197,7 +224,8 @@ def _clip(folder: str, text: str) -> tuple[Callable, str]:
 def _masks(config, workdir, source, chosen) -> tuple[dict[int, np.ndarray], str] | None:
     """`({position of the image: object mask bool [S, S]}, origin of the masks)`, or None.
 
-    The masks are those of `config.eval.masks`, or thresholded cross-attention maps of the model.
+    The masks are those of `config.eval.masks`, the data's own, or thresholded cross-attention maps
+    of the model.
     """
     names, size = records.output_names(source.ids), config.data.image_size
     if config.eval.masks is not None:
@@ -208,6 +236,10 @@ def _masks(config, workdir, source, chosen) -> tuple[dict[int, np.ndarray], str]
                 "name, white where the object is"
             )
         about = str(folder)
+    elif edit_run.has_words(source):
+        fit = config.data.fit
+        wide = {j: np.repeat(np.uint8(255) * source.mask(j)[..., None], 3, -1) for j in chosen}
+        return {j: resize(m, size, "bilinear", fit)[..., 0] > 127 for j, m in wide.items()}, MASKED
     elif config.model.path is not None:
         folder = _attention_masks(config, workdir, source, chosen, names)
         about = "cross-attention of the source to the word"
@@ -234,7 +266,7 @@ def _attention_masks(config, workdir, source, chosen, names) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     run = compiler.jit(pipeline.word_maps(model, e))
     params = mesh.put_replicated(model.params, devices)
-    words = pipeline.bare(e.source)
+    words = wording.bare(e.source)
     mine = [chosen[n] for n in mesh.share(len(chosen))]
     by_id = {source.ids[j]: (names[j], j) for j in mine}
     batches = eval_batches(

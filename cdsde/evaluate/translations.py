@@ -271,10 +271,10 @@ def measure(
 
 
 def summarise(per_image: dict[str, np.ndarray], resamples: int) -> dict[str, dict]:
-    """Mean, 95% interval and number of images of every metric."""
+    """Mean, 95% interval and number of images of every metric, without images that have none."""
     summary = {}
     for name, values in per_image.items():
-        if name != "name":
+        if name != "name" and len(values := values[~np.isnan(values)]):
             low, high = metrics.bootstrap_interval(values, resamples)
             mean = float(np.mean(values))
             summary[name] = {"value": mean, "low": low, "high": high, "images": len(values)}

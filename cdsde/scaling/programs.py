@@ -164,7 +164,12 @@ def _latent_diffusion(config: ConfigDict, devices, batch: int):
     sd = pipeline.Model(unet, vae, shapes, diffusers.SCALING_FACTOR, schedule, None, {}, "")
     latents = _rows((batch, side, side, 4), jnp.float32, devices)
     text = _rows((batch, TOKENS, TEXT_WIDTH), jnp.float32, devices)
-    return sd, latents, editors.Texts(text, text, text), _everywhere(key, devices)
+    words = None  # as `wording.texts_of` makes them
+    if config.method == "p2p":
+        words = tuple(_rows((batch, *s), jnp.float32, devices) for s in ((TOKENS,) * 2, (TOKENS,)))
+    elif config.method == "ledits":
+        words = (_rows((batch, TOKENS), jnp.bool_, devices),) * 2
+    return sd, latents, editors.Texts(text, text, text, words), _everywhere(key, devices)
 
 
 def edit_steps(config: ConfigDict, devices, batch: int) -> Program:

@@ -11,7 +11,8 @@ import pytest
 from helpers import one_sentence
 
 from cdsde import load_config
-from cdsde.benchmark import floors, guides, page, plan, plots, published, summary
+from cdsde.benchmark import __main__ as command_line_of
+from cdsde.benchmark import edits, floors, guides, page, plan, plots, published, summary
 from cdsde.benchmark.task import Task
 from cdsde.config import EDITORS, GANS, METHODS
 from cdsde.evaluate import translations
@@ -240,6 +241,22 @@ def test_it_runs_and_goes_on(command, tmp_path):
     assert len(again["runs"]) == len(results["runs"]) + 1
     assert results["runs"].items() <= again["runs"].items()
     assert again["tasks"][TASK]["images"] == 5
+
+
+def test_the_part_of_edits_measures_the_named_editors(tmp_path, monkeypatch):
+    made = []
+    row = {"L2 to source": entry(5), "SSIM to source": entry(0.5, 0.1)}
+    monkeypatch.setattr(edits.edit_run, "edit", lambda config, folder: made.append(config))
+    monkeypatch.setattr(edits.edits, "evaluate_edits", lambda c, folder: {c.method: row})
+    args = ["--parts=edits", f"--output={tmp_path}", f"--workdir={tmp_path}"]
+    command_line_of.benchmark([*args, "--methods=p2p,ledits", "--config.cache=off"])
+    assert [c.method for c in made] == ["p2p", "ledits", "p2p"]
+    assert [c.edit.inversion for c in made] == ["next", "next", "null_text"]
+    assert made[1].edit.steps == 35 and made[0].edit.attention == 0.4
+    text = (tmp_path / "edits.md").read_text()
+    assert "| p2p, null text | 5.00 [4.00, 6.00] | 0.500 [0.400, 0.600] |" in text
+    assert json.loads((tmp_path / "edits.json").read_text())["ledits"] == row
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_results_of_two_tasks_are_never_taken_for_each_other(tmp_path, monkeypatch):

@@ -499,6 +499,33 @@ def test_p2p0_is_refused_where_nothing_is_inverted(changes, wanted):
     assert one_sentence(str(error.value)) and "p2p0" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"method": "pnp", "edit.inversion": "null_text"}, "'pnp', which does not use its texts"),
+        ({"method": "ledits", "edit.inversion": "current"}, "of its own; set it to next"),
+        ({"method": "edit_friendly", "edit.inversion_steps": 50}, "of its own; set it to None"),
+        ({"method": "ledits", "edit.steps": 1, "edit.skip": 0.9}, "leaves out all of the 1 steps"),
+    ],
+)
+def test_an_inversion_that_an_editor_does_not_use_is_refused(changes, wanted):
+    with pytest.raises(ValueError, match=re.escape(wanted)) as error:
+        load_config(EDIT, changes)
+    assert one_sentence(str(error.value))
+
+
+def test_an_editor_brings_the_steps_with_which_it_is_published():
+    def steps(**given):
+        changes = {key.replace("__", "."): value for key, value in given.items()}
+        e = load_config(EDIT, changes).edit
+        return e.steps, e.skip, e.attention
+
+    assert steps(method="edit_friendly") == (100, 0.36, 0.5)
+    assert steps(method="edit_friendly", edit__steps=20) == (20, 0.36, 0.5)
+    assert steps(method="p2p")[::2] == (50, 0.4) and steps(method="pnp")[::2] == (50, 0.5)
+    assert steps()[0] == 50
+
+
 # --- None unsets; an empty text is refused where it means nothing ---
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cdsde import load_config
 from cdsde.data import content, inputs, write_png
-from cdsde.edit import pipeline, text_directions
+from cdsde.edit import pipeline, text_directions, wording
 from cdsde.edit import run as edit_run
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -49,6 +49,7 @@ def pixels(folder):
 
 
 EDITORS = ("pix2pix_zerocon", "pix2pix_zero", "ddim", "pnp", "dds", "cds")
+EDITORS += ("p2p", "edit_friendly", "ledits")
 
 
 @pytest.mark.slow
@@ -146,7 +147,7 @@ def test_what_is_edited_lies_within_the_window(golden, caplog):
     def texts(caption, method="ddim", **changes):
         keys = {key.replace("__", "."): value for key, value in changes.items()}
         config = load_config(CONFIG, {"method": method, **keys})
-        return pipeline.texts_of(model, config, [caption])
+        return wording.texts_of(model, config, [wording.of_caption(config.edit, caption)])
 
     with caplog.at_level("WARNING"):
         texts(CAPTION)
@@ -183,12 +184,12 @@ def test_broken_images_are_listed_once_the_others_are_edited(task, tmp_path, on_
 
 
 def test_words_are_swapped():
-    assert pipeline.swapped("woman or man", "man", "child") == "woman or child"
-    assert pipeline.swapped("A cat on grass", "a cat", "a dog") == "a dog on grass"
+    assert wording.swapped("woman or man", "man", "child") == "woman or child"
+    assert wording.swapped("A cat on grass", "a cat", "a dog") == "a dog on grass"
     for blank in ("", " "):
         with pytest.raises(ValueError, match="config.edit.source or config.edit.target is blank"):
-            pipeline.bare(blank)
-    assert pipeline.swapped("the black cat sleeps", "a cat", "a dog") == "the black dog sleeps"
+            wording.bare(blank)
+    assert wording.swapped("the black cat sleeps", "a cat", "a dog") == "the black dog sleeps"
 
 
 def test_banks(tmp_path):

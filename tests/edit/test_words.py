@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from cdsde import load_config, metrics
 from cdsde.data import captions, inputs, open_domain, tokenizer
-from cdsde.edit import pipeline
+from cdsde.edit import pipeline, wording
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks, ddim, editors
 from cdsde.evaluate import edits, translations
@@ -274,11 +274,14 @@ def test_backgrounds_are_compared_where_the_word_is_not(trained, tmp_path, on_de
     (folder,) = (workdir / "eval").glob("masks-*")
     shown = sorted(folder.glob("*.png"))
     assert len(shown) == 3
-    # Given masks: all object leaves no background to differ, and is as wide as the picture.
+    # Given masks: all object leaves no background to measure, and is as wide as the picture.
     for path in shown:
         Image.new("RGB", (32, 32), "white").save(path)
     config.eval.masks = str(folder)
-    assert edits.evaluate_edits(config, workdir)["ddim"]["BG-LPIPS-Alex"]["value"] == 0
+    assert "BG-LPIPS-Alex" not in edits.evaluate_edits(config, workdir)["ddim"]
+    Image.new("RGB", (32, 32)).save(shown[0])
+    row = edits.evaluate_edits(config, workdir)["ddim"]
+    assert row["BG-LPIPS-Alex"]["images"] == row["BG-PSNR"]["images"] == 1
     shown[0].unlink()
     with pytest.raises(ValueError, match="white where the object is"):
         edits.evaluate_edits(config, workdir)
@@ -313,7 +316,7 @@ def test_the_shipped_model_holds_a_picture_and_changes_what_is_asked(tmp_path):
 
 def test_sentences_are_the_captions_around_the_word():
     config = load_config("configs/emoji_words.py", {"edit.source": "cat", "edit.target": "dog"})
-    (source, target) = pipeline.banks(edit_run.with_sentences(config).edit)
+    (source, target) = wording.banks(edit_run.with_sentences(config).edit)
     assert len(source) == len(target) > 5
     assert all(a.replace("cat", "dog") == b for a, b in zip(source, target, strict=True))
     config.edit.source = "submarine"

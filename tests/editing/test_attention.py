@@ -1,0 +1,180 @@
+"""Prompt-to-prompt and null-text inversion: mappers by hand, and what may not change anything."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdsde.diffusion import schedules
+from cdsde.editing import ddim, editors, null_text, prompt_to_prompt
+from cdsde.networks.stable_diffusion.unet import UNet
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+SCHEDULE = ddim.LatentSchedule(schedules.scaled_linear().alpha_bar)
+TOKENS = 6
+
+
+def test_alignment_by_hand():
+    def aligned(source, target):
+        words = {w: n for n, w in enumerate(dict.fromkeys([*source.split(), *target.split()]))}
+        ids = [[words[w] for w in text.split()] for text in (source, target)]
+        return prompt_to_prompt.aligned(*ids).tolist()
+
+    assert aligned("a cat on grass", "a cat on grass") == [0, 1, 2, 3]
+    assert aligned("a cat on grass", "a black cat on grass") == [0, -1, 1, 2, 3]
+    assert aligned("a black cat", "a cat") == [0, 2]
+    assert aligned("a cat sleeps", "a large dog sleeps") == [0, -1, -1, 2]
+    assert aligned("cat", "dog") == [-1]
+    # Of two equal words the first one takes the place, as in the published code.
+    assert aligned("a b", "a a b") == [0, -1, 1]
+
+
+def test_mappers_by_hand():
+    """Start 8, end 9, and padding 9 as in CLIP."""
+    none = np.zeros(TOKENS, bool)
+    cat, dog = np.array([8, 1, 2, 9, 9, 9]), np.array([8, 1, 3, 9, 9, 9])
+    shares, kept = prompt_to_prompt.mapper(cat, dog, (4, 4), none)
+    np.testing.assert_array_equal(shares, np.eye(TOKENS))  # replace: by position
+    np.testing.assert_array_equal(kept, 0)
+    # Refine: "a cat" → "a black cat"; the end is token 3 there and 4 here, padding by position.
+    black = np.array([8, 1, 7, 2, 9, 9])
+    shares, kept = prompt_to_prompt.mapper(cat, black, (4, 5), none)
+    wanted = np.zeros((TOKENS, TOKENS))
+    for source, target in ((0, 0), (1, 1), (2, 3), (3, 4), (5, 5)):
+        wanted[source, target] = 1
+    np.testing.assert_array_equal(shares, wanted)
+    np.testing.assert_array_equal(kept, [0, 0, 1, 0, 0, 0])
+    # Reweight: the factor acts on what is taken and on what is kept.
+    words = none.copy()
+    words[2:4] = True
+    shares, kept = prompt_to_prompt.mapper(cat, black, (4, 5), words, 3.0)
+    np.testing.assert_array_equal(shares, wanted * [1, 1, 3, 3, 1, 1])
+    np.testing.assert_array_equal(kept, [0, 0, 3, 0, 0, 0])
+    # A text that is cut at the window.
+    long = np.array([8, 1, 2, 3, 4, 9])
+    shares, _ = prompt_to_prompt.mapper(cat, long, (4, 9), none)
+    assert shares.shape == (TOKENS, TOKENS) and shares.max() == 1
+
+
+def mapped(shares=None, kept=None):
+    shares = jnp.eye(TOKENS) if shares is None else shares
+    kept = jnp.zeros(TOKENS) if kept is None else kept
+    return jnp.broadcast_to(shares, (2, *shares.shape)), jnp.broadcast_to(kept, (2, *kept.shape))
+
+
+def test_prompt_to_prompt_changes_what_it_is_asked_to():
+    module = UNet(widths=(8,), attention=(True,), blocks=1, heads=(2,), groups=4)
+    x, text = jnp.zeros((1, 4, 4, 4)), jnp.zeros((1, TOKENS, 12))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1), text)["params"]
+    r = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: jnp.asarray(r.normal(0, 0.4, s.shape), jnp.float32), shapes)
+    texts = editors.Texts(*jnp.asarray(r.normal(0, 2, (3, 1, TOKENS, 12)), jnp.float32))
+    top, down = jax.random.normal(jax.random.key(1), (2, 4, 4, 4)), ddim.sampling(SCHEDULE, 4)
+
+    def unet(*args):
+        return module.apply({"params": params}, *args)
+
+    @jax.jit
+    def edit(target, words, cross, attention):
+        own = texts._replace(target=target)
+        args = unet, top, down, own, words, 5.0, cross, attention
+        return prompt_to_prompt.prompt_to_prompt(*args)
+
+    swap = jax.jit(lambda text: editors.word_swap(unet, top, down, texts._replace(target=text))[0])
+    source, swapped = swap(texts.source), swap(texts.target)
+    assert np.abs(swapped - source).max() > 0.05
+
+    # Equal words: edit and source are the same, and are what sampling makes of them.
+    for shares in ((0.8, 0.4), (0.0, 0.0)):
+        edited, back = edit(texts.source, mapped(), *shares)
+        np.testing.assert_array_equal(edited, back)
+        np.testing.assert_allclose(back, source, atol=5e-5)
+    # No share of the steps: word swap.
+    edited, back = edit(texts.target, mapped(), 0.0, 0.0)
+    np.testing.assert_allclose(edited, swapped, atol=5e-5)
+    np.testing.assert_allclose(back, source, atol=5e-5)
+    # Each kind of attention acts by itself; the source stays what it is.
+    for shares in ((1.0, 0.0), (0.0, 1.0)):
+        edited, back = edit(texts.target, mapped(), *shares)
+        np.testing.assert_allclose(back, source, atol=5e-5)
+        assert np.abs(edited - swapped).max() > 1e-3, shares
+    # Tokens that are new keep their own maps, so that nothing taken is word swap; twice the
+    # attention to one of them is not.
+    new = jnp.zeros((TOKENS, TOKENS)), jnp.ones(TOKENS)
+    edited, _ = edit(texts.target, mapped(*new), 1.0, 0.0)
+    np.testing.assert_allclose(edited, swapped, atol=5e-5)
+    more, _ = edit(texts.target, mapped(new[0], new[1].at[2].set(2.0)), 1.0, 0.0)
+    assert np.abs(more - edited).max() > 1e-3
+
+
+def plain(x, t, context, inject=None):
+    """A network to which each value of the text is that of a place: `[B, 2, 2, 1]`, `[B, 4, 1]`."""
+    return 0.3 * jnp.tanh(x) + context.reshape(x.shape)
+
+
+def test_each_step_may_have_its_negative_text():
+    down, top = ddim.sampling(SCHEDULE, 3), jax.random.normal(jax.random.key(1), (2, 2, 2, 1))
+    source, target, negative = jax.random.normal(jax.random.key(2), (3, 2, 4, 1))
+    words = mapped(jnp.eye(4), jnp.zeros(4))
+
+    def both(negative):
+        own = editors.Texts(source, target, negative)
+        args = plain, top, down, own
+        edited, _ = prompt_to_prompt.prompt_to_prompt(*args, words, 5.0, 0.7, 0.4)
+        return np.stack([edited, editors.word_swap(*args, 5.0)[0]])
+
+    every = jnp.broadcast_to(negative, (3, 2, 4, 1))
+    np.testing.assert_allclose(both(every), both(negative), atol=1e-5)
+    assert np.abs(both(every.at[2].add(1.0)) - both(every)).max((1, 2, 3, 4)).min() > 1e-3
+
+
+def test_null_texts_reconstruct_where_guidance_does_not():
+    z = jax.random.normal(jax.random.key(2), (2, 2, 2, 1))
+    source, negative = 0.03 * jax.random.normal(jax.random.key(3), (2, 2, 4, 1))
+    up, down = ddim.inversion(SCHEDULE, 20), ddim.sampling(SCHEDULE, 20)
+    top, states = ddim.run(z, up, lambda x, t: plain(x, t, source))
+    own = editors.Texts(source, source, negative)
+    guided, _ = editors.word_swap(plain, top, down, own, 7.5)
+    found, back = null_text.optimise(plain, states, down, source, negative, 7.5)
+    lost, left = (np.mean((x - z) ** 2, (1, 2, 3)) for x in (guided, back))
+    assert (lost > 0.02).all() and (left < 1e-3 * lost).all(), (lost, left)
+    again, _ = editors.word_swap(plain, top, down, own._replace(negative=found), 7.5)
+    np.testing.assert_allclose(again, back, atol=1e-5)
+
+
+def test_null_texts_are_those_of_adam_in_float64():
+    """Of a network that is linear in the text; one image stops early, the other goes on."""
+    states = np.random.default_rng(0).normal(size=(3, 2, 2, 2, 1))
+    states[:, 0] = 0  # guidance of nothing reconstructs nothing at once
+    text = np.random.default_rng(1).normal(size=(2, 1, 1))
+    negative = np.where(np.arange(2)[:, None, None] == 0, text, 0.3)
+
+    def unet(x, t, context):
+        return 0.1 * x + context[:, :, :, None]
+
+    down = ddim.sampling(SCHEDULE, 2)
+    found, back = null_text.optimise(
+        unet, jnp.float32(states), down, jnp.float32(text), jnp.float32(negative), 2.0
+    )
+    x, null = states[-1], negative.copy()
+    for n in range(2):
+        a, b = (np.float64(field[n]) for field in (down.start, down.end))
+
+        def moved(null, a=a, b=b, x=x):
+            eps = unet(x, 0, null) + 2 * (unet(x, 0, text) - unet(x, 0, null))
+            return np.sqrt(b / a) * (x - np.sqrt(1 - a) * eps) + np.sqrt(1 - b) * eps
+
+        # d moved / d null: minus one times the coefficient of ε
+        slope_of = -(np.sqrt(1 - b) - np.sqrt(b / a * (1 - a)))
+        m, v, going = np.zeros_like(null), np.zeros_like(null), np.ones(2, bool)
+        for j in range(1, 11):
+            error = moved(null) - states[-2 - n]
+            slope = 2 * slope_of * error.mean((1, 2, 3))[:, None, None]
+            m, v = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
+            step = m / (1 - 0.9**j) / (np.sqrt(v / (1 - 0.999**j)) + 1e-8)
+            null = np.where(going[:, None, None], null - 0.01 * (1 - n / 100) * step, null)
+            going &= (error**2).mean((1, 2, 3)) >= 1e-5 + 2e-5 * n
+        x = moved(null)
+        np.testing.assert_allclose(found[n], null, atol=1e-5)
+    np.testing.assert_allclose(back, x, rtol=1e-4, atol=1e-5)
+    assert not going[0] or going[1]
