@@ -138,7 +138,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
         stage: Setting(
             str,
             f"Weights of `{stage}` that are used where the work folder has no checkpoint: "
-            "`shipped:NAME` or a file.",
+            "`shipped:NAME`, a file, or `hf:OWNER/REPO[@REVISION][/PATH]` of a model hub.",
         )
         for stage in STAGES
     }
@@ -218,9 +218,13 @@ GROUPS: dict[str, dict[str, Setting]] = {
     "model": {
         "path": Setting(
             str,
-            "Latent diffusion model: a folder in the layout of diffusers, or `shipped:NAME`.",
+            "Latent diffusion model: a folder in the layout of diffusers, `hf:OWNER/REPO`, or "
+            "`shipped:NAME`.",
         ),
-        "captioner": Setting(str, "Folder of a BLIP model that captions images without a caption."),
+        "captioner": Setting(
+            str,
+            "Folder of a BLIP model that captions images without a caption, or `hf:OWNER/REPO`.",
+        ),
     },
     "edit": {
         "source": Setting("", "Object in the image that changes, such as `a cat`."),
@@ -313,7 +317,9 @@ GROUPS: dict[str, dict[str, Setting]] = {
         ),
         "lpips_vgg": Setting(str, "Weights for LPIPS: path of torchvision's `vgg16-397923af.pth`."),
         "clip": Setting(
-            str, "Model for the CLIP score of edits: a folder of CLIP with its tokenizer."
+            str,
+            "Model for the CLIP score of edits: a folder of CLIP with its tokenizer, or "
+            "`hf:OWNER/REPO`.",
         ),
         "text": Setting(str, "Text that the CLIP score compares. None: `edit.target`."),
         "dino": Setting(

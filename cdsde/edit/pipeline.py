@@ -16,7 +16,7 @@ from cdsde.data import to_float, tokenizer
 from cdsde.edit import text_directions
 from cdsde.editing import attention_masks, ddim, editors, guidance, regularise
 from cdsde.runtime import trees
-from cdsde.weights import diffusers
+from cdsde.weights import diffusers, hub
 from cdsde.weights.resolve import SHIPPED, shipped_folder
 
 OWN_SCALE = {"pnp": 7.5, "dds": 7.5, "cds": 7.5}  # w of classifier-free guidance; others: 5
@@ -52,7 +52,8 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     """Load a model in diffusers' layout.
 
     Args:
-      folder: the model's folder; "shipped:NAME" is a model of the package.
+      folder: the model's folder; "shipped:NAME" is a model of the package, and "hf:OWNER/REPO" of a
+        hub.
       dtype: dtype of the U-Net's and the VAE's computations.
       remat: whether the U-Net recomputes activations in the backward pass.
 
@@ -62,9 +63,11 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     name = str(folder)
     if name.startswith(SHIPPED):
         folder = shipped_folder("models") / name.removeprefix(SHIPPED)
-    folder = Path(folder)
+    folder = hub.local(folder, "model")
     if not folder.is_dir():
-        raise ValueError(f"config.model.path={folder} is no folder; name a model on disk")
+        raise ValueError(
+            f"config.model.path={folder} is no folder; name a model on disk, or hf:OWNER/REPO"
+        )
     # The small files first: a missing file raises before gigabytes are read.
     schedule = diffusers.read_schedule(folder / "scheduler")
     tokenize = tokenizer.load(folder / "tokenizer")

@@ -36,7 +36,7 @@ from cdsde.editing import attention_masks
 from cdsde.evaluate import extractors, translations
 from cdsde.runtime import compiler, files, mesh, records, trees
 from cdsde.runtime.padding import pad
-from cdsde.weights import diffusers
+from cdsde.weights import diffusers, hub
 
 BATCH = 8
 FEWEST = 8  # images per word, to compute a mean
@@ -176,8 +176,9 @@ def _direction(config, real: Callable) -> tuple[Callable, dict, str] | None:
 
 def _clip(folder: str, text: str) -> tuple[Callable, str]:
     """The CLIP score with `text` by the CLIP model of a folder, and its parameters' digest."""
-    module, params = diffusers.load_clip(folder)
-    ids = tokenizer.load(folder)([text])
+    path = hub.local(folder, "network")
+    module, params = diffusers.load_clip(path)
+    ids = tokenizer.load(path)([text])
     words = module.apply(params, ids, method="embed_text")
     mean, std = (np.array(x, np.float32) for x in (edit_run.CLIP_MEAN, edit_run.CLIP_STD))
     size = module.vision.image_size
