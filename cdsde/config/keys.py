@@ -339,13 +339,14 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "format": Setting(
             "published",
             "File format: `published` has the parameter names of published code; `cdsde` is "
-            "float16, with a card that describes the training.",
-            ("published", "cdsde"),
+            "float16, with a card that describes the training; `stablehlo` is the compiled "
+            "translation, with all its networks, for use without cdsde.",
+            ("published", "cdsde", "stablehlo"),
         ),
         "path": Setting(
             str,
-            "File to write: `.pt`, `.pth` or `.safetensors`. None: "
-            "`WORKDIR/export/STAGE.safetensors`.",
+            "File to write: `.pt`, `.pth` or `.safetensors`; of `stablehlo` `.npz`. None: "
+            "`WORKDIR/export/STAGE.safetensors` or `WORKDIR/export/METHOD.npz`.",
         ),
     },
     "serve": {
