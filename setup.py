@@ -59,6 +59,8 @@ setup(
     ],
     extras_require={
         "test": [
+            "flatbuffers>=24.3.25",
+            "huggingface_hub>=2.4",
             "ipykernel>=6.0",
             "nbclient>=0.10",
             "pytest>=8.0",
@@ -66,6 +68,9 @@ setup(
             "ruff>=0.9",
         ],
         "dev": ["basedpyright>=1.31", "mkdocs-material>=9.6", "pre-commit>=4.0"],
+        # jax.export writes and reads with it.
+        "export": ["flatbuffers>=24.3.25"],
+        "hub": ["huggingface_hub>=2.4"],
         "serve": ["gradio>=6.0"],
         "torch": ["torch>=2.6"],
         "tpu": ["jax[tpu]>=0.10.0"],

@@ -28,7 +28,7 @@ def define_flags() -> None:
         "eval: measure the results; edit: change images by words; "
         "serve: open a demo page; "
         "import: convert published PyTorch weights into the work folder; "
-        "export: write a network to config.export.path.",
+        "export: write a network, or the translation, to config.export.path.",
         required=True,
     )
     flags.DEFINE_string(
@@ -129,6 +129,10 @@ def _program(mode: str, config):
         from cdsde.serve.page import serve
 
         return serve
+    if mode == "export" and config.export.format == "stablehlo":
+        from cdsde.translation.portable import export_translation
+
+        return export_translation
     if mode in ("import", "export"):
         from cdsde.weights import exchange
 

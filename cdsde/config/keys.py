@@ -154,7 +154,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
         stage: Setting(
             str,
             f"Weights of `{stage}` that are used where the work folder has no checkpoint: "
-            "`shipped:NAME` or a file.",
+            "`shipped:NAME`, a file, or `hf:OWNER/REPO[@REVISION][/PATH]` of a model hub.",
         )
         for stage in STAGES
     }
@@ -234,9 +234,13 @@ GROUPS: dict[str, dict[str, Setting]] = {
     "model": {
         "path": Setting(
             str,
-            "Latent diffusion model: a folder in the layout of diffusers, or `shipped:NAME`.",
+            "Latent diffusion model: a folder in the layout of diffusers, `hf:OWNER/REPO`, or "
+            "`shipped:NAME`.",
         ),
-        "captioner": Setting(str, "Folder of a BLIP model that captions images without a caption."),
+        "captioner": Setting(
+            str,
+            "Folder of a BLIP model that captions images without a caption, or `hf:OWNER/REPO`.",
+        ),
     },
     "edit": {
         "source": Setting("", "Object in the image that changes, such as `a cat`."),
@@ -358,7 +362,9 @@ GROUPS: dict[str, dict[str, Setting]] = {
         ),
         "lpips_vgg": Setting(str, "Weights for LPIPS: path of torchvision's `vgg16-397923af.pth`."),
         "clip": Setting(
-            str, "Model for the CLIP score of edits: a folder of CLIP with its tokenizer."
+            str,
+            "Model for the CLIP score of edits: a folder of CLIP with its tokenizer, or "
+            "`hf:OWNER/REPO`.",
         ),
         "text": Setting(
             str,
@@ -382,13 +388,14 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "format": Setting(
             "published",
             "File format: `published` has the parameter names of published code; `cdsde` is "
-            "float16, with a card that describes the training.",
-            ("published", "cdsde"),
+            "float16, with a card that describes the training; `stablehlo` is the compiled "
+            "translation, with all its networks, for use without cdsde.",
+            ("published", "cdsde", "stablehlo"),
         ),
         "path": Setting(
             str,
-            "File to write: `.pt`, `.pth` or `.safetensors`. None: "
-            "`WORKDIR/export/STAGE.safetensors`.",
+            "File to write: `.pt`, `.pth` or `.safetensors`; of `stablehlo` `.npz`. None: "
+            "`WORKDIR/export/STAGE.safetensors` or `WORKDIR/export/METHOD.npz`.",
         ),
     },
     "serve": {

@@ -55,8 +55,8 @@ def weights(vectors: jax.Array) -> jax.Array:
         gamma = jnp.clip(jnp.where(jnp.isnan(gamma), 1.0, gamma), 0.0, 1.0)
         moved = (1 - gamma[..., None]) * a + gamma[..., None] * corner
         now = active.reshape((-1,) + (1,) * (a.ndim - 1))
-        size = jnp.abs(gamma).reshape(len(a), -1).mean(axis=1)
+        size = jnp.abs(gamma).reshape(a.shape[0], -1).mean(axis=1)
         return jnp.where(now, moved, a), active & (size >= STOP)
 
     start = jnp.full(vectors.shape[:-1], 1 / count, vectors.dtype)
-    return jax.lax.fori_loop(0, STEPS, step, (start, jnp.ones(len(start), bool)))[0]
+    return jax.lax.fori_loop(0, STEPS, step, (start, jnp.ones(start.shape[:1], bool)))[0]

@@ -24,7 +24,7 @@ from cdsde.editing import (
     regularise,
 )
 from cdsde.runtime import trees
-from cdsde.weights import diffusers
+from cdsde.weights import diffusers, hub
 from cdsde.weights.resolve import SHIPPED, shipped_folder
 
 # w of classifier-free guidance, or of LEDITS++'s; others: 5, with null-text inversion 7.5
@@ -62,7 +62,8 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     """Load a model in diffusers' layout.
 
     Args:
-      folder: the model's folder; "shipped:NAME" is a model of the package.
+      folder: the model's folder; "shipped:NAME" is a model of the package, and "hf:OWNER/REPO" of a
+        hub.
       dtype: dtype of the U-Net's and the VAE's computations.
       remat: whether the U-Net recomputes activations in the backward pass.
 
@@ -72,9 +73,11 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     name = str(folder)
     if name.startswith(SHIPPED):
         folder = shipped_folder("models") / name.removeprefix(SHIPPED)
-    folder = Path(folder)
+    folder = hub.local(folder, "model")
     if not folder.is_dir():
-        raise ValueError(f"config.model.path={folder} is no folder; name a model on disk")
+        raise ValueError(
+            f"config.model.path={folder} is no folder; name a model on disk, or hf:OWNER/REPO"
+        )
     # The small files first: a missing file raises before gigabytes are read.
     schedule = diffusers.read_schedule(folder / "scheduler")
     tokenize = tokenizer.load(folder / "tokenizer")

@@ -35,7 +35,7 @@ from cdsde.edit import pipeline, wording
 from cdsde.edit.wording import Wording
 from cdsde.networks.stable_diffusion import blip
 from cdsde.runtime import compiler, mesh, records
-from cdsde.weights import diffusers
+from cdsde.weights import diffusers, hub
 
 RECONSTRUCTION = "reconstructions"  # folder within the results
 RECONSTRUCTED = "reconstruction"  # title of its column on sheets
@@ -252,7 +252,7 @@ def captions_of(config: ConfigDict, source, todo: list[int]) -> dict[str, str]:
     if config.edit.caption:
         return dict.fromkeys(ids, config.edit.caption)
     if config.model.captioner is not None:
-        return _captioned(Path(config.model.captioner), source, todo)
+        return _captioned(hub.local(config.model.captioner, "network"), source, todo)
     try:
         return dict(zip(ids, captions(source, todo), strict=True))
     except ValueError as error:

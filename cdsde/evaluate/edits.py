@@ -35,7 +35,7 @@ from cdsde.editing import attention_masks
 from cdsde.evaluate import extractors, translations
 from cdsde.runtime import compiler, files, mesh, records, trees
 from cdsde.runtime.padding import pad
-from cdsde.weights import diffusers
+from cdsde.weights import diffusers, hub
 
 BATCH = 8
 FEWEST = 8  # images per word, to compute a mean
@@ -196,9 +196,10 @@ def _direction(config, real: Callable, own_words: bool) -> tuple[Callable, dict,
 
 def _clip(folder: str, texts: dict[int, str]) -> tuple[Callable, str]:
     """The CLIP score with each image's text by the CLIP of a folder, and its parameters' digest."""
-    module, params = diffusers.load_clip(folder)
+    path = hub.local(folder, "network")
+    module, params = diffusers.load_clip(path)
     distinct = list(dict.fromkeys(texts.values()))
-    ids = tokenizer.load(folder)(distinct)
+    ids = tokenizer.load(path)(distinct)
     embed = compiler.jit(lambda params, ids: module.apply(params, ids, method="embed_text"))
     parts = (ids[n : n + BATCH] for n in range(0, len(ids), BATCH))
     words = np.concatenate(

@@ -76,7 +76,7 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 def _bias_gradient(_, g):
     # A product, since XLA would merge two sums.
-    return g, jnp.ones(len(g), g.dtype) @ g.sum(axis=(1, 2))
+    return g, jnp.ones(g.shape[:1], g.dtype) @ g.sum(axis=(1, 2))
 
 
 add_bias.defvjp(lambda x, bias: (x + bias[None, None, None, :], None), _bias_gradient)
@@ -120,8 +120,10 @@ def _explicit_gradients(border, x, kernel, g):
 
 
 def _block_side(x, g) -> int:
-    """The side of the blocks, or 0 where (2) is XLA's own form."""
+    """The side of the blocks, or 0 where (2) is XLA's own form, as for any batch (jax.export)."""
     batch, height, width, channels = g.shape
+    if not isinstance(batch, int):
+        return 0
     side = BLOCK if min(height, width) > BLOCK else min(height, width) // 2
     if batch > FEW or min(x.shape[-1], channels) < NARROW or side < 4:
         return 0

@@ -46,7 +46,13 @@ class Sampler:
     def __init__(self, config: ConfigDict, params: dict, devices=None):
         self.devices = devices or mesh.make_mesh(jax.local_devices())
         self.params = mesh.put_replicated(params, self.devices)
-        self._program = compiler.jit(program(config), static_argnames=("rounds", "keep"))
+        run = program(config)
+
+        def prepared(params, images, ids, *arguments, rounds, keep):
+            ids = compiler.as_exported(ids)
+            return run(params, images, ids, *arguments, rounds=rounds, keep=keep)
+
+        self._program = compiler.jit(prepared, static_argnames=("rounds", "keep"))
         self._compiled_for = _fixed(config)
         self.update(config)
 

@@ -20,7 +20,7 @@ from cdsde.networks import build
 from cdsde.networks.features.vgg import FirstLayers
 from cdsde.networks.stable_diffusion import small
 from cdsde.runtime import files, records
-from cdsde.weights import checkpoint, diffusers, resolve
+from cdsde.weights import checkpoint, diffusers, hub, resolve
 from cdsde.weights.formats import diffusers_unet, unet2d_of
 from cdsde.weights.torch import convert
 
@@ -59,7 +59,7 @@ def import_weights(config: ConfigDict, workdir) -> None:
         raise ValueError("nothing to import: name files with --config.weights.score=PATH and so on")
     for stage, path in named.items():
         _check_published(config, stage)
-        params = _published_params(config, stage, path)
+        params = _published_params(config, stage, hub.local(path))
         plain = json.loads(config.to_json_best_effort())
         folder = checkpoint.save_imported(workdir, stage, params, plain)
         count = build.count_parameters(params) / 1e6
@@ -74,7 +74,7 @@ _KEYS = {
 }
 
 
-def _published_params(config: ConfigDict, stage: str, path: str):
+def _published_params(config: ConfigDict, stage: str, path: Path):
     """The parameters in a published file.
 
     Raises:

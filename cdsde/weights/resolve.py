@@ -1,8 +1,9 @@
 """Finds and loads the parameters of trained networks.
 
 The stage's newest whole checkpoint in the work folder takes precedence over `config.weights.STAGE`,
-which names shipped weights ("shipped:NAME") or a file that `--mode=export
---config.export.format=cdsde` wrote. Nothing is initialised at random, and nothing is downloaded.
+which names shipped weights ("shipped:NAME"), or a file that `--mode=export
+--config.export.format=cdsde` wrote, here or on a model hub (hub.py). Nothing is initialised at
+random, and nothing else is downloaded.
 
 An exported file is float16 safetensors, with its card (architecture, training, origin) beside it as
 FILE.json; the shipped files are in `cdsde/assets/checkpoints/`.
@@ -24,7 +25,7 @@ from cdsde import config as config_lib
 from cdsde.networks import build
 from cdsde.runtime import files
 from cdsde.runtime.trees import digest, flatten, not_finite, unflatten
-from cdsde.weights import checkpoint, knowledge
+from cdsde.weights import checkpoint, hub, knowledge
 from cdsde.weights.knowledge import architecture
 
 SHIPPED = "shipped:"
@@ -112,7 +113,7 @@ def _load_named(config: ConfigDict, stage: str, name: str) -> tuple[dict, dict]:
                 f"{', '.join(shipped_names()) or 'none'}"
             )
     else:
-        path = Path(name)
+        path = hub.local(name)
         if not path.exists():
             raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
     card = path.with_suffix(".json")
