@@ -77,6 +77,9 @@ def run(argv) -> None:
 
         cache.keep_programs(config.cache)
         try:
+            from cdsde.weights import adoption
+
+            config = adoption.adopted(config, workdir)
             _program(mode, config)(config, workdir)
         except preemption.Preempted as reason:
             logging.warning("%s", reason)

@@ -166,8 +166,15 @@ def _networks(config: ConfigDict) -> None:
                 f"config.{stage}.num_head_channels is 0; it must be at least 1, or -1 for a fixed "
                 "number of heads"
             )
+    if config.score.arch == "published" and not config.score.published:
+        raise ValueError(
+            "config.score.arch is 'published' without a description; name the network's file with "
+            "--config.weights.score=PATH, which tells its architecture, and leave score.arch out"
+        )
     size = config.data.image_size
     for stage in GUIDED if config.method in SDES else ():
+        if stage == "score" and config.score.arch == "published":
+            continue
         net = config[stage]
         down = net.patch_size * 2 ** (len(net.channel_mult) - 1)
         if size % down:

@@ -390,7 +390,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
             "File format: `published` has the parameter names of published code; `cdsde` is "
             "float16, with a card that describes the training; `stablehlo` is the compiled "
             "translation, with all its networks, for use without cdsde.",
-            ("published", "cdsde", "stablehlo"),
+            ("published", "cdsde", "diffusers", "stablehlo"),
         ),
         "path": Setting(
             str,

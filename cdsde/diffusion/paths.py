@@ -54,7 +54,7 @@ OUTPUTS: dict[str, Callable] = {
 }
 
 
-def _levels(sigma, alpha_bar=None, schedule: str | None = None, scale: float = 1.0, **numbers):
+def _levels(sigma, alpha_bar=None, schedule: str = "linear", scale: float = 1.0, **numbers):
     """Position in the network's own table of ᾱ, interpolated in log SNR; a whole number on it.
 
     The network is told it times `scale`.

@@ -141,21 +141,23 @@ def _published_score(config: ConfigDict) -> Model:
     alpha_bar = schedule_of(config).alpha_bar
     tables = paths.tables(published.path_of(description), alpha_bar)
     tables = jax.tree.map(lambda column: np.asarray(column, np.float32), tables)
-    size, label = config.data.image_size, config.score.label
+    label = config.score.label
+    side = description.side or config.data.image_size
+    shape = (1, side, side, description.channels)
 
     def classes(batch: int) -> dict:
         return {} if label is None else {"y": jnp.full((batch,), label, jnp.int32)}
 
     def init(key):
-        return module.init(key, jnp.zeros((1, size, size, 3)), jnp.zeros(1), **classes(1))
+        return module.init(key, jnp.zeros(shape), jnp.zeros(1), **classes(1))
 
     def apply(params, x, t, variance=False):
         index = jnp.asarray(t).astype(jnp.int32)
         p, q, o, k, d, time = (schedules.gather(column, index) for column in tables)
         p, q, o, k, d = (schedules.expand(column, x) for column in (p, q, o, k, d))
         out = module.apply(params, k * x + d, time, **classes(len(x)))
-        eps = p * x + o + q * out[..., :3]
-        return (eps, out[..., 3:]) if variance else eps
+        eps = p * x + o + q * out[..., : x.shape[-1]]
+        return (eps, out[..., x.shape[-1] :]) if variance else eps
 
     return Model(init, apply)
 

@@ -12,8 +12,22 @@ from typing import Any, NamedTuple
 from cdsde.diffusion import paths
 from cdsde.networks.adm import ADMUNet
 from cdsde.networks.ddpm import DDPMUNet
+from cdsde.networks.dit import DiT
+from cdsde.networks.edm_dhariwal import DhariwalUNet
+from cdsde.networks.edm_song import SongUNet
+from cdsde.networks.ncsnpp import NCSNpp
+from cdsde.networks.stable_diffusion.vae import AutoencoderKL
+from cdsde.networks.unet2d import UNet2D
 
-ARCHITECTURES: dict[str, type] = {"adm": ADMUNet, "ddpm": DDPMUNet}
+ARCHITECTURES: dict[str, type] = {
+    "adm": ADMUNet,
+    "ddpm": DDPMUNet,
+    "UNet2D": UNet2D,
+    "NCSNpp": NCSNpp,
+    "SongUNet": SongUNet,
+    "DhariwalUNet": DhariwalUNet,
+    "DiT": DiT,
+}
 
 
 class Description(NamedTuple):
@@ -26,6 +40,9 @@ class Description(NamedTuple):
       side: side of the images, or None if the network takes any.
       classes: number of classes, or None if it takes none.
       needs_class: whether it cannot do without a class.
+      channels: channels of the images, 3, or of the latents.
+      autoencoder: constructor fields of the `AutoencoderKL` of its latents and their "factor", or
+        None if it sees images.
     """
 
     arch: str
@@ -34,6 +51,8 @@ class Description(NamedTuple):
     side: int | None = None
     classes: int | None = None
     needs_class: bool = False
+    channels: int = 3
+    autoencoder: dict[str, Any] | None = None
 
 
 def to_text(description: Description) -> str:
@@ -70,6 +89,13 @@ def module(description: Description, dtype, remat: bool):
     computing = {name: value for name, value in computing.items() if name in known}
     fields = {name: _tuples(value) for name, value in description.fields.items()}
     return network(**{**fields, **computing})
+
+
+def autoencoder(description: Description, dtype) -> AutoencoderKL:
+    """The autoencoder of a network on latents, computing in `dtype`."""
+    told = description.autoencoder or {}
+    fields = {name: _tuples(value) for name, value in told.items() if name != "factor"}
+    return AutoencoderKL(**fields, dtype=dtype)
 
 
 def path_of(description: Description) -> paths.Path:

@@ -16,8 +16,8 @@ from cdsde.diffusion.levels import make_grid
 from cdsde.diffusion.methods import composition
 from cdsde.networks import build
 from cdsde.runtime import compiler, mesh
-from cdsde.translation import domain_statistics
-from cdsde.weights import resolve
+from cdsde.translation import domain_statistics, latents
+from cdsde.weights import adoption, diffusers, resolve
 
 # Keys of `config.sample` that may change without compiling again: they become arguments (levels,
 # weights, seed), or select the images and the output folder.
@@ -187,8 +187,8 @@ def program(config: ConfigDict):
     method, settings = methods.METHODS[config.method], config[config.method]
 
     def run(params, images, ids, numbers, key, rounds=1, keep=0):
-        x0 = source(config, params, images)
-        return composition.translate(
+        x0 = latents.encode(config, params, source(config, params, images))
+        y, states = composition.translate(
             x0,
             method,
             settings,
@@ -200,6 +200,7 @@ def program(config: ConfigDict):
             clip=config.sample.clip,
             keep=keep,
         )
+        return latents.decode(config, params, y), states
 
     return run
 
@@ -215,6 +216,11 @@ def step_by_step(config: ConfigDict):
       number of steps.
     """
     method, settings = methods.METHODS[config.method], config[config.method]
+    if latents.autoencoder(config):
+        raise ValueError(
+            "the score network works on latents, whose states are no pictures; translate with "
+            "--mode=sample"
+        )
 
     def prepare(params, images, ids, key, corners):
         x0 = source(config, params, images)
@@ -265,6 +271,7 @@ def load_sampler(config: ConfigDict, workdir) -> tuple[Sampler, dict[str, str]]:
         raise ValueError(
             f"config.method is '{config.method}', and pictures are edited with --mode=edit"
         )
+    config = adoption.adopted(config, workdir)
     params, origins = load_params(config, workdir)
     return Sampler(config, params), origins
 
@@ -282,5 +289,8 @@ def load_params(config: ConfigDict, workdir) -> tuple[dict, dict[str, str]]:
         )
     if domain_statistics.needs_colours(config):
         loaded["colours"] = domain_statistics.colour_table(config)
+    if latents.autoencoder(config):
+        folder = adoption.autoencoder_folder(config)
+        loaded[latents.PARAMS] = diffusers.load_vae(folder)[1], str(folder)
     params = {name: value for name, (value, _) in loaded.items()}
     return params, {name: origin for name, (_, origin) in loaded.items()}

@@ -7,14 +7,19 @@ writes them into the config, which then says everything about its networks.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.diffusion import paths
 from cdsde.networks import build, published
 from cdsde.networks.published import Description
-from cdsde.weights import checkpoint, formats
+from cdsde.weights import checkpoint, diffusers, hub
+from cdsde.weights.formats import registry
 from cdsde.weights.formats.opened import Opened
+from cdsde.weights.resolve import SHIPPED
 
 SCORES = ("score", config_lib.SOURCE_SCORE)
 
@@ -40,23 +45,68 @@ def adopted(config: ConfigDict, workdir) -> ConfigDict:
             "architectures or noise levels, and a task has one of both; take two of one kind"
         )
     config = config.copy_and_resolve_references()
-    config.score.arch, config.score.published = "published", next(iter(texts.values()))
-    check(config, published.of_text(config.score.published))
+    description = published.of_text(next(iter(texts.values())))
+    if description.channels != 3:
+        description = _on_latents(config, description)
+    config.score.arch, config.score.published = "published", published.to_text(description)
+    check(config, description)
     return config
 
 
 def describe(opened: Opened) -> Description:
     """The description of an opened network."""
     fields = opened.fields
-    classes = fields.get("num_classes")
+    classes = fields.get("num_classes") or fields.get("num_class_embeds") or None
+    # Networks with a null class, and EDM's, also do without one.
+    free = opened.arch in ("SongUNet", "DhariwalUNet") or fields.get("null_class", False)
     return Description(
         opened.arch,
         fields,
         opened.path,
-        side=fields.get("image_size"),
-        classes=classes or None,
-        needs_class=bool(classes) and opened.arch in ("adm", "DiT"),
+        side=fields.get("image_size") or fields.get("input_size"),
+        classes=classes,
+        needs_class=classes is not None and not free,
+        channels=fields.get("in_channels") or 3,
     )
+
+
+def _on_latents(config: ConfigDict, description: Description) -> Description:
+    """The description with the autoencoder of its latents, that of `config.model.path`.
+
+    Raises:
+      ValueError: there is none, it has other latents, or the task needs pixels.
+    """
+    if config.model.path is None:
+        raise ValueError(
+            f"the network of config.weights.score works on latents of {description.channels} "
+            "channels; name the folder of their autoencoder with --config.model.path=DIR"
+        )
+    fields, factor = diffusers.read_vae(autoencoder_folder(config))
+    if fields["latent_channels"] != description.channels:
+        raise ValueError(
+            f"the autoencoder of config.model.path={config.model.path} has latents of "
+            f"{fields['latent_channels']} channels, and the network of config.weights.score takes "
+            f"{description.channels}; name another one"
+        )
+    for stage in config_lib.needed_stages(config):
+        if stage not in SCORES:
+            raise ValueError(
+                f"config.method is '{config.method}', whose {stage} network sees pixels, and the "
+                "network of config.weights.score works on latents; choose sdedit or ilvr"
+            )
+    for key in ("keep_size", "trajectory", "clip"):
+        if config.sample[key]:
+            raise ValueError(
+                f"config.sample.{key} is True, which needs pixels, and the network of "
+                "config.weights.score works on latents; set it to False"
+            )
+    return description._replace(autoencoder={**fields, "factor": factor})
+
+
+def autoencoder_folder(config: ConfigDict) -> Path:
+    """The folder of the autoencoder of `config.model.path`: its `vae/`, or itself."""
+    folder = hub.local(config.model.path, "network")
+    return folder / "vae" if (folder / "vae").is_dir() else folder
 
 
 def check(config: ConfigDict, description: Description) -> None:
@@ -65,31 +115,35 @@ def check(config: ConfigDict, description: Description) -> None:
     Raises:
       ValueError: it does not; the message names the key to change.
     """
-    size = config.data.image_size
-    if description.side not in (None, size):
+    size, side = config.data.image_size, description.side
+    if side is not None and description.autoencoder:
+        side *= 2 ** (len(description.autoencoder["widths"]) - 1)
+    if side not in (None, size):
         raise ValueError(
-            f"the network of config.weights.score takes images of {description.side}² pixels, and "
-            f"config.data.image_size is {size}; set it to {description.side}"
+            f"the network of config.weights.score takes images of {side}² pixels, and "
+            f"config.data.image_size is {size}; set it to {side}"
         )
     label, classes = config.score.label, description.classes
-    if label is None and description.needs_class:
+    if label is None and description.needs_class and classes is not None:
         raise ValueError(
             f"the network of config.weights.score knows {classes} classes and needs one; choose "
             f"the target's with --config.score.label=0 to {classes - 1}"
         )
     if label is not None and (classes is None or label >= classes):
-        known = f"knows the classes 0 to {classes - 1}" if classes else "takes no class"
+        known = "takes no class" if classes is None else f"knows the classes 0 to {classes - 1}"
         raise ValueError(
             f"config.score.label is {label}, and the network of config.weights.score {known}; "
             "change it, or set it to None"
         )
     if config.method not in config_lib.SDES:
         return
-    known = paths.levels_known(published.path_of(description), build.schedule_of(config).alpha_bar)
-    if (start := config_lib.start_index(config)) > known:
+    reached = paths.levels_known(
+        published.path_of(description), build.schedule_of(config).alpha_bar
+    )
+    if (start := config_lib.start_index(config)) > reached:
         raise ValueError(
             f"config.sample.start is {start}, and the network of config.weights.score was trained "
-            f"on noise up to level {known}; lower it to {known}"
+            f"on noise up to level {reached}; lower it to {reached}"
         )
 
 
@@ -105,6 +159,10 @@ def _text_of(config: ConfigDict, workdir, stage: str) -> str | None:
     name = config.weights[stage]
     if name is None:
         return None
-    if formats.of_name(name) is None:
-        return ""
-    return published.to_text(describe(formats.read(name)))
+    if registry.format_of(name) is None:
+        card = hub.local(name).with_suffix(".json")
+        if name.startswith(SHIPPED) or not card.is_file():
+            return ""
+        about = json.loads(card.read_text())
+        return about.get("architecture", {}).get("network", {}).get("published") or ""
+    return published.to_text(describe(registry.read(name)))

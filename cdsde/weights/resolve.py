@@ -26,6 +26,7 @@ from cdsde.networks import build
 from cdsde.runtime import files
 from cdsde.runtime.trees import digest, flatten, not_finite, unflatten
 from cdsde.weights import checkpoint, hub, knowledge
+from cdsde.weights.formats import registry
 from cdsde.weights.knowledge import architecture
 
 SHIPPED = "shipped:"
@@ -116,6 +117,9 @@ def _load_named(config: ConfigDict, stage: str, name: str) -> tuple[dict, dict]:
         path = hub.local(name)
         if not path.exists():
             raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
+    if config_lib.network_group(stage) == "score" and registry.format_of(name):
+        opened = registry.read(name)
+        return opened.params, {}
     card = path.with_suffix(".json")
     if path.suffix != ".safetensors" or not card.exists():
         raise ValueError(

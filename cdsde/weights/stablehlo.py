@@ -87,7 +87,7 @@ def save(path: str | Path, function: Callable, arrays: Mapping[str, np.ndarray],
         options = compiler.options(platform)
         contents[f"options/{platform}"] = np.array(list(options.items()), str).reshape(-1, 2)
     with files.replacing(path, sum(x.nbytes for x in contents.values())) as temporary:
-        np.savez(temporary, **contents)
+        np.savez(temporary, allow_pickle=False, **contents)
 
 
 def first_of_each_level() -> np.ndarray:

@@ -8,6 +8,7 @@ from cdsde.weights.diffusers.networks import (
     load_unet,
     load_vae,
     read_config,
+    read_vae,
     unet_of,
 )
 from cdsde.weights.diffusers.schedule import Scheduler, read_schedule, read_scheduler
@@ -25,6 +26,7 @@ __all__ = [
     "read_config",
     "read_schedule",
     "read_scheduler",
+    "read_vae",
     "save",
     "state_dict",
     "unet_of",

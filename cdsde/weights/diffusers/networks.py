@@ -182,8 +182,12 @@ def load_unet(folder: str | Path, **fields) -> tuple[UNet, dict]:
     return module, fit(module, inputs, read_weights(folder), folder)
 
 
-def load_vae(folder: str | Path, **fields) -> tuple[AutoencoderKL, dict, float]:
-    """`AutoencoderKL`, its parameters, and the factor that scales latents."""
+def read_vae(folder: str | Path) -> tuple[dict[str, Any], float]:
+    """Constructor fields of the `AutoencoderKL` of a folder, and the factor that scales latents.
+
+    Raises:
+      ValueError: its `config.json` asks for something that `AutoencoderKL` does not support.
+    """
     config, path = read_config(folder), Path(folder) / "config.json"
     json_fields.check(config, path, supported.VAE, supported.VAE_ONLY, supported.VAE_FREE)
     for field, block in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
@@ -195,10 +199,16 @@ def load_vae(folder: str | Path, **fields) -> tuple[AutoencoderKL, dict, float]:
     names |= {"latent_channels": "latent_channels", "widths": "block_out_channels"}
     read = _fields(config, names, folder)
     read["widths"] = tuple(read["widths"])
-    module = AutoencoderKL(**read, **fields)
     factor = json_fields.number(config, "scaling_factor", path, default=SCALING_FACTOR)
     if factor <= 0:
         raise ValueError(f"{path} sets scaling_factor to {factor}; it must be above 0")
+    return read, factor
+
+
+def load_vae(folder: str | Path, **fields) -> tuple[AutoencoderKL, dict, float]:
+    """`AutoencoderKL`, its parameters, and the factor that scales latents."""
+    read, factor = read_vae(folder)
+    module = AutoencoderKL(**read, **fields)
     side = 2 ** (len(module.widths) - 1)
     inputs = (jnp.zeros((1, side, side, 3)),)
     params = fit(module, inputs, _renamed_attention(read_weights(folder)), folder)
