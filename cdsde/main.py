@@ -79,7 +79,8 @@ def run(argv) -> None:
         try:
             from cdsde.weights import adoption
 
-            config = adoption.adopted(config, workdir)
+            if mode != "train":
+                config = adoption.adopted(config, workdir)
             _program(mode, config)(config, workdir)
         except preemption.Preempted as reason:
             logging.warning("%s", reason)

@@ -198,3 +198,10 @@ def small_gan(c: ConfigDict) -> None:
     # An epoch is 100 steps of eight pairs. With so few steps, the learning rate is four times the
     # published one.
     c.train.cut.update(steps=2_400, batch_size=8, epoch=100, learning_rate=8e-4, ema=0.99)
+
+
+def from_hub(c: ConfigDict, name: str) -> None:
+    """A published score network of a model hub, which its files describe; SDEdit needs no other."""
+    c.weights.score = f"hf:{name}"
+    c.method = "sdedit"
+    c.sample.split = "val"

@@ -68,11 +68,6 @@ def level_shares(schedule: schedules.Schedule, training: ConfigDict) -> np.ndarr
 
 def score(config: ConfigDict, domains: tuple[str, ...]) -> Stage:
     """The score network's stage: ε-matching on its domains (losses.eps_matching)."""
-    if config.score.arch == "published":
-        raise ValueError(
-            "config.weights.score names a published network, which cdsde samples from and does not "
-            "train; leave it out, or choose another --config.train.stage"
-        )
     model = build.score_model(config)
     schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "score")

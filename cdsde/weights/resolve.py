@@ -118,8 +118,12 @@ def _load_named(config: ConfigDict, stage: str, name: str) -> tuple[dict, dict]:
         if not path.exists():
             raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
     if config_lib.network_group(stage) == "score" and registry.format_of(name):
-        opened = registry.read(name)
-        return opened.params, {}
+        if config.score.arch != "published":
+            raise ValueError(
+                f"config.weights.{stage}={name} is a published network, which cdsde samples from "
+                "and does not train; leave it out"
+            )
+        return registry.read(name).params, {}
     card = path.with_suffix(".json")
     if path.suffix != ".safetensors" or not card.exists():
         raise ValueError(

@@ -1,0 +1,21 @@
+"""Dog → cat at 256² with a network of a hub: google/ddpm-ema-cat-256 (LSUN cats, DDPM).
+
+Put AFHQ as DIR/{train,val}/{cat,dog,wild}/*.jpg and install the extra `hub`, then
+
+    python -m cdsde.main --config=dog2cat --mode=sample --config.data.root=DIR
+
+The default is SDEdit, which needs this network alone; --mode=train --config.train.stage=encoder or
+classifier trains a guide. The network knows LSUN's cats, whole animals, not the faces of AFHQ. Not
+run: no copy of its weights was at hand.
+"""
+
+from cdsde import config
+from cdsde.config import presets
+
+
+def get_config():
+    c = config.base()
+    presets.egsde_256(c, source="dog", target="cat")
+    presets.from_hub(c, "google/ddpm-ema-cat-256")
+    c.data.root = "data/afhq"
+    return c

@@ -1,0 +1,20 @@
+"""Wild animal → cat at 256² with a network of a hub: google/ddpm-ema-cat-256 (LSUN cats, DDPM).
+
+Put AFHQ as DIR/{train,val}/{cat,dog,wild}/*.jpg and install the extra `hub`, then
+
+    python -m cdsde.main --config=wild2cat --mode=sample --config.data.root=DIR
+
+As dog2cat, with the source wild; --mode=train trains a guide. Not run: no copy of its weights was
+at hand.
+"""
+
+from cdsde import config
+from cdsde.config import presets
+
+
+def get_config():
+    c = config.base()
+    presets.egsde_256(c, source="wild", target="cat")
+    presets.from_hub(c, "google/ddpm-ema-cat-256")
+    c.data.root = "data/afhq"
+    return c
