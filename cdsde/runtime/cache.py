@@ -39,6 +39,7 @@ def keep_programs(setting: str) -> None:
     if place is None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
+    jax.config.update("jax_enable_compilation_cache", True)
     theirs = jax.config.jax_compilation_cache_dir if setting == "auto" else None
     place = theirs or str(place / "jax")
     jax.config.update("jax_compilation_cache_dir", place)

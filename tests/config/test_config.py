@@ -429,7 +429,7 @@ def test_a_config_file_that_is_not_there():
     with pytest.raises(ValueError, match="twemoji2fluant.py' is not a file; there are .*fluent.py"):
         load_config(missing)
     with pytest.raises(
-        command_line.UserError, match="'nowhere/x.py' is not a file; there are cat2dog, "
+        command_line.UserError, match="'nowhere/x.py' is not a file; there are afhq64, cat2dog, "
     ):
         from_command_line(path="nowhere/x.py")
 

@@ -31,6 +31,7 @@ def test_programs_are_kept_where_the_config_says(tmp_path, monkeypatch, restored
         jax.jit(lambda x: x * number + 1)(jnp.ones(3)).block_until_ready()
         return list(folder.glob("*")) if folder.exists() else []
 
+    cache.keep_programs("off")
     cache.keep_programs(str(tmp_path / "here"))
     assert programs(tmp_path / "here" / "jax", 2.0)
 

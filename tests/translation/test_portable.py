@@ -39,9 +39,10 @@ def exported(config, folder):
     return portable.export_translation(config, folder)
 
 
-def test_a_program_of_jax_alone_translates_as_cdsde_does(task, tmp_path, compile_quickly):
+@pytest.mark.parametrize("method", [pytest.param("sdedit", marks=pytest.mark.slow), "cut"])
+def test_a_program_of_jax_alone_translates_as_cdsde_does(method, task, tmp_path, compile_quickly):
     """The ten lines of the docstring, in a process that cannot see this package."""
-    config = task("sdedit", sample__steps=2)
+    config = task(method, sample__steps=2)
     exported(config, tmp_path)
     np.save(tmp_path / "images.npy", pictures(3))
     quickly = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
