@@ -24,7 +24,7 @@ setup(
     # The configs are a folder of their own in the repository and lie in the package when installed.
     packages=[*find_packages(include=["cdsde", "cdsde.*"]), "cdsde.configs"],
     package_dir={"cdsde.configs": "configs"},
-    package_data={"cdsde": ["assets/**/*", "py.typed"]},
+    package_data={"cdsde": ["assets/**/*", "weights/cards/*.yaml", "py.typed"]},
     entry_points={"console_scripts": ["cdsde = cdsde.main:main"]},
     install_requires=[
         "absl-py>=2.1",
@@ -48,6 +48,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
         "Pillow>=11.3",
+        "PyYAML>=6.0.1",
         "safetensors>=0.5",
         "scipy>=1.14",
         "tensorboardX>=2.6.2.2",

@@ -7,6 +7,7 @@ import pytest
 
 from cdsde import load_config
 from cdsde.config.keys import KEYS
+from cdsde.weights import __main__ as weights_cards
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,3 +44,15 @@ def test_files_that_are_named_are_there(path):
     text = path.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:cdsde|tests|launch|colabs|configs)/[\w/.-]+\.\w+)`", text):
         assert (ROOT / name).exists() or "NAME" in name, name
+
+
+def test_the_published_networks_are_those_of_the_cards():
+    cards = weights_cards.cards()
+    assert len(cards) > 40
+    known = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    for name, card in cards.items():
+        assert all(str(value).strip() for value in card.values()), name
+        tasks = re.findall(r"\b\w+2\w+\b", card["tasks"])
+        assert set(tasks) <= known, name
+    assert weights_cards.markdown() in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert cards["google_ddpm_ema_cat_256"]["weights"] in weights_cards.text()
