@@ -267,6 +267,7 @@ def noise_of_start(arrays, noises, start, x=None):
     return schedules.perturb(x, noises[0][-1], SCHEDULE.alpha_bar[start - 1])
 
 
+@pytest.mark.slow
 def test_twenty_steps_ddpm():
     """A batch of two with the large variance, and two rounds; one program for both."""
     arrays = golden("trajectory_ddpm")
@@ -316,7 +317,8 @@ def test_500_steps_of_egsde_with_ddpm():
     check_picture(result, arrays["egsde500_png"][0], 1e-4)
 
 
-@pytest.mark.parametrize("network", [pytest.param("adm", marks=pytest.mark.slow), "ddpm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["adm", "ddpm"])
 def test_500_steps_of_sdedit(network):
     run_500(network, "sdedit", "sdedit500")
 

@@ -156,7 +156,9 @@ def test_steps(networks):
     assert_near(y, arrays["three_projected"], "sddm_steps/three_projected")
 
 
-@pytest.mark.parametrize("name", ["run", "run_ddpm", pytest.param("run3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["run", *(pytest.param(n, marks=pytest.mark.slow) for n in ("run_ddpm", "run3"))]
+)
 def test_runs(networks, name):
     arrays, s = arrays_of("sddm_runs"), SETTINGS[name]
     seed = {"run": 314, "run_ddpm": 316, "run3": 317}[name]

@@ -179,6 +179,7 @@ def iddpm_table(steps=1000, c1=0.001, c2=0.008):
 
 
 @pytest.mark.parametrize("name", quickly(RECIPE, ["ncsnpp_edm_cond"]))
+@pytest.mark.slow
 def test_larger_networks_and_rarer_flags(name, tmp_path):
     case, v = RECIPE[name], vectors("recipe")
     double = 2 if case["precond"] == "iDDPMPrecond" else 1

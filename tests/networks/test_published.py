@@ -119,7 +119,10 @@ def test_every_dress_is_the_same_noise(dressed, dress, data):
 @pytest.mark.usefixtures("compile_quickly")
 @pytest.mark.parametrize(
     ("method", "dresses"),
-    [("sdedit", DRESSES), ("egsde", ("ddpm", "VE-SDE", "EDM", "rectified flow"))],
+    [
+        ("sdedit", DRESSES),
+        pytest.param("egsde", ("ddpm", "VE-SDE", "EDM"), marks=pytest.mark.slow),
+    ],
 )
 def test_methods_do_not_see_the_dress(dressed, method, dresses):
     images, ids = batch()

@@ -29,6 +29,7 @@ def parameter_bytes(config, stage: str) -> int:
     ("optimizer", "copies", "gathered"),
     [("adam", 4, 1), pytest.param("muon", 3, 3, marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_collectives_of_a_training_step(small, optimizer, copies, gathered):
     config = small()
     size = parameter_bytes(config, "score")

@@ -24,8 +24,8 @@ KINDS = {
     "discriminator": ("D", "cut_discriminator"),
     "patch_sampler": ("F", "cut_patch_sampler"),
 }
-SLOW = ("cut_b2", "fastcut_noflip_b1", "cut_b1_xavier")
-SCENARIOS = ["cut_b1", "fastcut_flip_b1"]  # one of each kind; the others are slow
+SLOW = ("cut_b2", "fastcut_flip_b1", "fastcut_noflip_b1", "cut_b1_xavier")
+SCENARIOS = ["cut_b1"]
 SCENARIOS += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 RATE = 2e-4
 
@@ -152,6 +152,7 @@ def test_patch_losses_of_each_layer(scenario):
         pytest.param("fastcut_noflip_b1", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_parameters_after_steps(golden, name):
     s = Scenario(golden / "cut", name)
     tx = state.each_part(state.optimiser(s.training))

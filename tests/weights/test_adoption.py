@@ -42,7 +42,18 @@ def task_of(golden, tiny):
     return make
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "diffusers/a_ddpm_root",
+        "edm/adm_edm_cond.pkl",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in FILES
+            if name not in ("diffusers/a_ddpm_root", "edm/adm_edm_cond.pkl")
+        ),
+    ],
+)
 def test_a_file_is_named_and_translates(task_of, tmp_path, name):
     config = task_of(name)
     sampler, origins = load_sampler(config, tmp_path)

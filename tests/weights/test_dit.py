@@ -109,6 +109,7 @@ def test_guidance_is_the_published_one(opened, arrays, compile_quickly):
 
 
 @pytest.mark.parametrize("name", RECIPE)
+@pytest.mark.slow
 def test_recipes(name, compile_quickly):
     entry = RECIPE[name]
     fields = dit.fields_of(entry, FOLDER / "recipe.json")

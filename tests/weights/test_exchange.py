@@ -29,6 +29,7 @@ def test_the_card_counts_every_run_by_its_own_rate(tiny, tmp_path, on_devices):
     assert card["step"] == checkpoint.latest_step(tmp_path, "encoder") == 1
 
 
+@pytest.mark.slow
 def test_an_exported_network_carries_its_card(tiny, tmp_path, on_devices):
     on_devices(1)
     config = tiny(train__steps=2, export__stage="encoder", export__format="cdsde")

@@ -145,6 +145,7 @@ def names_of(arguments):
 
 
 @pytest.mark.parametrize("name", RECIPE)
+@pytest.mark.slow
 def test_recipes(name, compile_quickly, tmp_path):
     entry = RECIPE[name]
     arguments = entry["arguments"]

@@ -136,6 +136,7 @@ def test_without_a_configuration_the_published_pairs_are_taken(name, opened, tmp
 
 
 @pytest.mark.parametrize("name", RECIPE)
+@pytest.mark.slow
 def test_recipes(name, compile_quickly):
     entry = RECIPE[name]
     config, where = entry["config"], FOLDER / "recipe.json"

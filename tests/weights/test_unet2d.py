@@ -232,6 +232,7 @@ def recipe_array(seed, j, name, shape):
     "name",
     [pytest.param(n, marks=pytest.mark.slow) if n == "ddpm_cifar10_32" else n for n in RECIPE],
 )
+@pytest.mark.slow
 def test_recipes(name):
     entry = RECIPE[name]
     network, shapes = published(entry["cfg"])
