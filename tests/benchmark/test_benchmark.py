@@ -319,6 +319,7 @@ def test_results_that_cannot_be_read_are_named_and_left(command, tmp_path):
     assert (tmp_path / "results.json").read_text() == '{"tasks": '
 
 
+@pytest.mark.slow
 def test_bad_arguments_are_told_in_a_sentence(command, tmp_path):
     for wrong, said in (
         ("--methods=egsd", "egsde"),

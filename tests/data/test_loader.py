@@ -251,6 +251,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_stream_and_resume(tmp_path):
     script = tmp_path / "program.py"
     script.write_text(WORKERS)

@@ -121,7 +121,9 @@ CYCLES = {  # name: (start, steps, refine, rounds, solver)
 }
 
 
-@pytest.mark.parametrize("name", ["strided", "ddpm", pytest.param("afhq", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["strided", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ddpm", "afhq"))]
+)
 def test_cyclediffusion(networks, name):
     start, steps, refine, rounds, solver = CYCLES[name]
     arrays = arrays_of("cyclediffusion")

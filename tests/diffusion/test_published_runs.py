@@ -73,7 +73,7 @@ def settings_of(name, **changes):
 SIMILARITIES = [(s1, s2) for s1 in ("cosine", "neg_l2") for s2 in ("cosine", "neg_l2")]
 
 
-@pytest.fixture(scope="module", params=["adm", "ddpm"])
+@pytest.fixture(scope="module", params=["adm", pytest.param("ddpm", marks=pytest.mark.slow)])
 def step(request):
     """The arrays of a step, and one compiled step for all choices of energies and variance.
 
@@ -330,5 +330,6 @@ def test_500_steps_of_sdedit(network):
         pytest.param("same", "ilvr500_same_level", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_500_steps_of_ilvr(level, run):
     run_500("adm", "ilvr", run, level=level, from_noise=False)

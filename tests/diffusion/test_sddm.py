@@ -133,6 +133,7 @@ class Run:
         return jax.jit(go)(self.ref, self.levels)[1][0]
 
 
+@pytest.mark.slow
 def test_steps(networks):
     arrays, s = arrays_of("sddm_steps"), SETTINGS["step"]
     adm = networks["adm"]

@@ -113,6 +113,7 @@ def test_what_says_how_to_use_the_weights_is_in_the_record(golden, tmp_path):
     assert pipeline._digest_of_files(folder) != before
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named(task, tmp_path, golden):
     def said(message, **changes):
         with pytest.raises(ValueError, match=message) as error:

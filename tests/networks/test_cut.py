@@ -152,6 +152,7 @@ def test_full_size_names_and_shapes(vectors):
         assert shapes == {k: tuple(v["shape"]) for k, v in listed if v["kind"] == "parameter"}
 
 
+@pytest.mark.slow
 def test_published_initialisation():
     params = jax.jit(CUTGenerator(num_blocks=1).init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))[
         "params"

@@ -194,7 +194,7 @@ def from_recipe(case):
     return convert.from_state_dict(recipe_weights(shapes, case["weights_seed"]), kind, **untold)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_unet_flags(number):
     case = RECIPE["flag_cases"][number]
     arrays = golden("recipe")
@@ -208,7 +208,7 @@ def test_unet_flags(number):
     check_stats(result, arrays[f"case{number}_out_stats"])
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_encoder_flags(number):
     case = RECIPE["flag_cases"][number]
     arrays = golden("recipe")

@@ -87,6 +87,7 @@ def test_what_is_not_asked_for_is_not_computed(folder):
     assert outputs(mutable=["maps"]) > outputs() + 4 * 8 * 256 * 13
 
 
+@pytest.mark.slow
 def test_chunked_attention_is_attention():
     from cdsde.networks.stable_diffusion import layers
 
@@ -152,6 +153,7 @@ def _unit(x):
     return np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_captions(folder, close):
     module, params = diffusers.load_blip(folder / "blip")
     v = np.load(folder / "blip.npz")

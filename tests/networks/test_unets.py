@@ -54,6 +54,7 @@ def test_bfloat16_is_close(name):
 
 
 @pytest.mark.parametrize("name", ["adm", "ddpm"])
+@pytest.mark.slow
 def test_remat_changes_nothing(name):
     net, thrifty = (both(channel_mult=(1,), remat=remat)[name] for remat in (False, True))
     params = randomised(net, X)

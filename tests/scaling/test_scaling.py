@@ -66,6 +66,7 @@ def test_bytes_and_numbers_of_collectives_in_a_text():
 
 
 @pytest.mark.parametrize("method", ["sdedit", "egsde"])
+@pytest.mark.slow
 def test_memory_of_sampling_does_not_grow_with_steps(small, method):
     used = []
     for start in (8, 64):
@@ -88,6 +89,7 @@ def test_a_roofline_is_the_slowest_of_three():
         assert got == (pytest.approx(seconds), bound)
 
 
+@pytest.mark.slow
 def test_timing_runs_a_step_that_gives_its_memory_away(small):
     config = small()
     program = programs.train_step(config, "classifier", mesh.make_mesh(jax.devices()[:1]), 4)

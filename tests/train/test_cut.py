@@ -126,6 +126,7 @@ def _zero_by_construction(letter: str, name: str) -> bool:
     return letter == "G" and (".conv_block." in name or name.split(".")[1] in ("1", "22", "26"))
 
 
+@pytest.mark.slow
 def test_patch_losses_of_each_layer(scenario):
     s = scenario
     fake, same = jax.jit(lambda g: cut.generate(s.networks, s.settings, g, s.a, s.b, s.flip))(

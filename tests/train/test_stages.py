@@ -80,6 +80,7 @@ def test_one_device_and_eight_train_the_same_encoder_and_it_learns(tiny, tmp_pat
     assert len(losses) == 36 and np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_the_classifier_learns_two_colours(tiny, tmp_path, on_devices):
     on_devices(1)
     config = tiny(

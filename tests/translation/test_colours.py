@@ -48,6 +48,7 @@ def test_unseen_values_lie_between_their_neighbours():
     np.testing.assert_allclose(table[:, [0, 10, 20, 30, 255]], [[100, 100, 150, 200, 200]] * 3)
 
 
+@pytest.mark.slow
 def test_a_translation_begins_with_matched_colours():
     changes = {"method": "sdedit", "sample.start": 1, "sample.steps": 1}
     plain = load_config(CONFIG, changes)

@@ -11,7 +11,16 @@ from cdsde import load_sampler
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
-@pytest.mark.parametrize("method", config_lib.SDES + config_lib.GANS)
+FAST = ("contrastive_sde", "sdedit", "cut")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+        for name in config_lib.SDES + config_lib.GANS
+    ],
+)
 def test_neither_batch_nor_order_nor_devices_change_a_picture(method, task, on_devices):
     # From low levels: the first step from i = 999 divides rounding errors by √ᾱ = 0.006.
     # A round of these has more than one pass, or divides by lengths of gradients.

@@ -123,6 +123,7 @@ def test_neither_batch_nor_devices_change_a_picture(task, method, solver, eta, o
     assert np.abs(made[0] - made[1]).max() <= 1
 
 
+@pytest.mark.slow
 def test_no_seam_is_visible(task):
     """Of a constant picture, borders of tiles are no different from their insides."""
     config = task("sdedit", sample__start=200, sample__keep_size=True, sample__steps=4)

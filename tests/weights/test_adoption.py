@@ -71,6 +71,7 @@ def test_every_file_of_the_vectors_is_recognised(golden):
     assert registry.format_of(str(golden / "egsde" / "adm_unet.pt")) is None
 
 
+@pytest.mark.slow
 def test_imported_it_needs_no_file(task_of, tmp_path):
     name = "edm/ddpmpp_vp.pkl"
     config = adoption.adopted(task_of(name), tmp_path)
