@@ -54,10 +54,17 @@ NETWORKS: dict[str, Group] = {
         "published": Setting(
             str,
             "Description of a published network (JSON), filled in from the file that "
-            "`weights.score` names; the other keys of this group but `label` have no effect then.",
+            "`weights.score` names; the other keys of this group but `label` and "
+            "`guidance` have no effect then.",
         ),
         "label": Setting(
             int, "Class that a class-conditional published network is asked for.", minimum=0
+        ),
+        "guidance": Setting(
+            1.0,
+            "Scale of classifier-free guidance by `score.label` (DiT: 4). 1: none, at half the "
+            "cost.",
+            minimum=0,
         ),
         **_adm(1, (16,)),
         "num_heads": _NUM_HEADS,

@@ -25,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde.diffusion import paths, schedules
+from cdsde.diffusion import class_guidance, paths, schedules
 from cdsde.networks import (
     ADMEncoder,
     ADMUNet,
@@ -151,11 +151,18 @@ def _published_score(config: ConfigDict) -> Model:
     def init(key):
         return module.init(key, jnp.zeros(shape), jnp.zeros(1), **classes(1))
 
+    def of_class(params):
+        network, scale = functools.partial(module.apply, params), config.score.guidance
+        if scale == 1:
+            return network
+        # The published sampling guides three channels, of latents too.
+        return class_guidance.guided(network, description.classes, scale, channels=3)
+
     def apply(params, x, t, variance=False):
         index = jnp.asarray(t).astype(jnp.int32)
         p, q, o, k, d, time = (schedules.gather(column, index) for column in tables)
         p, q, o, k, d = (schedules.expand(column, x) for column in (p, q, o, k, d))
-        out = module.apply(params, k * x + d, time, **classes(len(x)))
+        out = of_class(params)(k * x + d, time, **classes(len(x)))
         eps = p * x + o + q * out[..., : x.shape[-1]]
         return (eps, out[..., x.shape[-1] :]) if variance else eps
 

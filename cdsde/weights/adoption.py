@@ -38,6 +38,11 @@ def adopted(config: ConfigDict, workdir) -> ConfigDict:
     found = {stage: _text_of(config, workdir, stage) for stage in SCORES}
     texts = {stage: text for stage, text in found.items() if text is not None}
     if not any(texts.values()):
+        if config.score.label is not None or config.score.guidance != 1:
+            raise ValueError(
+                f"config.score.label is {config.score.label} and config.score.guidance "
+                f"{config.score.guidance}, and the score network takes no class; leave both out"
+            )
         return config
     if len(set(texts.values())) > 1:
         raise ValueError(
@@ -134,6 +139,12 @@ def check(config: ConfigDict, description: Description) -> None:
         raise ValueError(
             f"config.score.label is {label}, and the network of config.weights.score {known}; "
             "change it, or set it to None"
+        )
+    if config.score.guidance != 1 and (label is None or not description.fields.get("null_class")):
+        raise ValueError(
+            f"config.score.guidance is {config.score.guidance}, and the network of "
+            "config.weights.score knows no class that stands for any class (DiT does), or "
+            "config.score.label is None; set the guidance to 1"
         )
     if config.method not in config_lib.SDES:
         return

@@ -62,7 +62,8 @@ def run(method, settings, networks, x0, grid, solver, noises, keep=0, clip=False
 NONE = noise.Noise(*(lambda *path: jnp.zeros(()) for _ in range(3)))
 
 
-@pytest.mark.parametrize("name", ["short", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["short", "full"])
 def test_ddib(networks, name):
     arrays = arrays_of("ddib")
     x0 = arrays[f"{name}_source"]

@@ -246,6 +246,7 @@ def test_start_and_references(name):
     assert error(seen["references"][499 - 250], arrays["egsde500_xt_at_250"]) < 1e-6
 
 
+@pytest.mark.slow
 def test_twenty_steps_adm():
     arrays = golden("trajectory_adm")
     grid = make_grid(SCHEDULE, 20)

@@ -32,7 +32,11 @@ def assert_close(got, expected, tolerance=TOLERANCE):
 
 @pytest.mark.parametrize(
     ("name", "blocks", "channels"),
-    [("resnet_9blocks", 9, 8), ("resnet_6blocks", 6, 8), ("resnet_9blocks_xavier", 9, 4)],
+    [
+        ("resnet_6blocks", 6, 8),
+        pytest.param("resnet_9blocks", 9, 8, marks=pytest.mark.slow),
+        pytest.param("resnet_9blocks_xavier", 9, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_generator(vectors, name, blocks, channels):
     path = vectors / "generator" / f"{name}.pt"

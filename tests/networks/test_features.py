@@ -111,6 +111,7 @@ def test_efficientnet_maps():
     close(np.moveaxis(actual, 3, 1)[:, ::4, ::4, ::4], golden["block4"][:2])
 
 
+@pytest.mark.slow
 def test_inception():
     apply, params = convert.from_state_dict(inception_weights(), "inception")
     apply, golden = jax.jit(apply), vectors("inception")

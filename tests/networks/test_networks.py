@@ -208,7 +208,8 @@ def test_unet_flags(number):
     check_stats(result, arrays[f"case{number}_out_stats"])
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 3])
 def test_encoder_flags(number):
     case = RECIPE["flag_cases"][number]
     arrays = golden("recipe")

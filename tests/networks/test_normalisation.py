@@ -8,7 +8,7 @@ import pytest
 from cdsde.networks import normalisation
 
 
-@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("silu", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     ("batch", "rows", "positions", "channels", "groups"),
     [(3, 3, 20, 16, 4), (2, 1, 64, 8, 8), (1, 1, 1024, 64, 32), (4, 4, 9, 6, 1)],

@@ -168,7 +168,7 @@ def test_what_does_not_go_with_keep_size(task):
 # --- pad ---
 
 
-@pytest.mark.parametrize("method", ["sdedit", "cut"])
+@pytest.mark.parametrize("method", [pytest.param("sdedit", marks=pytest.mark.slow), "cut"])
 def test_pad_translates_the_whole_picture_and_cuts_its_borders_off(task, shapes, tmp_path, method):
     films = method == "sdedit"
     config = task(method, sample__input=shapes, data__fit="pad", sample__trajectory=films)

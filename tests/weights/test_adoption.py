@@ -82,7 +82,7 @@ def test_imported_it_needs_no_file(task_of, tmp_path):
     np.testing.assert_array_equal(load_sampler(alone, tmp_path)[0](images, ids), expected)
 
 
-def test_a_label_and_what_is_refused(task_of, tmp_path):
+def test_a_label_and_what_is_refused(task_of, tiny, tmp_path):
     conditional = "guided_diffusion/ema_0.9999_010000.pt"
     cases = [
         (dict(score__label=None), "needs one; choose the target's with --config.score.label"),
@@ -91,6 +91,12 @@ def test_a_label_and_what_is_refused(task_of, tmp_path):
     for changes, message in cases:
         with pytest.raises(ValueError, match=message):
             adoption.adopted(task_of(conditional, **changes), tmp_path)
+    with pytest.raises(
+        ValueError, match="guidance is 4.0, and the network of config.weights.score k"
+    ):
+        adoption.adopted(task_of(conditional, score__guidance=4.0), tmp_path)
+    with pytest.raises(ValueError, match="the score network takes no class; leave both out"):
+        adoption.adopted(tiny(score__label=1), tmp_path)
     with pytest.raises(ValueError, match="takes no class"):
         adoption.adopted(task_of("edm/ddpmpp_vp.pkl", score__label=1), tmp_path)
     with pytest.raises(ValueError, match="set it to 16"):
@@ -119,6 +125,7 @@ def test_an_exported_file_keeps_the_description(task_of, tmp_path):
     assert json.loads(again.score.published)["arch"] == "SongUNet"
 
 
+@pytest.mark.slow
 def test_a_network_on_latents(golden, tiny):
     """It sees the autoencoder's latents; a start at the lowest level gives its reconstruction."""
     folder = golden / "latent" / "model" / "vae"

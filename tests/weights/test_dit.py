@@ -8,6 +8,7 @@ import time
 import tracemalloc
 import zipfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from pixel_vectors import (
 )
 
 from cdsde.diffusion import class_guidance, paths
+from cdsde.networks import build, published
 from cdsde.networks.dit import DiT, positions
 from cdsde.weights.formats import dit
 from cdsde.weights.torch import pickle_reader, plain_objects
@@ -106,6 +108,21 @@ def test_guidance_is_the_published_one(opened, arrays, compile_quickly):
     assert (class_guidance.guided(four, 0, 2.0)(*args) == 7).all()
     published = class_guidance.guided(four, 0, 2.0, channels=3)(*args)
     assert published[0, 0, 0].tolist() == [7, 7, 7, 4]
+
+
+def test_sampling_is_guided_by_the_class(opened, arrays, tiny, compile_quickly):
+    """On the linear schedule the network's states are ours, and its output is the noise."""
+    config = tiny(method="sdedit", sde__schedule="linear")
+    path = {"state": "vp", "output": "eps", "time": {"kind": "levels", "schedule": "linear"}}
+    fields = {**opened.fields, "null_class": True}
+    label, null = (int(y) for y in arrays["cfg_y"])
+    told = published.Description("DiT", fields, path, fields["input_size"], null)
+    text = published.to_text(told._replace(channels=fields["in_channels"]))
+    config.score.update(arch="published", published=text, label=label)
+    config.score.guidance = float(arrays["cfg_scale"])
+    x, when = nhwc(arrays["cfg_x"][:1]), int(arrays["cfg_t"][0])
+    found = jax.jit(build.score_model(config).apply)(opened.params, x, jnp.int32(when))
+    near("cfg_out", found, arrays["cfg_out"][:1, : x.shape[-1]])
 
 
 @pytest.mark.parametrize("name", RECIPE)

@@ -186,6 +186,7 @@ def test_arguments_that_do_not_fit_the_weights(tmp_path, name, weights):
     refused(tmp_path / "a.pkl", match)
 
 
+@pytest.mark.slow
 def test_other_contents(tmp_path, weights):
     def check(match, inside):
         edm_files.write(tmp_path / "a.pkl", inside)
