@@ -85,8 +85,9 @@ def test_guided_step_of_cat2dog_at_full_size():
     grid = levels.make_grid(build.schedule_of(config), index + 1)
     solver = solvers.ancestral()
     run = composition.make_levels(methods.METHODS["egsde"], config.egsde, grid, solver)
-    at, std, weights = jax.tree.map(lambda column: jnp.asarray(column[0]), run)
-    assert list(weights) == [RECIPE["step"]["ls"], RECIPE["step"]["li"]]
+    row = jax.tree.map(lambda column: jnp.asarray(column[0]), run.rows())
+    _, level, coefficients, extra = row
+    assert list(extra.weights) == [RECIPE["step"]["ls"], RECIPE["step"]["li"]]
 
     @jax.jit
     def step(params, y, x_t, z):
@@ -100,9 +101,9 @@ def test_guided_step_of_cat2dog_at_full_size():
         total = energies.total(terms)
         # One backward pass a term, to compare each; the sampler takes one for their sum.
         separate = [jax.grad(lambda y, t=t: t(y, x_t, i).sum())(y) for t in terms]
-        guidance = jax.grad(total)(y, [x_t, x_t], i, weights)
+        guidance = jax.grad(total)(y, [x_t, x_t], i, extra.weights)
         eps = apply["score"](params["score"], y, i)
-        return solver.step(y, eps, guidance, at, std, z, ())[0], eps, separate
+        return solver.step(y, eps, guidance, level, coefficients, z, ())[0], eps, separate
 
     with jax.default_matmul_precision("float32"):
         sample, eps, (domain, content) = step(params, y, x_t, z)
