@@ -16,8 +16,10 @@ if [ ! -x .venv/oldest/bin/python ]; then
   "$python" -m venv .venv/oldest
 fi
 # Each line of install_requires is one requirement: name>=version becomes name==version.
-sed -nE 's/^ +"([A-Za-z0-9_.-]+)(\[[a-z]+\])?>=([0-9.]+)",$/\1==\3/p' setup.py > .venv/oldest/bounds.txt
-.venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" \
+sed -nE 's/^ +"([A-Za-z0-9_.-]+)(\[[a-z]+\])?>=([0-9.]+)",$/\1==\3/p' setup.py |
+  grep -v huggingface_hub > .venv/oldest/bounds.txt
+# Without extra hub, since huggingface_hub 2.4 excludes the lower bound of tokenizers.
+.venv/oldest/bin/python -m pip install --quiet --disable-pip-version-check -e ".[export]" pytest pytest-xdist \
   --constraint .venv/oldest/bounds.txt
 
 export JAX_COMPILATION_CACHE_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/cdsde/jax-oldest"
