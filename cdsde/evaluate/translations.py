@@ -27,6 +27,7 @@ from cdsde import config as config_lib
 from cdsde import metrics
 from cdsde.data import Reading, contact_sheet, content, decode, inputs, told_by, write_png
 from cdsde.evaluate import extractors, realism, shapes
+from cdsde.evaluate.glance import glance
 from cdsde.runtime import files, mesh, progress, records
 
 TO_SOURCE, TO_PAIR = "source", "true target"
@@ -73,6 +74,9 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
             chosen = range(len(source))[: config.sample.limit]
             columns = legibility(resized(config, images), chosen)
             realism_rows.setdefault(name, {}).update(summarise(columns, config.eval.bootstrap))
+    if pairs is not None:
+        columns = unchanged(config, source, pairs, pairwise)
+        realism_rows.setdefault(UNCHANGED, {}).update(summarise(columns, config.eval.bootstrap))
     floors = {name: row for name, row in realism_rows.items() if name not in methods}
     record = {**record, "floors": floors, "lpips": {k: n.hash for k, n in networks.items()}}
     for method, folder in folders.items():
@@ -80,7 +84,7 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
         if jax.process_index() == 0:
             write(configs[method], workdir, per_image[method], results[method], record, folder)
     if jax.process_index() == 0:
-        print(render(results, floors), flush=True)
+        print(render(results, floors), glance(results, floors), sep="\n\n", flush=True)
         if len(methods) > 1 and config.sample.sheet:
             _write_sheet(config, workdir, folders, source, pairs)
     return results
@@ -257,17 +261,30 @@ def measure(
         written(config, source, folder),
         {title: resized(config, images) for title, images in against.items()},
     )
+    gathered = _compared(result, truth, pairwise, chosen)
+    return {"name": np.asarray([source.ids[j] for j in chosen]), **gathered}
+
+
+def unchanged(config: ConfigDict, source, pairs, pairwise) -> dict[str, np.ndarray]:
+    """Every pairwise metric of the sources to their true targets: `{"L2 to true target": [N]}`."""
+    chosen = list(range(len(source)))[: config.sample.limit]
+    truth = {TO_PAIR: resized(config, pairs)}
+    return _compared(resized(config, source), truth, pairwise, chosen)
+
+
+def _compared(read: Callable, truth: dict, pairwise: dict, chosen: list) -> dict[str, np.ndarray]:
+    """Metrics of the chosen images to each truth; a process measures its share of them."""
     columns: dict[str, list] = {}
+    mine = list(mesh.share(len(chosen)))
     for start in range(0, len(mine), 64):
         part = [chosen[n] for n in mine[start : start + 64]]
-        results = np.stack([result(j) for j in part])
-        for title, read in truth.items():
-            images = np.stack([read(j) for j in part])
+        results = np.stack([read(j) for j in part])
+        for title, read_truth in truth.items():
+            images = np.stack([read_truth(j) for j in part])
             for name, metric in pairwise.items():
                 values = np.asarray(metric(results, images), np.float64)
                 columns.setdefault(f"{name} to {title}", []).append(values)
-    gathered = {k: mesh.gather_rows(np.concatenate(v), mine) for k, v in columns.items()}
-    return {"name": np.asarray([source.ids[j] for j in chosen]), **gathered}
+    return {k: mesh.gather_rows(np.concatenate(v), mine) for k, v in columns.items()}
 
 
 def summarise(per_image: dict[str, np.ndarray], resamples: int) -> dict[str, dict]:
@@ -298,10 +315,12 @@ def render(
     for other in (TO_SOURCE, TO_PAIR):
         names = [name for name in first if name.endswith(f" to {other}")]
         rest = [name for name in rest if name not in names]
+        known = {n: r for n, r in (floors or {}).items() if set(names) <= set(r)}
         if names:
-            blocks.append(block(f"to the {other}", names, results))
+            blocks.append(block(f"to the {other}", names, {**results, **known}))
     if rest:
-        blocks.append(block(title, rest, {**results, **(floors or {})}))
+        known = {n: r for n, r in (floors or {}).items() if set(rest) <= set(r)}
+        blocks.append(block(title, rest, {**results, **known}))
     count = next(iter(first.values()))["images"]
     return "\n\n".join(blocks) + f"\n\n{count} images; mean or distance [95% interval over images]"
 

@@ -142,6 +142,22 @@ def test_results_that_are_the_source_and_results_that_are_the_pair(emoji, tmp_pa
     assert all(any(line.startswith(m) for line in shown.splitlines()) for m in ("sdedit", "ilvr"))
 
 
+def test_the_last_table_says_what_is_gained_over_the_source(emoji, tmp_path, capsys):
+    put(tmp_path, emoji_pictures("fluent"))
+    results = translations.evaluate(emoji(), tmp_path)
+    text = capsys.readouterr().out
+    header, _, unchanged, method = text.split("\n\n")[-1].strip().splitlines()
+    assert header.split("  ")[-2:] == ["L2 to true target ↓", "SSIM to true target ↑"]
+    assert results["sdedit"]["L2 to true target"]["value"] == 0
+    assert method.split() == ["sdedit", "0", "1"]
+    record = read_json(tmp_path / "eval" / "sdedit" / "metrics.json")
+    floor = record["realism"]["floors"]["source unchanged"]["L2 to true target"]
+    sources, truths = emoji_pictures("noto"), emoji_pictures("fluent")
+    expected = np.mean([by_hand(sources[name], truths[name])["L2"] for name in sources])
+    assert floor["value"] == pytest.approx(expected)
+    assert unchanged.split()[:3] == ["source", "unchanged", f"{expected:.3g}"]
+
+
 def test_one_grey_level_apart(tiny, pictures, tmp_path):
     """Numbers that a person can check: every value 51 = 255 / 5 above the source's."""
     folder = tmp_path / "in"
