@@ -194,6 +194,7 @@ def _check_slice(config_name: str, count: int, args, overrides: dict) -> list[st
 
     from cdsde import api
     from cdsde.runtime import mesh
+    from cdsde.weights import adoption
 
     edits = api.load_config(config_name).method in config_lib.EDITORS
     names = args.programs.split(",") if args.programs else OF_EDITS if edits else PROGRAMS
@@ -204,6 +205,10 @@ def _check_slice(config_name: str, count: int, args, overrides: dict) -> list[st
     for name in names:
         for fsdp in map(int, args.fsdp.split(",") if name in TRAINING else "1"):
             config = api.load_config(config_name, {"mesh.fsdp": fsdp, **overrides})
+            try:  # a published network is described by its file
+                config = adoption.adopted(config, "no work folder")
+            except ValueError as error:
+                sys.exit(f"error: {error}")
             devices = mesh.make_mesh(list(topology.devices), fsdp=fsdp)
             program = build(name, config, devices, args.images * count)
             begin = time.monotonic()
