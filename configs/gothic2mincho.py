@@ -1,10 +1,10 @@
 """Characters in gothic (strokes of even width) → mincho (thin horizontals, serifs): embedded data.
 
-    python -m cdsde.main --config=gothic2mincho --mode=train
     python -m cdsde.main --config=gothic2mincho --mode=sample
     python -m cdsde.main --config=gothic2mincho --mode=eval
 
-Training sets share no character; the true result of every test character is known.
+Training sets share no character; the true result of every test character is known. How the shipped
+networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains both again.
 """
 
 from cdsde import config

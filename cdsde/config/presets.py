@@ -133,11 +133,20 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
         log_snr_std=3.5,
     )
     c.encoder.attention_resolutions = c.classifier.attention_resolutions = (16,)
-    c.train.encoder.update(steps=2000, batch_size=24, max_index=1000, view="style", clean=True)
-    c.contrastive_sde.update(similarity="nce", temperature=0.1, clean=True)
+    c.train.encoder.update(steps=600, batch_size=24, max_index=1000, view="style", clean=True)
     c.train.sample_every = 1000
     c.train.checkpoint_every = 250
+    c.ilvr.factor = c.egsde.factor = c.sddm.factor = 8
+    # Tuned on val. Without the low-pass, which would keep the strokes' width.
+    c.sdedit.start = 500
+    c.contrastive_sde.update(
+        start=600, weight=200.0, content_weight=0.0, similarity="nce", temperature=0.1, clean=True
+    )
+    c.sample.update(steps=20, solver="dpmpp_2m", eta=1.0, spacing="log_snr", clip=True, follow=True)
     c.eval.shapes = True
+    c.weights.encoder = "shipped:encoder-glyphs-64"  # knows all three styles
+    if target == "mincho":
+        c.weights.score = "shipped:score-mincho-64"
 
 
 def egsde_256(c: ConfigDict, source: str, target: str) -> None:
