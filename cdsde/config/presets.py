@@ -137,10 +137,10 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
     c.train.sample_every = 1000
     c.train.checkpoint_every = 250
     c.ilvr.factor = c.egsde.factor = c.sddm.factor = 8
-    # Tuned on val. Without the low-pass, which would keep the strokes' width.
-    c.sdedit.start = 500
+    # Tuned on val: equal styles. Without the low-pass, which would keep the strokes' width.
+    c.sdedit.start = 600
     c.contrastive_sde.update(
-        start=600, weight=200.0, content_weight=0.0, similarity="nce", temperature=0.1, clean=True
+        start=600, weight=500.0, content_weight=0.0, similarity="nce", temperature=0.1, clean=True
     )
     c.sample.update(steps=20, solver="dpmpp_2m", eta=1.0, spacing="log_snr", clip=True, follow=True)
     c.eval.shapes = True

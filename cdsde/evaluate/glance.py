@@ -29,6 +29,6 @@ def glance(results: dict[str, dict], floors: dict[str, dict]) -> str:
     ]
     rows = [
         [row, *(f"{values[n]['value']:.3g}" if n in values else "-" for _, n in chosen)]
-        for row, values in {**floors, **results}.items()
+        for row, values in {**results, **floors}.items()
     ]
     return progress.table(rows, ["", *(heading for heading, _ in chosen)])

@@ -7,7 +7,6 @@ writes them into the config, which then says everything about its networks.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -16,7 +15,7 @@ from cdsde import config as config_lib
 from cdsde.diffusion import paths
 from cdsde.networks import build, published
 from cdsde.networks.published import Description
-from cdsde.weights import checkpoint, diffusers, hub
+from cdsde.weights import checkpoint, diffusers, exported, hub
 from cdsde.weights.formats import registry
 from cdsde.weights.formats.opened import Opened
 from cdsde.weights.resolve import SHIPPED
@@ -174,6 +173,5 @@ def _text_of(config: ConfigDict, workdir, stage: str) -> str | None:
         card = hub.local(name).with_suffix(".json")
         if name.startswith(SHIPPED) or not card.is_file():
             return ""
-        about = json.loads(card.read_text())
-        return about.get("architecture", {}).get("network", {}).get("published") or ""
+        return exported.read_card(card)["architecture"]["network"].get("published") or ""
     return published.to_text(describe(registry.read(name)))

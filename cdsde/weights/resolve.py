@@ -11,7 +11,6 @@ FILE.json; the shipped files are in `cdsde/assets/checkpoints/`.
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde.networks import build
 from cdsde.runtime import files
-from cdsde.runtime.trees import digest, flatten, not_finite, unflatten
-from cdsde.weights import checkpoint, hub, knowledge
+from cdsde.runtime.trees import digest, flatten, not_finite
+from cdsde.weights import checkpoint, exported, hub, knowledge
 from cdsde.weights.formats import registry
 from cdsde.weights.knowledge import architecture
 
@@ -130,10 +129,9 @@ def _load_named(config: ConfigDict, stage: str, name: str) -> tuple[dict, dict]:
             f"config.weights.{stage}={name} has no card {card.name} beside it, so it is not a file "
             f"of cdsde; bring published weights in with --mode=import"
         )
-    about = json.loads(card.read_text())
+    about = exported.read_card(path)
     _check_fit(about["architecture"], config, stage, name)
-    flat = safetensors.numpy.load_file(path)
-    return unflatten({k: np.asarray(v, np.float32) for k, v in flat.items()}), about
+    return exported.read_parameters(path, shapes(config, stage)), about
 
 
 def shipped_names() -> list[str]:

@@ -146,7 +146,7 @@ def test_the_last_table_says_what_is_gained_over_the_source(emoji, tmp_path, cap
     put(tmp_path, emoji_pictures("fluent"))
     results = translations.evaluate(emoji(), tmp_path)
     text = capsys.readouterr().out
-    header, _, unchanged, method = text.split("\n\n")[-1].strip().splitlines()
+    header, _, method, unchanged = text.split("\n\n")[-1].strip().splitlines()
     assert header.split("  ")[-2:] == ["L2 to true target ↓", "SSIM to true target ↑"]
     assert results["sdedit"]["L2 to true target"]["value"] == 0
     assert method.split() == ["sdedit", "0", "1"]
