@@ -39,10 +39,10 @@ def test_safetensors_are_read_as_their_library_reads_them(tmp_path):
 def refused(call, path, *parts):
     """A sentence that names the file, soon, and without memory for what the file claims."""
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(ValueError) as error:
         call(path)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
     text = str(error.value)
