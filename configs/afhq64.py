@@ -11,7 +11,8 @@ with a classifier of the domains (--config.method=egsde after --mode=train
 --config.train.stage=classifier).
 
 Eight images take 0.43 GiB and 324 TFLOP in 500 steps, by the compiler's numbers for a TPU v5e
-(`bash launch/tpu_check.sh --configs=afhq64 --chips=8 --programs=sample`, 2026-11-29).
+(`bash launch/tpu_check.sh --configs=afhq64 --chips=8 --programs=sample
+--config.weights.score=FILE`, 2026-11-29).
 Not run: no copy of its weights was at hand; the numbers need their shapes only.
 """
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde.benchmark.task import Task
 from cdsde.train import loop
-from cdsde.weights import checkpoint, resolve
+from cdsde.weights import checkpoint, exported, resolve
 
 
 def trained(task: Task, stage: str, steps: int) -> Path:
@@ -39,7 +39,7 @@ def trained(task: Task, stage: str, steps: int) -> Path:
         loop.train_stage(config, folder, stage)
         shapes = resolve.shapes(config, stage)
         params = checkpoint.open_ema(folder, stage, shapes)
-        resolve.save(path, config, stage, params, {"step": steps})
+        exported.save(path, config, stage, params, {"step": steps})
     return path
 
 

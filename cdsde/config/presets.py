@@ -137,7 +137,8 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
     c.train.sample_every = 1000
     c.train.checkpoint_every = 250
     c.ilvr.factor = c.egsde.factor = c.sddm.factor = 8
-    # Tuned on val: equal styles. Without the low-pass, which would keep the strokes' width.
+    # Tuned on val, so that both are equally near to the style. No low-pass: it would keep the
+    # strokes' width.
     c.sdedit.start = 600
     c.contrastive_sde.update(
         start=600, weight=500.0, content_weight=0.0, similarity="nce", temperature=0.1, clean=True

@@ -307,7 +307,9 @@ def render(
     """
     first = next(iter(results.values()))
 
-    def block(title, names, rows):
+    def block(title, names):
+        complete = {n: r for n, r in (floors or {}).items() if set(names) <= set(r)}
+        rows = {**results, **complete}
         body = [[row, *(_cell(r[name]) for name in names)] for row, r in rows.items()]
         return progress.table(body, [title, *(name.split(" to ")[0] for name in names)])
 
@@ -315,12 +317,10 @@ def render(
     for other in (TO_SOURCE, TO_PAIR):
         names = [name for name in first if name.endswith(f" to {other}")]
         rest = [name for name in rest if name not in names]
-        known = {n: r for n, r in (floors or {}).items() if set(names) <= set(r)}
         if names:
-            blocks.append(block(f"to the {other}", names, {**results, **known}))
+            blocks.append(block(f"to the {other}", names))
     if rest:
-        known = {n: r for n, r in (floors or {}).items() if set(rest) <= set(r)}
-        blocks.append(block(title, rest, {**results, **known}))
+        blocks.append(block(title, rest))
     count = next(iter(first.values()))["images"]
     return "\n\n".join(blocks) + f"\n\n{count} images; mean or distance [95% interval over images]"
 

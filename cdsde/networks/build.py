@@ -151,7 +151,7 @@ def _published_score(config: ConfigDict) -> Model:
     def init(key):
         return module.init(key, jnp.zeros(shape), jnp.zeros(1), **classes(1))
 
-    def of_class(params):
+    def with_guidance(params):
         network, scale = functools.partial(module.apply, params), config.score.guidance
         if scale == 1:
             return network
@@ -162,7 +162,7 @@ def _published_score(config: ConfigDict) -> Model:
         index = jnp.asarray(t).astype(jnp.int32)
         p, q, o, k, d, time = (schedules.gather(column, index) for column in tables)
         p, q, o, k, d = (schedules.expand(column, x) for column in (p, q, o, k, d))
-        out = of_class(params)(k * x + d, time, **classes(len(x)))
+        out = with_guidance(params)(k * x + d, time, **classes(len(x)))
         eps = p * x + o + q * out[..., : x.shape[-1]]
         return (eps, out[..., x.shape[-1] :]) if variance else eps
 

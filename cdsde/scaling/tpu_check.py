@@ -205,7 +205,7 @@ def _check_slice(config_name: str, count: int, args, overrides: dict) -> list[st
     for name in names:
         for fsdp in map(int, args.fsdp.split(",") if name in TRAINING else "1"):
             config = api.load_config(config_name, {"mesh.fsdp": fsdp, **overrides})
-            try:  # a published network is described by its file
+            try:  # a published network is described by its file; no work folder's counts here
                 config = adoption.adopted(config, "no work folder")
             except ValueError as error:
                 sys.exit(f"error: {error}")

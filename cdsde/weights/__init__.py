@@ -3,9 +3,9 @@
 # Names of version 0.1, when this was a module.
 _MOVED = {
     "load": "resolve.load",
-    "save": "resolve.save",
+    "save": "exported.save",
     "shapes": "resolve.shapes",
-    "architecture": "resolve.architecture",
+    "architecture": "knowledge.architecture",
 }
 
 

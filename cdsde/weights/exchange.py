@@ -20,7 +20,7 @@ from cdsde.networks import build
 from cdsde.networks.features.vgg import FirstLayers
 from cdsde.networks.stable_diffusion import small
 from cdsde.runtime import files, records
-from cdsde.weights import checkpoint, diffusers, hub, resolve
+from cdsde.weights import checkpoint, diffusers, exported, hub, resolve
 from cdsde.weights.formats import diffusers_unet, registry, unet2d_of
 from cdsde.weights.torch import convert
 
@@ -130,7 +130,7 @@ def export_weights(config: ConfigDict, workdir) -> Path:
     if config.export.format == "published":
         convert.save_state_dict(path, params, kind_of(config, stage))
     else:
-        resolve.save(path, config, stage, params, card(config, workdir, stage))
+        exported.save(path, config, stage, params, card(config, workdir, stage))
     logging.info("%s of %s written to %s", stage, origin, path)
     return path
 

@@ -6,10 +6,23 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import safetensors.numpy
+from ml_collections import ConfigDict
 
-from cdsde.runtime.trees import unflatten
+from cdsde.runtime import files
+from cdsde.runtime.trees import flatten, unflatten
 from cdsde.weights.diffusers import fields
+from cdsde.weights.knowledge import architecture
 from cdsde.weights.torch import safetensors_file
+
+
+def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None:
+    """Writes parameters as float16 safetensors, and beside them the card with the architecture."""
+    half = {name: value.astype(np.float16) for name, value in flatten(params).items()}
+    files.write_bytes(path, safetensors.numpy.save(half))
+    files.write_json(
+        path.with_suffix(".json"), {**card, "architecture": architecture(config, stage)}
+    )
 
 
 def read_card(path: Path) -> dict:

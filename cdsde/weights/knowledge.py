@@ -22,7 +22,7 @@ from cdsde.networks import build
 CONTEXT = ("data.image_size", "sde.schedule", "sde.num_steps")
 # Keys of a GAN that its generator depends on; its other networks do not translate.
 GENERATOR = ("channels", "num_blocks", "group_channels")
-WITHOUT_EFFECT = ("dropout",)  # on what a trained network means
+WITHOUT_EFFECT = ("dropout", "label", "guidance")  # on what a trained network means
 
 
 def architecture(config: ConfigDict, stage: str) -> dict:

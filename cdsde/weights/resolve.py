@@ -16,17 +16,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import safetensors.numpy
 from absl import logging
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.networks import build
-from cdsde.runtime import files
-from cdsde.runtime.trees import digest, flatten, not_finite
+from cdsde.runtime.trees import digest, not_finite
 from cdsde.weights import checkpoint, exported, hub, knowledge
 from cdsde.weights.formats import registry
-from cdsde.weights.knowledge import architecture
 
 SHIPPED = "shipped:"
 
@@ -137,15 +134,6 @@ def _load_named(config: ConfigDict, stage: str, name: str) -> tuple[dict, dict]:
 def shipped_names() -> list[str]:
     """Names of the shipped checkpoints."""
     return sorted(p.stem for p in shipped_folder().glob("*.safetensors"))
-
-
-def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None:
-    """Writes parameters as float16 safetensors, and beside them the card with the architecture."""
-    half = {name: value.astype(np.float16) for name, value in flatten(params).items()}
-    files.write_bytes(path, safetensors.numpy.save(half))
-    files.write_json(
-        path.with_suffix(".json"), {**card, "architecture": architecture(config, stage)}
-    )
 
 
 def _check_fit(saved: dict, config: ConfigDict, stage: str, name: str) -> None:

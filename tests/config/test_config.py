@@ -14,7 +14,7 @@ from cdsde.config import checks, command_line
 from cdsde.config.keys import KEYS
 from cdsde.diffusion.solvers import SOLVERS
 from cdsde.networks import build
-from cdsde.weights import resolve
+from cdsde.weights import knowledge
 
 # ml_collections loads config files in a way that Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -79,7 +79,7 @@ def networks_of_configs():
         config = load_config(path)
         for stage in config_lib.STAGES:
             if stage != "fastcut":  # CUT's
-                what = resolve.architecture(config, stage)
+                what = knowledge.architecture(config, stage)
                 seen.setdefault(json.dumps([stage, what], sort_keys=True), (config, stage))
     return seen.values()
 

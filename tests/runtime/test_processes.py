@@ -15,7 +15,7 @@ from helpers import FOLDER, TINY, files, one_sentence, read_json
 from PIL import Image
 
 from cdsde import load_config
-from cdsde.weights import checkpoint, resolve
+from cdsde.weights import checkpoint, exported, resolve
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +74,7 @@ def task(pictures, tmp_path_factory):
     named = {}
     for stage in ("score", "encoder"):
         named[f"weights.{stage}"] = folder / f"{stage}.safetensors"
-        resolve.save(named[f"weights.{stage}"], config, stage, random_params(config, stage), {})
+        exported.save(named[f"weights.{stage}"], config, stage, random_params(config, stage), {})
     changes |= named | {"sample.split": "train", "sample.batch_size": 2}
     return lambda workdir, mode, **more: arguments(changes | more, workdir) + [f"--mode={mode}"]
 

@@ -16,7 +16,7 @@ from cdsde.serve.page import Page, shown
 from cdsde.translation import film
 from cdsde.translation import run as translation_run
 from cdsde.translation.compiled import Sampler, load_sampler
-from cdsde.weights import resolve
+from cdsde.weights import exported, resolve
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -31,7 +31,7 @@ def task(tmp_path_factory):
     config.cut.update(channels=8, num_blocks=1, layers=(0,))
     for stage in (*config_lib.GUIDED, "cut"):
         path = folder / f"{stage}.safetensors"
-        resolve.save(path, config, stage, random_params(config, stage), {})
+        exported.save(path, config, stage, random_params(config, stage), {})
         config.weights[stage] = str(path)
     return folder, config
 

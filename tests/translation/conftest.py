@@ -5,7 +5,7 @@ from helpers import random_params
 from sampling_helpers import picture
 
 from cdsde import config as config_lib
-from cdsde.weights import resolve
+from cdsde.weights import exported
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def trained(tmp_path_factory):
     def make(config, stage: str, seed: int = 0) -> str:
         path = folder / f"{stage}{config.data.image_size}-{seed}.safetensors"
         if not path.exists():
-            resolve.save(path, config, stage, random_params(config, stage, seed), {})
+            exported.save(path, config, stage, random_params(config, stage, seed), {})
         return str(path)
 
     return make

@@ -12,7 +12,7 @@ from cdsde.data import to_float
 from cdsde.networks import build, published
 from cdsde.translation import latents
 from cdsde.translation.compiled import Sampler
-from cdsde.weights import adoption, diffusers, exchange, resolve
+from cdsde.weights import adoption, diffusers, exchange, exported, resolve
 from cdsde.weights.formats import registry
 
 # File -> side of its images, class.
@@ -118,7 +118,7 @@ def test_an_exported_file_keeps_the_description(task_of, tmp_path):
     config = adoption.adopted(task_of("edm/ddpmpp_vp.pkl"), tmp_path)
     params, _ = resolve.load(config, tmp_path, "score")
     path = tmp_path / "network.safetensors"
-    resolve.save(path, config, "score", params, {})
+    exported.save(path, config, "score", params, {})
     again = adoption.adopted(task_of("edm/ddpmpp_vp.pkl", weights__score=str(path)), tmp_path)
     assert again.score.published == config.score.published
     assert build.count_parameters(resolve.load(again, tmp_path, "score")[0]) > 1000

@@ -8,7 +8,7 @@ from helpers import one_sentence, random_params
 from network_helpers import SMALL_ADM, SMALL_DDPM, error, noise, randomised
 
 from cdsde.networks import ADMUNet, DDPMUNet, build
-from cdsde.weights import exchange, resolve
+from cdsde.weights import exchange, exported, resolve
 from cdsde.weights.formats import diffusers_unet, unet2d_of
 
 pytestmark = pytest.mark.usefixtures("exact_products", "compile_quickly")
@@ -86,11 +86,11 @@ ADM = {"score.patch_size": 1, "score.channels": 32, "score.group_channels": 1}
 DDPM = {"score.arch": "ddpm", "score.patch_size": 1, "score.channels": 32}
 
 
-def exported(tiny, tmp_path, **changes):
+def task_of(tiny, tmp_path, **changes):
     config = tiny(method="sdedit", **{k.replace(".", "__"): v for k, v in changes.items()})
     path = tmp_path / "score.safetensors"
     params = random_params(config, "score")
-    resolve.save(path, config, "score", params, {})
+    exported.save(path, config, "score", params, {})
     config.weights.score = str(path)
     with config.unlocked():
         config.export.format = "diffusers"
@@ -106,7 +106,7 @@ SCORES = [
 
 @pytest.mark.parametrize("changes", SCORES, ids=("v", "learned variance", "ddpm"))
 def test_the_program_exports_a_pipeline(tiny, tmp_path, changes):
-    config, folder = exported(tiny, tmp_path, **changes)
+    config, folder = task_of(tiny, tmp_path, **changes)
     assert folder == tmp_path / "work" / "export" / "score"
     found = diffusers_unet.read(folder)
     assert found.path["output"] == changes["score.prediction"]
@@ -131,14 +131,14 @@ def test_the_program_exports_a_pipeline(tiny, tmp_path, changes):
 )  # fmt: skip
 def test_what_the_program_cannot_export_is_told(tiny, tmp_path, changes, told):
     with pytest.raises(ValueError, match=told) as caught:
-        exported(tiny, tmp_path, **changes)
+        task_of(tiny, tmp_path, **changes)
     assert one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize("changes", SCORES, ids=("v", "learned variance", "ddpm"))
 def test_diffusers_opens_the_pipeline_and_agrees(tiny, tmp_path, changes):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
-    config, folder = exported(tiny, tmp_path, **changes)
+    config, folder = task_of(tiny, tmp_path, **changes)
     pipeline = diffusers.DDPMPipeline.from_pretrained(folder)
     x = noise(1, 0, (2, 3, 16, 16))
     with torch.no_grad():

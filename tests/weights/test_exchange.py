@@ -8,7 +8,7 @@ from helpers import one_sentence, random_params, read_json
 
 from cdsde.networks import build
 from cdsde.train import loop
-from cdsde.weights import checkpoint, exchange, resolve
+from cdsde.weights import checkpoint, exchange, exported
 from cdsde.weights.torch import convert
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -54,7 +54,7 @@ def test_a_card_without_a_checkpoint_is_told(tiny, tmp_path, stage):
     said(f"needs a trained {stage} network, and there is none", exchange.export_weights, config,
          tmp_path)  # fmt: skip
     path = tmp_path / f"{stage}.safetensors"
-    resolve.save(path, config, stage, random_params(config, stage), {})
+    exported.save(path, config, stage, random_params(config, stage), {})
     config.weights[stage] = str(path)
     remedy = "trained in, or with --config.export.format=published$"
     said(f"checkpoints/{stage} has no checkpoint, and a card describes the training of one; .*"

@@ -16,7 +16,7 @@ from cdsde.edit import pipeline
 from cdsde.edit import run as edit_run
 from cdsde.evaluate import edits
 from cdsde.version import __version__
-from cdsde.weights import diffusers, hub, resolve
+from cdsde.weights import diffusers, exported, hub, resolve
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 from huggingface_hub import constants, file_download, utils  # noqa: E402
@@ -256,7 +256,7 @@ def test_a_disk_that_takes_nothing_is_told(server, monkeypatch, number, told):
 def test_keys_take_names_of_a_hub(server, tiny, tmp_path, monkeypatch):
     config = tiny(model__captioner="hf:me/blip")
     file = server.root / "me/mine" / "score.safetensors"
-    resolve.save(file, config, "score", random_params(config, "score"), {})
+    exported.save(file, config, "score", random_params(config, "score"), {})
     config.weights.score = "hf:me/mine/score.safetensors"
     _, origin = resolve.load(config, tmp_path, "score")
     assert origin.startswith("hf:me/mine/score.safetensors (sha256 ")

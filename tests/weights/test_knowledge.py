@@ -7,7 +7,7 @@ import pytest
 from helpers import one_sentence, random_params
 
 from cdsde import load_config
-from cdsde.weights import checkpoint, exchange, knowledge, resolve
+from cdsde.weights import checkpoint, exchange, exported, knowledge, resolve
 from cdsde.weights.torch import convert
 
 
@@ -114,6 +114,12 @@ def test_records_of_earlier_versions_are_passed_over_where_they_are_silent(tiny)
     knowledge.check_domains({}, config, "score", "a file")
 
 
+def test_a_network_may_be_asked_for_another_class(tiny):
+    saved = knowledge.architecture(tiny(score__label=1, score__guidance=4.0), "score")
+    assert knowledge.differences(saved, tiny(score__label=2), "score") == []
+    assert knowledge.differences(saved, tiny(score__prediction="eps", score__label=2), "score")
+
+
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_damaged_weights_are_refused(tiny, tmp_path, value):
     config = tiny()
@@ -124,7 +130,7 @@ def test_damaged_weights_are_refused(tiny, tmp_path, value):
         resolve.load(config, tmp_path, "score")
     assert one_sentence(str(error.value))
     path = tmp_path / "score.safetensors"
-    resolve.save(path, config, "score", params, {})
+    exported.save(path, config, "score", params, {})
     config.weights.score = str(path)
     with pytest.raises(ValueError, match="score.safetensors is damaged: 1 .*time_embed_0/bias"):
         resolve.load(config, tmp_path / "elsewhere", "score")
