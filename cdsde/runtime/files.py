@@ -6,6 +6,8 @@ import contextlib
 import errno
 import json
 import os
+import platform
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNFINISHED: set[Path] = set()  # the temporary files that this process writes now
+_SWEPT: set[Path] = set()  # the folders that were looked through for those of killed programs
 
 
 @contextlib.contextmanager
@@ -20,7 +23,8 @@ def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path
     """Yields a temporary path to write to, and moves that file to `path` at the end.
 
     A reader never sees an incomplete file, and a killed program leaves the old one. The temporary
-    file has the same extension. Missing folders are created.
+    file has the same extension. Missing folders are created. What programs that were killed have
+    left in the folder is deleted.
 
     Args:
       path: the file.
@@ -30,17 +34,42 @@ def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path
       OSError: the file cannot be written; one sentence.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
+    temporary = path.with_name(
+        f".{os.getpid()}-{threading.get_ident()}@{platform.node()}.{path.name}"
+    )
     _UNFINISHED.add(temporary)
     try:
         with writing(path, size):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path.parent)
             yield temporary
             temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
         _UNFINISHED.discard(temporary)
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes what programs that were killed on this machine have left, once in each folder."""
+    if folder in _SWEPT:
+        return
+    _SWEPT.add(folder)
+    left = re.compile(rf"\.(\d+)-\d+@{re.escape(platform.node())}\..+")
+    for name in os.listdir(folder):
+        match = left.fullmatch(name)
+        if match and not _is_running(int(match[1])):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True
 
 
 @contextlib.contextmanager

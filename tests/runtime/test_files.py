@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -60,6 +62,26 @@ def test_a_full_disk_is_a_sentence_with_path_and_bytes(tmp_path, full):
     ):
         assert "bytes are needed, 12 bytes are free" in said(write)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p != path]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cdsde.runtime import files
+with files.replacing(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_program_has_left_is_deleted(tmp_path):
+    path = tmp_path / "a.txt"
+    subprocess.run([sys.executable, "-c", KILLED, path])
+    assert len(os.listdir(tmp_path)) == 1 and not path.exists()
+    with files.replacing(tmp_path / "b.txt") as unfinished:  # another thread's is no leftover
+        unfinished.write_bytes(b"b")
+        files.write_bytes(path, b"a")
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]
 
 
 def test_what_else_keeps_a_file_from_being_written_is_named(tmp_path):
