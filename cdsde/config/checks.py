@@ -76,7 +76,7 @@ def _numbers(key: str, value: Any, setting: Setting) -> None:
 
 def _texts(config: ConfigDict) -> None:
     """Checks tuples of texts, and that a sentence has one field, the empty one."""
-    for key in (key for key, setting in KEYS.items() if setting.default == ()):
+    for key in (k for k, s in KEYS.items() if s.default == () and s.minimum is None):
         value = derived.get(config, key)
         if not all(isinstance(text, str) and text.strip() for text in value):
             raise ValueError(

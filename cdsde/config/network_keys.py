@@ -86,6 +86,13 @@ NETWORKS: dict[str, Group] = {
         ),
         "dropout": Setting(0.0, "Dropout rate in training.", minimum=0, below=1),
         "prediction": Setting("eps", "Quantity that the network predicts.", ("eps", "v")),
+        "fourier": Setting(
+            (),
+            "Exponents n of features sin(2ⁿπx) and cos(2ⁿπx) of the image beside it, in which "
+            "faint noise on paper or other flat colours is large. (): the image alone.",
+            minimum=0,
+            maximum=10,
+        ),
     },
     "encoder": {
         **_adm(2, (32, 16, 8)),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+# The tasks with shipped networks, which a page offers.
+PAGE = ("gothic2mincho", "twemoji2fluent", "noto2fluent", "fluent2twemoji")
+
 
 def small_networks(c: ConfigDict) -> None:
     """Networks of 1-3 M parameters for images of 32² to 64²: a few images per second on a laptop.
@@ -109,7 +112,7 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.weights.classifier = "shipped:classifier-emoji-32"
     c.weights.cut = f"shipped:cut-{c.task}-32"
     c.weights.fastcut = f"shipped:fastcut-{c.task}-32"
-    c.serve.tasks = ("twemoji2fluent", "noto2fluent", "fluent2twemoji")
+    c.serve.tasks = PAGE
 
 
 def glyphs(c: ConfigDict, source: str, target: str) -> None:
@@ -145,6 +148,7 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
     )
     c.sample.update(steps=20, solver="dpmpp_2m", eta=1.0, spacing="log_snr", clip=True, follow=True)
     c.eval.shapes = True
+    c.serve.tasks = PAGE
     c.weights.encoder = "shipped:encoder-glyphs-64"  # knows all three styles
     if target == "mincho":
         c.weights.score = "shipped:score-mincho-64"

@@ -132,13 +132,6 @@ TRAINING: dict[str, Group] = {
             minimum=1e-3,
             maximum=100,
         ),
-        offset_noise=Setting(
-            0.0,
-            "Standard deviation of an offset of the noise per image and channel, in units of the "
-            "noise; 0.1 teaches the network to restore brightness, exactly white paper for example.",
-            minimum=0,
-            maximum=10,
-        ),
     ),
     "train.encoder": {
         **_guide_training(3e-4, 64),

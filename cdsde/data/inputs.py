@@ -32,8 +32,9 @@ def raise_broken(broken: dict[str, str], count: int) -> None:
       count: number of images that were to be read.
     """
     if broken:
+        others = ", the others are done" if len(broken) < count else ""
         raise ValueError(
-            f"{len(broken)} of {count} images have no result, the others are done: "
+            f"{len(broken)} of {count} images have no result{others}: "
             f"{'; '.join(broken.values())}; replace the file by a whole picture, or remove it"
         )
 

@@ -55,26 +55,6 @@ def of_images(key, ids, shape, corners=None) -> Noise:
     )
 
 
-def of_training(key, shape, offset: float = 0.0) -> jax.Array:
-    """Noise of a training batch, `[B, H, W, C]`: N(0, I), plus o · N(0, 1) per image and channel.
-
-    White noise leaves the mean of a large area almost as it was, so that a network trained on it
-    keeps whatever brightness a sample has reached, paper that is a little grey for example. With an
-    offset in the noise it learns that brightness is to be restored, too.
-    Source: Guttenberg 2023, "Diffusion with offset noise" (o = 0.1).
-
-    Args:
-      key: typed JAX key.
-      shape: `(B, H, W, C)`.
-      offset: o; 0 is white noise.
-    """
-    e = jax.random.normal(key, shape)
-    if not offset:
-        return e
-    per_image = (shape[0], *(1 for _ in shape[1:-1]), shape[-1])
-    return e + offset * jax.random.normal(jax.random.fold_in(key, 1), per_image)
-
-
 def _window(key, corner, shape) -> jax.Array:
     """The part of an endless field of noise with its first pixel at `corner`, `shape`.
 

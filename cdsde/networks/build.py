@@ -33,6 +33,7 @@ from cdsde.networks import (
     DDPMUNet,
     PatchDiscriminator,
     PatchSampler,
+    blocks,
     published,
 )
 from cdsde.networks.contrastive import ContrastiveEncoder
@@ -209,14 +210,20 @@ def classifier_model(config: ConfigDict) -> Model:
 
 
 def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:
-    """The module on patches of `net.patch_size`² pixels, as channels of a smaller image."""
-    size, patch = config.data.image_size, net.patch_size
+    """The module on patches of `net.patch_size`² pixels, as channels of a smaller image.
+
+    The channels of a score network are the image and its Fourier features.
+    """
+    size, patch, exponents = config.data.image_size, net.patch_size, net.get("fourier", ())
+
+    def seen(x):
+        return space_to_depth(blocks.with_fourier_features(x, exponents), patch)
 
     def init(key):
-        return module.init(key, space_to_depth(jnp.zeros((1, size, size, 3)), patch), jnp.zeros(1))
+        return module.init(key, seen(jnp.zeros((1, size, size, 3))), jnp.zeros(1))
 
     def apply(params, x, t, **kwargs):
-        return module.apply(params, space_to_depth(x, patch), t, **kwargs)
+        return module.apply(params, seen(x), t, **kwargs)
 
     return Model(init, apply)
 

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.data import to_float
-from cdsde.diffusion import energies, losses, noise, schedules
+from cdsde.diffusion import energies, losses, schedules
 from cdsde.diffusion.levels import draw_levels, log_normal_shares, uniform_shares
 from cdsde.networks import build
 from cdsde.train import cut, state, text_to_image, views
@@ -78,7 +78,7 @@ def score(config: ConfigDict, domains: tuple[str, ...]) -> Stage:
         keys = jax.random.split(key, 4)
         x0 = to_float(batch["image"])
         i = draw_levels(keys[1], shares, x0.shape[0])
-        e = noise.of_training(keys[2], x0.shape, training.offset_noise)
+        e = jax.random.normal(keys[2], x0.shape)
         alpha_bar = schedules.gather(schedule.alpha_bar, i)
         rngs = {"dropout": keys[3]} if dropout else None
         prediction = model.apply(

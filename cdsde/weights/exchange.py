@@ -69,6 +69,8 @@ def import_weights(config: ConfigDict, workdir) -> None:
         logging.info("%s: %.2f M parameters from %s into %s", stage, count, path, folder)
 
 
+# What published networks see: pixels, and nothing beside them.
+_OF_PIXELS = {"patch_size": 1, "fourier": ()}
 # Keys of fields that have another name in the network.
 _KEYS = {
     "attention_factors": "attention_resolutions",
@@ -169,11 +171,12 @@ def export_pipeline(config: ConfigDict, workdir) -> Path:
             f"config.export.format is diffusers, and config.export.stage is {stage}; pipelines of "
             "diffusers are made of score networks"
         )
-    if (patch := config.score.patch_size) != 1:
-        raise ValueError(
-            f"config.score.patch_size is {patch}; networks of diffusers have 1, so export the "
-            "format cdsde"
-        )
+    for key, plain in _OF_PIXELS.items():
+        if (value := config.score[key]) != plain:
+            raise ValueError(
+                f"config.score.{key} is {value}; networks of diffusers have {plain}, so export the "
+                "format cdsde"
+            )
     params, origin = resolve.load(config, workdir, stage)
     try:
         fields, params = unet2d_of.of_network(build.score_module(config), params)
@@ -265,7 +268,7 @@ def _check_published(config: ConfigDict, stage: str) -> None:
     if stage in config_lib.FEATURES:
         return
     group = config_lib.network_group(stage)
-    for key, plain in (("patch_size", 1), ("group_channels", 1), ("prediction", "eps")):
+    for key, plain in {**_OF_PIXELS, "group_channels": 1, "prediction": "eps"}.items():
         if (value := config[group].get(key, plain)) != plain:
             raise ValueError(
                 f"config.{group}.{key} is {value}; published networks have {plain}, so there is no "

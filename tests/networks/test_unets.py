@@ -8,6 +8,7 @@ from flax import traverse_util
 from network_helpers import SMALL_ADM, SMALL_DDPM, error, noise, quick_jit, randomised
 
 from cdsde.networks import ADMEncoder, ADMUNet, DDPMUNet, blocks
+from cdsde.weights import resolve
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 
@@ -161,3 +162,16 @@ def test_groups_have_at_least_so_many_channels(channels, least, groups):
 def test_channels_that_do_not_divide_into_groups_are_told():
     with pytest.raises(ValueError, match="40 channels.*divisible by 32"):
         blocks.GroupNorm(1e-5).init(jax.random.key(0), jnp.zeros((1, 4, 4, 40)))
+
+
+def test_fourier_features_show_faint_noise_on_paper(tiny):
+    """On ±1 they are the noise times 2ⁿπ (VDM, appendix C); other colours keep the image."""
+    paper = jnp.sign(X) + 1e-3 * X
+    features = blocks.with_fourier_features(paper, (3,))
+    np.testing.assert_array_equal(features[..., :3], paper)
+    np.testing.assert_allclose(features[..., 3:6], 8e-3 * np.pi * X, rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(features[..., 6:], np.cos(8 * np.pi * np.float64(paper)), atol=1e-4)
+    assert blocks.with_fourier_features(X, ()).shape == X.shape
+    config = tiny(score__fourier=(2, 4), score__patch_size=2)
+    first = resolve.shapes(config, "score")["params"]["input_blocks_0_0"]["kernel"]
+    assert first.shape[2] == 4 * 3 * (1 + 2 * 2)

@@ -123,6 +123,7 @@ def test_the_program_exports_a_pipeline(tiny, tmp_path, changes):
     ("changes", "told"),
     [
         (ADM | {"score.patch_size": 2}, "config.score.patch_size is 2"),
+        (ADM | {"score.fourier": (3,)}, r"config.score.fourier is \(3,\)"),
         (ADM | {"score.channel_mult": (1, 2), "score.resblock_updown": True,
                 "score.group_channels": 4},
          "score network cannot be exported to diffusers: group_channels is 4"),
