@@ -122,6 +122,11 @@ def _methods(config: ConfigDict) -> None:
 
 def _domains(config: ConfigDict) -> None:
     d = config.data
+    if d.data_dir is not None and not str(d.root).startswith("tfds:"):
+        raise ValueError(
+            f"config.data.data_dir is '{d.data_dir}', which only TFDS data sets have, and "
+            f"config.data.root is '{d.root}'; leave it out, or set the root to 'tfds:NAME'"
+        )
     if d.load_size is not None and d.load_size < d.image_size:
         raise ValueError(
             f"config.data.load_size is {d.load_size}, less than config.data.image_size="

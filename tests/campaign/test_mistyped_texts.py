@@ -21,8 +21,20 @@ TEXTS = [k for k, s in KEYS.items() if s.default is str or isinstance(s.default,
 # The program that reads a group of keys; the others are for sampling.
 READERS = {"train": "train", "eval": "eval", "model": "edit", "edit": "edit", "export": "export"}
 READERS |= {"serve": "serve"}
+# What reads a network's weights, where the task's own method does not.
+METHODS = {"encoder": "contrastive_sde", "source_score": "ddib", "cut": "cut", "fastcut": "fastcut"}
 # Any text is right: names and places of what is written, and words.
-FREE = ("task", "cache", "sample.output", "eval.cache", "export.path", "edit.source", "edit.target")
+FREE = ("weights.autoencoder", "weights.latent", "weights.vgg")  # other tasks read them
+FREE += (
+    "task",
+    "cache",
+    "sample.output",
+    "eval.cache",
+    "export.path",
+    "edit.source",
+    "edit.target",
+)
+FREE += ("data.target", "model.captioner")  # nobody asks: sources and captions are there
 FREE += ("edit.caption", "edit.negative", "eval.text", "eval.methods")
 
 
@@ -63,6 +75,8 @@ def given(tmp_path_factory, pictures, golden):
 def test_a_wrong_text_is_told_in_three_lines(given, wrong, key, kind, tmp_path):
     mode = READERS.get(key.split(".")[0], "sample")
     file, changes = given[mode]
+    if method := METHODS.get(key.split(".")[-1]):
+        changes = changes | {"method": method}
     arguments = [f"--config.{k}={v}" for k, v in (changes | {key: wrong[kind]}).items()]
     program = subprocess.run(
         [sys.executable, "-m", "cdsde.main", f"--config={file}", f"--mode={mode}", *arguments]

@@ -311,6 +311,7 @@ RANGES = [
     ("egsde.factor", 7, "a divisor of config.data.image_size=64"),
     ("train.encoder.factor", 64, "leaves at least 2 pixels"),
     ("data.source", " , ", "is empty"),
+    ("data.data_dir", "/data", "which only TFDS data sets have"),
     ("data.domains", ("other",), "'source', which is not one of config.data.domains (other)"),
 ]
 

@@ -131,6 +131,7 @@ def test_what_is_missing_is_named(task, tmp_path, golden):
     said("say what the image shows with --config.edit.caption=TEXT", edit__caption=None)
     said("does not hold 'a horse', which is to become", edit__source="a horse", method="ddim")
     said("there is no file /nowhere.txt; a bank has", edit__source_bank="/nowhere.txt")
+    said("which has no direction of sentences", edit__target_bank="a.txt", method="ddim")
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         folder = tmp_path / f"without_{part}"
         shutil.copytree(golden / "latent" / "model", folder)
