@@ -119,8 +119,9 @@ def _check(config: ConfigDict, source) -> None:
     for key in ("source_bank", "target_bank"):
         if e[key] is not None and config.method not in pipeline.GUIDED:
             raise ValueError(
-                f"config.edit.{key} is '{e[key]}', and config.method is '{config.method}', which has "
-                f"no direction of sentences; leave it out, or choose {' or '.join(pipeline.GUIDED)}"
+                f"config.edit.{key} is '{e[key]}', and config.method is '{config.method}', which "
+                "has no direction of sentences; leave it out, or choose "
+                f"{' or '.join(pipeline.GUIDED)}"
             )
     for key, value in required.items():
         if not (value or "").strip():
