@@ -52,8 +52,10 @@ class Maker:
         seconds = time.monotonic() - begin
         config = task.config if config is None else config
         per_image = translations.measure(config, task.source, task.pairs, folder, task.pairwise)
-        summary = translations.summarise(per_image, config.eval.bootstrap)
         read = translations.written(config, task.source, folder)
+        if task.shapes:
+            per_image |= task.shapes(read, range(len(per_image["name"])))
+        summary = translations.summarise(per_image, config.eval.bootstrap)
         summary |= translations.distances(task.reference, read, len(per_image["name"]))
         result = {
             "task": task.name,

@@ -8,6 +8,7 @@ import numpy as np
 
 from cdsde.benchmark import floors, published
 from cdsde.diffusion import methods
+from cdsde.evaluate import shapes
 
 TITLES = {name: method.title for name, method in methods.METHODS.items()}
 TITLES |= {"cut": "CUT", "fastcut": "FastCUT"}
@@ -23,6 +24,9 @@ COLUMNS = {
     "LPIPS-Alex to source": "LPIPS-Alex to source ↓",
     "L2 to true target": "L2 to true target ↓",
     "SSIM to true target": "SSIM to true target ↑",
+    shapes.OVERLAP: "overlap of ink ↑",
+    shapes.LEGIBLE: "legible ↑",
+    shapes.BY_FEATURES: "legible by features ↑",
 }
 
 
