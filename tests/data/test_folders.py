@@ -42,7 +42,7 @@ def test_pictures_are_sorted_and_the_rest_is_counted_by_kind(tmp_path, said):
 
 
 def test_every_format_that_pillow_opens_is_taken(tmp_path, said):
-    pixels = np.full((12, 10, 3), (250, 10, 120), np.uint8)
+    pixels = np.full((20, 18, 3), (250, 10, 120), np.uint8)
     forms = ("png", "apng", "jpg", "jpeg", "jfif", "webp", "bmp", "gif", "tif", "tiff", "avif",
              "ico", "jp2", "tga", "ppm", "pcx", "qoi", "psd")  # fmt: skip
     for form in forms:
