@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from cdsde import load_config
 from cdsde.evaluate import extractors, realism
-from cdsde.weights import resolve
+from cdsde.weights import exported, resolve
 from cdsde.weights.torch import convert
 
 FOLDER = Path(__file__).parent.parent / "configs" / "folder.py"
@@ -63,6 +64,21 @@ def random_params(config, stage: str, seed: int = 0):
         return r.normal(centre, 0.2 / np.sqrt(max(1, len(shape.shape))), shape.shape).astype("f4")
 
     return jax.tree_util.tree_map_with_path(draw, resolve.shapes(config, stage))
+
+
+def overrides(changes: dict) -> list[str]:
+    """The changes as arguments of the command line."""
+    return [f"--config.{key}={value}" for key, value in changes.items()]
+
+
+def with_random_weights(folder, changes: dict, *stages: str) -> dict:
+    """The changes of a config, and `weights.STAGE`: a file in the folder for each stage."""
+    config = load_config(FOLDER, changes)
+    weights = {}
+    for stage in stages:
+        weights[f"weights.{stage}"] = path = Path(folder) / f"{stage}.safetensors"
+        exported.save(path, config, stage, random_params(config, stage), {})
+    return changes | weights
 
 
 def published_shapes(shapes, kind: str) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import FOLDER, TINY, one_sentence, read_json
+from helpers import FOLDER, TINY, one_sentence, overrides, read_json
 from PIL import Image
 
 from cdsde import load_config, translate
@@ -26,10 +26,6 @@ def cdsde(*arguments, cwd=None, module=("-m", "cdsde.main"), **environment):
         [sys.executable, *module, *map(str, arguments)],
         capture_output=True, text=True, cwd=cwd, env=environment, timeout=300,
     )  # fmt: skip
-
-
-def overrides(changes: dict) -> list[str]:
-    return [f"--config.{key}={value}" for key, value in changes.items()]
 
 
 def test_help_explains_modes_and_overrides():

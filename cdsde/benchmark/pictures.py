@@ -51,11 +51,11 @@ class Maker:
             sample(config, task.workdir, (sampler, record["weights"]))
         seconds = time.monotonic() - begin
         config = task.config if config is None else config
-        per_image = translations.measure(config, task.source, task.pairs, folder, task.pairwise)
-        read = translations.written(config, task.source, folder)
-        if task.shapes:
-            per_image |= task.shapes(read, range(len(per_image["name"])))
+        per_image = translations.measure(
+            config, task.source, task.pairs, folder, task.pairwise, task.legibility
+        )
         summary = translations.summarise(per_image, config.eval.bootstrap)
+        read = translations.written(config, task.source, folder)
         summary |= translations.distances(task.reference, read, len(per_image["name"]))
         result = {
             "task": task.name,

@@ -37,7 +37,7 @@ class Task:
         self.pairs = inputs.open_truth(self.config)
         self.reference = translations.open_reference(self.config, self.workdir)
         self.pairwise = translations.pairwise_metrics(translations.lpips(self.config))
-        self.shapes = translations.open_shapes(self.config, self.pairs)
+        self.legibility = translations.open_shapes(self.config, self.pairs)
         self._loaded: dict[str, tuple[dict, dict]] = {}
 
     def configure(self, changes: dict) -> ConfigDict:

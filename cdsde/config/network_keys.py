@@ -88,8 +88,8 @@ NETWORKS: dict[str, Group] = {
         "prediction": Setting("eps", "Quantity that the network predicts.", ("eps", "v")),
         "fourier": Setting(
             (),
-            "Exponents n of features sin(2ⁿπx) and cos(2ⁿπx) of the image beside it, in which "
-            "faint noise on paper or other flat colours is large. (): the image alone.",
+            "The network also sees sin(2ⁿπx) and cos(2ⁿπx) of the image x for these n, which "
+            "magnify faint noise on white paper. Empty: the image alone.",
             minimum=0,
             maximum=10,
         ),

@@ -125,7 +125,7 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
     c.data.domains = ("gothic", "mincho", "brush")
     c.data.update(flip=False, shift=3)  # a mirrored character is not one; a moved one is
     small_networks(c)
-    # The features, and the levels at high SNR, make paper exactly white and ink exactly black.
+    # Fourier features and levels at high SNR teach that paper is white and ink is black.
     c.score.update(patch_size=2, fourier=(2, 3, 4, 5, 6))
     c.train.score.update(steps=20_000, batch_size=32, log_snr_mean=2.5, log_snr_std=3.5)
     c.encoder.attention_resolutions = c.classifier.attention_resolutions = (16,)
@@ -139,7 +139,7 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
     c.contrastive_sde.update(
         start=600, weight=500.0, content_weight=0.0, similarity="nce", temperature=0.1, clean=True
     )
-    # No clipping: the mean of clipped predictions of white is below white.
+    # Without `clip`: clipped predictions of white are on average below white.
     c.sample.update(steps=20, solver="dpmpp_2m", eta=1.0, spacing="log_snr", follow=True)
     c.eval.shapes = True
     c.serve.tasks = PAGE

@@ -68,7 +68,9 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
         config_of_method = config.copy_and_resolve_references()
         config_of_method.method = method
         folder = records.output_folder(config_of_method, workdir)
-        per_image = translations.measure(config_of_method, source, None, folder, pairwise, chosen)
+        per_image = translations.measure(
+            config_of_method, source, None, folder, pairwise, chosen=chosen
+        )
         read = translations.written(config, source, folder)
         reconstructed = translations.written(config, source, folder / edit_run.RECONSTRUCTION)
         columns.setdefault(edit_run.RECONSTRUCTED, reconstructed)

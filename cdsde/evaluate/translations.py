@@ -63,10 +63,7 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     per_image, results = {}, {}
     for method, folder in folders.items():
         _check_record(configs[method], folder)
-        per_image[method] = measure(config, source, pairs, folder, pairwise)
-        if legibility:
-            read = written(config, source, folder)
-            per_image[method] |= legibility(read, range(len(per_image[method]["name"])))
+        per_image[method] = measure(config, source, pairs, folder, pairwise, legibility)
         results[method] = summarise(per_image[method], config.eval.bootstrap)
     realism_rows, record = measure_realism(config, workdir, folders, source, pairs)
     if legibility:
@@ -222,9 +219,9 @@ def _of_method(config: ConfigDict, method: str) -> ConfigDict:
 
 
 def measure(
-    config: ConfigDict, source, pairs, folder, pairwise, chosen=None
+    config: ConfigDict, source, pairs, folder, pairwise, legibility=None, chosen=None
 ) -> dict[str, np.ndarray]:
-    """Every pairwise metric of every image: `{"name": [N], "L2 to source": [N], ...}`.
+    """Every metric of every image: `{"name": [N], "L2 to source": [N], ...}`.
 
     Args:
       config: the task.
@@ -232,6 +229,7 @@ def measure(
       pairs: their true pairs, or None.
       folder: the folder of the results.
       pairwise: `pairwise_metrics`.
+      legibility: `open_shapes`.
       chosen: positions of the images; default: the first `config.sample.limit`.
 
     Raises:
@@ -261,8 +259,10 @@ def measure(
         written(config, source, folder),
         {title: resized(config, images) for title, images in against.items()},
     )
-    gathered = _compared(result, truth, pairwise, chosen)
-    return {"name": np.asarray([source.ids[j] for j in chosen]), **gathered}
+    columns = _compared(result, truth, pairwise, chosen)
+    if legibility:
+        columns |= legibility(result, chosen)
+    return {"name": np.asarray([source.ids[j] for j in chosen]), **columns}
 
 
 def unchanged(config: ConfigDict, source, pairs, pairwise) -> dict[str, np.ndarray]:

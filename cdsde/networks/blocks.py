@@ -84,7 +84,7 @@ def with_fourier_features(x: jax.Array, exponents: Sequence[int]) -> jax.Array:
 
     At a flat colour where sin(2ⁿπx) = 0, such as ±1, the features are noise times 2ⁿπ: without them
     a network has to amplify what it sees 100-fold at the lowest noise, and learns late that paper
-    is exactly white. Source: VDM (Kingma et al. 2021), appendix C.
+    is exactly white. Source: VDM (Kingma et al. 2021).
     """
     angles = [(2**n * math.pi) * x.astype(jnp.float32) for n in exponents]
     waves = [wave(a).astype(x.dtype) for a in angles for wave in (jnp.sin, jnp.cos)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import platform
@@ -15,7 +16,6 @@ from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNFINISHED: set[Path] = set()  # the temporary files that this process writes now
-_SWEPT: set[Path] = set()  # the folders that were looked through for those of killed programs
 
 
 @contextlib.contextmanager
@@ -23,8 +23,8 @@ def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path
     """Yields a temporary path to write to, and moves that file to `path` at the end.
 
     A reader never sees an incomplete file, and a killed program leaves the old one. The temporary
-    file has the same extension. Missing folders are created. What programs that were killed have
-    left in the folder is deleted.
+    file has the same extension. Missing folders are created. Temporary files that killed
+    programs left in the folder are deleted.
 
     Args:
       path: the file.
@@ -50,11 +50,9 @@ def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path
         _UNFINISHED.discard(temporary)
 
 
+@functools.cache  # once in each folder
 def _sweep(folder: Path) -> None:
-    """Deletes what programs that were killed on this machine have left, once in each folder."""
-    if folder in _SWEPT:
-        return
-    _SWEPT.add(folder)
+    """Deletes the temporary files that killed programs of this machine left in a folder."""
     left = re.compile(rf"\.(\d+)-\d+@{re.escape(platform.node())}\..+")
     for name in os.listdir(folder):
         match = left.fullmatch(name)

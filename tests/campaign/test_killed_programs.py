@@ -18,11 +18,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import FOLDER, TINY, one_sentence, random_params
+from helpers import FOLDER, TINY, one_sentence, overrides, with_random_weights
 from PIL import Image
 
 from cdsde import load_config
-from cdsde.weights import checkpoint, exported, resolve
+from cdsde.weights import checkpoint, resolve
 
 pytestmark = pytest.mark.campaign
 ROOT = Path(__file__).parent.parent.parent
@@ -36,9 +36,7 @@ def commands(tmp_path_factory, pictures, golden):
     folder = tmp_path_factory.mktemp("killed")
     task = TINY | {"data.root": pictures, "data.source": "blue", "data.target": "yellow"}
     task |= {"sample.start": 20, "sample.steps": 20, "sample.batch_size": 1, "method": "sdedit"}
-    config = load_config(FOLDER, task)
-    exported.save(folder / "score.safetensors", config, "score", random_params(config, "score"), {})
-    weights = {"weights.score": folder / "score.safetensors"}
+    known = with_random_weights(folder, task, "score")
     training = {"train.stage": "score", "train.steps": 40, "train.keep": 2, "train.sample_every": 8}
     (folder / "pictures").mkdir()
     for n in range(3):
@@ -53,14 +51,10 @@ def commands(tmp_path_factory, pictures, golden):
         "data.image_size": 64,
         "edit.steps": 3,
     }
-    tasks = {"train": task | training, "sample": task | weights, "eval": task | weights}
+    tasks = {"train": task | training, "sample": known, "eval": known}
     made = {mode: [f"--config={FOLDER}", *overrides(changes)] for mode, changes in tasks.items()}
     made["edit"] = [f"--config={ROOT / 'configs/edit_cat2dog.py'}", *overrides(edit)]
     return made
-
-
-def overrides(changes: dict) -> list[str]:
-    return [f"--config.{key}={value}" for key, value in changes.items()]
 
 
 @pytest.fixture(scope="module")

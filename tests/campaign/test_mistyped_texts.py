@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import FOLDER, TINY, random_params
+from helpers import FOLDER, TINY, overrides, with_random_weights
 
-from cdsde import load_config
 from cdsde.config.keys import KEYS
-from cdsde.weights import exported
 
 pytestmark = pytest.mark.campaign
 ROOT = Path(__file__).parent.parent.parent
@@ -50,11 +48,7 @@ def given(tmp_path_factory, pictures, golden):
     folder = tmp_path_factory.mktemp("given")
     task = TINY | {"data.root": pictures, "data.source": "blue", "data.target": "yellow"}
     task |= {"sample.start": 4, "sample.steps": 2, "train.steps": 1, "method": "egsde"}
-    config = load_config(FOLDER, task)
-    for stage in ("score", "encoder", "classifier"):
-        path = folder / f"{stage}.safetensors"
-        exported.save(path, config, stage, random_params(config, stage), {})
-        task[f"weights.{stage}"] = path
+    task = with_random_weights(folder, task, "score", "encoder", "classifier")
     edit = {"model.path": golden / "latent" / "model", "sample.input": pictures / "val" / "blue"}
     edit |= {"edit.caption": "a photo of a cat", "data.image_size": 64, "edit.steps": 2}
     edit |= {"method": "ddim", "sample.limit": 1}
@@ -69,7 +63,7 @@ def test_a_wrong_text_is_told_in_three_lines(given, wrong, key, kind, tmp_path):
     file, changes = given[mode]
     if method := METHODS.get(key.split(".")[-1]):
         changes = changes | {"method": method}
-    arguments = [f"--config.{k}={v}" for k, v in (changes | {key: wrong[kind]}).items()]
+    arguments = overrides(changes | {key: wrong[kind]})
     program = subprocess.run(
         [sys.executable, "-m", "cdsde.main", f"--config={file}", f"--mode={mode}", *arguments]
         + [f"--workdir={tmp_path}"],

@@ -10,11 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from helpers import FOLDER, TINY, free_port, random_params
+from helpers import FOLDER, TINY, free_port, with_random_weights
 from PIL import Image
 
 from cdsde import load_config
-from cdsde.weights import exported
 
 pytestmark = [pytest.mark.campaign, pytest.mark.usefixtures("compile_quickly")]
 VISITORS, STEPS = 20, 60
@@ -29,11 +28,9 @@ def address(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("visitors")
     given = TINY | {"data.root": "emoji", "data.source": "twemoji", "data.target": "fluent"}
-    config = load_config(FOLDER, given | {"method": "sdedit", "sample.clip": True})
-    path = folder / "score.safetensors"
-    exported.save(path, config, "score", random_params(config, "score"), {})
-    config.weights.score = str(path)
-    config.serve.port = port = free_port()
+    port = free_port()
+    given |= {"method": "sdedit", "sample.clip": True, "serve.port": port}
+    config = load_config(FOLDER, with_random_weights(folder, given, "score"))
     blocks = serve(config, folder, block=False)
     yield f"http://127.0.0.1:{port}"
     blocks.close()

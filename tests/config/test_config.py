@@ -373,8 +373,10 @@ def test_numbers_at_their_limits_are_taken():
 
 
 def test_tuples_of_numbers_are_held_to_their_range():
-    tuples = {k: s for k, s in KEYS.items() if isinstance(s.default, tuple) and s.default}
-    for key, setting in tuples.items():
+    tuples = {k: s for k, s in KEYS.items() if isinstance(s.default, tuple)}
+    numbers = {k: s for k, s in tuples.items() if s.default or s.minimum is not None}
+    assert "score.fourier" in numbers
+    for key, setting in numbers.items():
         assert setting.minimum is not None, f"{key} has no lower limit"
         for wrong in (setting.minimum - 1, 1.5, "a", True):
             with pytest.raises(ValueError, match=f"config.{key} is .*tuple of whole numbers"):

@@ -165,7 +165,7 @@ def test_channels_that_do_not_divide_into_groups_are_told():
 
 
 def test_fourier_features_show_faint_noise_on_paper(tiny):
-    """On ±1 they are the noise times 2ⁿπ (VDM, appendix C); other colours keep the image."""
+    """On ±1 they are the noise times 2ⁿπ ; the image stays beside them."""
     paper = jnp.sign(X) + 1e-3 * X
     features = blocks.with_fourier_features(paper, (3,))
     np.testing.assert_array_equal(features[..., :3], paper)
