@@ -7,6 +7,7 @@ denoising and the metrics. The method defines the sliders; moving one compiles n
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -295,13 +296,27 @@ def _add_interface(gr, page: Page, widgets: _Widgets, method: str) -> None:
     button.click(widgets.translate, given, made, api_name="translate", concurrency_id=QUEUE)
 
 
+def _check_address(host: str, port: int) -> None:
+    """Raises a ValueError if nothing can be served there; Gradio would print a traceback."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except (OSError, UnicodeError) as error:
+        shown = host if len(host) < 60 else f"{host[:60]}..."
+        raise ValueError(
+            f"the page cannot be served at {shown}:{port} ({error}); choose another "
+            "config.serve.host or config.serve.port"
+        ) from error
+
+
 def serve(config: ConfigDict, workdir, block: bool = True):
     """Serve the page until interrupted; with `block` False, return its `gradio.Blocks` at once.
 
     Raises:
-      ValueError: no network is trained.
+      ValueError: no network is trained, or the address cannot be used.
       ImportError: Gradio is not installed.
     """
+    _check_address(config.serve.host, config.serve.port)
     blocks = build(Page(config, workdir))
     import gradio as gr
 

@@ -12,7 +12,7 @@ from cdsde import config as config_lib
 from cdsde import load_config
 from cdsde.data import image_id
 from cdsde.serve.live import Translator
-from cdsde.serve.page import Page, shown
+from cdsde.serve.page import Page, serve, shown
 from cdsde.translation import film
 from cdsde.translation import run as translation_run
 from cdsde.translation.compiled import Sampler, load_sampler
@@ -218,11 +218,18 @@ def test_tasks_lie_beside_their_config_wherever_one_stands(task, tmp_path, monke
         Page(config, tmp_path)
 
 
+@pytest.mark.parametrize("host", ["no such host", "x" * 5000, "203.0.113.1"])
+def test_an_address_that_cannot_be_used_is_told(task, tmp_path, host):
+    config = task[1].copy_and_resolve_references()
+    config.serve.host = host
+    with pytest.raises(ValueError, match="config.serve.host or config.serve.port") as error:
+        serve(config, tmp_path)
+    assert one_sentence(str(error.value)) and len(str(error.value)) < 300
+
+
 def test_programs_call_the_page_by_names(task, tmp_path):
     pytest.importorskip("gradio")
     from gradio_client import Client, handle_file
-
-    from cdsde.serve.page import serve
 
     config = task[1].copy_and_resolve_references()
     config.serve.port = port = free_port()
@@ -255,7 +262,6 @@ def test_programs_call_the_page_by_names(task, tmp_path):
 def test_the_page_in_a_browser(task, tmp_path):
     pytest.importorskip("gradio")
     browser = pytest.importorskip("playwright.sync_api")
-    from cdsde.serve.page import serve
 
     _, config = task
     config = config.copy_and_resolve_references()
