@@ -3,7 +3,7 @@
 Shapes tell little: a network that predicts v, or that knows another domain, has the same parameters
 as one that predicts ε. The record of a network's training (the config in its checkpoint, or the
 card beside an exported file) is compared key by key. Keys that an older record lacks are passed
-over.
+over, or have the one value that there was (EARLIER).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cdsde.networks import build
 CONTEXT = ("data.image_size", "sde.schedule", "sde.num_steps")
 # Keys of a GAN that its generator depends on; its other networks do not translate.
 GENERATOR = ("channels", "num_blocks", "group_channels")
+EARLIER = {"score.fourier": ()}  # what networks have whose records are older than the key
 WITHOUT_EFFECT = ("dropout", "label", "guidance")  # on what a trained network means
 
 
@@ -52,6 +53,8 @@ def architecture_of_record(record: Mapping, config: ConfigDict, stage: str) -> d
 def differences(saved: Mapping, config: ConfigDict, stage: str) -> list[str]:
     """A phrase for every key in which an `architecture` differs from that of the config."""
     then, now = (_flat(a, stage) for a in (saved, architecture(config, stage)))
+    if then:
+        then = {key: value for key, value in EARLIER.items() if key in now} | then
     # A key that only the record has is one of an earlier version, with another value than today's.
     return [
         f"config.{key} is {now.get(key)}, the weights have {then[key]}"

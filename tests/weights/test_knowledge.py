@@ -114,6 +114,16 @@ def test_records_of_earlier_versions_are_passed_over_where_they_are_silent(tiny)
     knowledge.check_domains({}, config, "score", "a file")
 
 
+def test_a_record_from_before_fourier_features_is_of_a_network_without(tiny):
+    config = tiny(score__fourier=(2, 3))
+    record = json.loads(config.to_json_best_effort())
+    del record["score"]["fourier"]
+    saved = knowledge.architecture_of_record(record, config, "score")
+    expected = ["config.score.fourier is [2, 3], the weights have ()"]
+    assert knowledge.differences(saved, config, "score") == expected
+    assert not knowledge.differences(saved, tiny(), "score")
+
+
 def test_a_network_may_be_asked_for_another_class(tiny):
     saved = knowledge.architecture(tiny(score__label=1, score__guidance=4.0), "score")
     assert knowledge.differences(saved, tiny(score__label=2), "score") == []
