@@ -1,8 +1,9 @@
-"""Floors: baselines without a network, to compare every method with.
+"""Floors and bounds: baselines to compare every method with.
 
 Each floor maps a source image to a picture and shows the score that a metric gives without any
 translation: retrieval is as realistic as real images, the unchanged source is perfectly faithful,
-and the source in the target's colours is closer to the target with its content unchanged.
+and the source in the target's colours is closer to the target with its content unchanged. A network
+that is trained on true pairs is a bound: it cheats.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cdsde.benchmark import paired
 from cdsde.data import to_uint8
 from cdsde.diffusion import histograms
 
 IDENTITY, COLOURS, RETRIEVAL = "source unchanged", "source in the target's colours", "retrieval"
 MEAN, TRUTH = "mean image", "true target"
+PAIRED, SHARP = "trained on true pairs (cheats)", "the same, black or white"
+ALL = (IDENTITY, COLOURS, RETRIEVAL, MEAN, PAIRED, SHARP, TRUTH)
 
 
 def pictures(
@@ -24,15 +28,17 @@ def pictures(
     truth: Callable | None,
     real: np.ndarray,
     table: np.ndarray | None = None,
+    taught: Callable | None = None,
 ) -> Callable:
     """The function `position -> uint8 [H, W, 3]` of a floor.
 
     Args:
-      name: a floor, one of `names`.
+      name: a floor, one of `ALL`.
       source: `position -> uint8 [H, W, 3]` of the source images.
       truth: the same for their true targets, or None.
       real: uint8 `[N, H, W, 3]`, the target's training images.
       table: `histograms.table`, float32 `[3, 256]`; for `COLOURS`.
+      taught: `paired.trained`, for `PAIRED` and `SHARP`.
 
     Raises:
       ValueError: there is no such floor.
@@ -43,6 +49,10 @@ def pictures(
         return lambda j: to_uint8(np.asarray(histograms.apply(table, source(j))))
     if name == TRUTH:
         return truth
+    if name == PAIRED:
+        return lambda j: taught(source(j))
+    if name == SHARP:
+        return lambda j: paired.sharp(taught(source(j)))
     if name == MEAN:
         mean = np.round(real.mean(axis=0)).astype(np.uint8)
         return lambda j: mean
@@ -64,6 +74,13 @@ def coarse(images: np.ndarray, side: int = 8) -> np.ndarray:
     return cut.reshape(n, side, h // side, side, w // side, c).mean(axis=(2, 4))
 
 
-def names(paired: bool) -> tuple[str, ...]:
-    """The floors of a task; `paired` tasks have true targets."""
-    return (IDENTITY, COLOURS, RETRIEVAL, MEAN) + ((TRUTH,) if paired else ())
+def names(has_truth: bool, learns: bool) -> tuple[str, ...]:
+    """The floors of a task.
+
+    Args:
+      has_truth: whether there are true targets.
+      learns: whether a network may learn from those of `val`: of a task in black and white, and
+        for another split.
+    """
+    bounds = (PAIRED, SHARP) if has_truth and learns else ()
+    return (IDENTITY, COLOURS, RETRIEVAL, MEAN, *bounds, *((TRUTH,) if has_truth else ()))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde.benchmark import floors, plan
+from cdsde.benchmark import floors, paired, plan
 from cdsde.benchmark.task import Task
 from cdsde.data import contact_sheet, inputs, write_png
 from cdsde.evaluate import translations
@@ -32,6 +33,7 @@ class Maker:
         self.task = task
         self._sampler: Sampler | None = None
         self._params: dict = {}
+        self._taught: Callable | None = None  # the network of the bounds
 
     def make(self, run: plan.Run, config, params, record) -> tuple[dict, Path]:
         """Translate and evaluate the split; returns `(result, folder of the pictures)`.
@@ -94,7 +96,9 @@ class Maker:
             matched = {"method": "sdedit", "sample.match_colours": plan.MATCHED}
             table = colour_table(task.configure(matched))[0]
         source = translations.resized(config, task.source)
-        make = floors.pictures(name, source, truth, images, table)
+        if name in (floors.PAIRED, floors.SHARP) and self._taught is None:
+            self._taught = paired.trained(config)
+        make = floors.pictures(name, source, truth, images, table, self._taught)
         folder.mkdir(parents=True, exist_ok=True)
         for j, png in enumerate(records.output_names(task.source.ids)):
             write_png(folder / png, make(j))

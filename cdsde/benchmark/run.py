@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import logging
 
-from cdsde.benchmark import floors, guides, plan
+from cdsde.benchmark import floors, guides, paired, plan
 from cdsde.benchmark.pictures import Maker, methods_with_weights, write_sheet
 from cdsde.benchmark.task import Task
 from cdsde.runtime.files import write_json
@@ -22,7 +22,9 @@ def plan_of(task: Task, part: str, methods: Sequence[str], seeds: int) -> list[p
     """The runs of a part of the benchmark; GANs only if the task names their weights."""
     methods = methods_with_weights(task.config, methods)
     if part == "main":
-        names = floors.names(task.pairs is not None)
+        c = task.config
+        learns = c.eval.shapes and c.sample.split != paired.SPLIT
+        names = floors.names(task.pairs is not None, learns)
         floor_runs = [plan.Run("main", task.name, f, f, None, {}) for f in names]
         return floor_runs + plan.main(task.name, methods, range(seeds))
     if part == "convergence":

@@ -75,7 +75,7 @@ def main_table(results: dict, task: str) -> tuple[list[str], list[list[str]]]:
     selected = points(results, "main", task)
     columns = columns_of(selected)
     names = list(dict.fromkeys(p["method"] for p in selected))
-    floor_names = [n for n in names if n in floors.names(paired=True)]
+    floor_names = [n for n in names if n in floors.ALL]
     rows = []
     for name in [n for n in names if n not in floor_names] + floor_names:
         seeds = [p for p in selected if p["method"] == name]

@@ -62,7 +62,7 @@ class Task:
 
     def settings(self, run: plan.Run) -> tuple[ConfigDict | None, dict, dict]:
         """A run's config (None for a floor), parameters, and the record of its settings."""
-        if run.method in floors.names(paired=True):
+        if run.method in floors.ALL:
             record = {"floor": run.method, "input": repr(self.source), "weights": {}}
             return None, {}, record
         config = self.configure({"method": run.method, "sample.seed": run.seed, **run.changes})

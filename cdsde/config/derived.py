@@ -66,7 +66,7 @@ def adopt_sampling(config: ConfigDict, given: Iterable[str]) -> None:
     if "method" not in given:
         return
     if config.method in SDES:
-        group, own = "sample", GUIDED_SDES[config.method].sampling
+        group, own = "sample", GUIDED_SDES[config.method].brings(config)
     else:
         group, own = "edit", PUBLISHED.get(config.method, {})
     config[group].update({k: v for k, v in own.items() if f"{group}.{k}" not in given})

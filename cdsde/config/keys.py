@@ -52,7 +52,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "pix2pix_zero": {},
     "pix2pix_zerocon": {},
     "pnp": {},
-    "p2p": {"attention": 0.4},
+    "p2p": {"attention": 0.4, "strength": 1.0},
     "edit_friendly": {"steps": 100, "skip": 0.36},
     "ledits": {"steps": 35, "skip": 0.15},  # 30 are left
     "dds": {},

@@ -106,7 +106,7 @@ def _flip(record: dict, generator: np.random.Generator) -> dict:
     return record
 
 
-def _shift(record: dict, generator: np.random.Generator, most: int) -> dict:
+def shift(record: dict, generator: np.random.Generator, most: int) -> dict:
     """Moves the record's image by up to `most` pixels along each axis; borders are repeated."""
     padded = np.pad(record["image"], ((most, most), (most, most), (0, 0)), "edge")
     return _cut_out({**record, "image": padded}, generator, record["image"].shape[0])
@@ -143,8 +143,8 @@ class _Stream(NamedTuple):
         if cut is not None:
             dataset = dataset.random_map(functools.partial(_cut_out, size=cut), seed=crop_seed)
         if self.shift:
-            shift = functools.partial(_shift, most=self.shift)
-            dataset = dataset.random_map(shift, seed=shift_seed)
+            move = functools.partial(shift, most=self.shift)
+            dataset = dataset.random_map(move, seed=shift_seed)
         return dataset.random_map(_flip, seed=flip_seed) if self.flip else dataset
 
 

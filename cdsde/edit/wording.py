@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from cdsde.data import tokenizer
 from cdsde.edit import text_directions
 from cdsde.edit.pipeline import GUIDED, Model
-from cdsde.editing import editors, prompt_to_prompt
+from cdsde.editing import editors, word_alignment
 
 
 class Wording(NamedTuple):
@@ -92,16 +92,25 @@ def _of_concepts(encoder, e: ConfigDict, wordings: Sequence[Wording]) -> editors
 
 
 def _mappers(tokenize, captions, changed, wordings, factor) -> tuple[np.ndarray, np.ndarray]:
-    """`prompt_to_prompt.mapper` of each image, `[B, M, M]` and `[B, M]`."""
+    """`word_alignment.mapper` of each image, `[B, M, M]` and `[B, M]`."""
     found = []
     for before, after, wording in zip(captions, changed, wordings, strict=True):
         words = np.zeros(tokenize.length, bool)
         for word in wording.target if factor != 1 else ():
             words |= tokenizer.word_positions(tokenize, after, word)
         counts = tokenize.count(before), tokenize.count(after)
-        found.append(prompt_to_prompt.mapper(*tokenize([before, after]), counts, words, factor))
+        lengths = None
+        if word_alignment.exchanged(before.lower().split(), after.lower().split()):
+            lengths = _lengths(tokenize, before), _lengths(tokenize, after)
+        ids = tokenize([before, after])
+        found.append(word_alignment.mapper(*ids, counts, words, factor, lengths))
     shares, kept = zip(*found, strict=True)
     return np.stack(shares), np.stack(kept)
+
+
+def _lengths(tokenize, text: str) -> list[int]:
+    """The number of tokens of each word, without start and end."""
+    return [tokenize.count(word) - 2 for word in text.split()]
 
 
 def _check_windows(tokenize, texts: Iterable[tuple[str, Sequence[str]]]) -> None:

@@ -7,8 +7,9 @@ the current state z̄ leads to the next lower state z*_p:
     min over ∅ of mean (z*_p - move(z̄, ε(z̄, ∅) + w (ε(z̄, c) - ε(z̄, ∅))))²                     (1)
 
 The text of a step begins as that of the step before, and the current state moves on with the text
-that was found. Rates and stops are published: step n of N has the rate 0.01 (1 - n/100) and stops
-below a loss of 1e-5 + 2e-5 n; here each image stops by itself.
+that was found. Rates and stops are published for N = 50: step n has the rate 0.01 (1 - n/100) and
+stops below a loss of 1e-5 + 2e-5 n; here each image stops by itself. With more steps the rate falls
+to the same half of its first value, 0.01 (1 - n/(2N)); as published it would become negative.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import optax
 from cdsde.editing import ddim
 
 ROUNDS = 10
-RATE, DECAY = 1e-2, 1e-2  # the rate of a step, and the share of it that each step takes away
+RATE, PUBLISHED_STEPS = 1e-2, 50  # the rate falls to half in these
 STOP, LATER = 1e-5, 2e-5  # the loss at which a step stops, and its growth from step to step
 
 
@@ -45,6 +46,7 @@ def optimise(
       scale: w of classifier-free guidance.
     """
     adam = optax.scale_by_adam()
+    falling = 2 * max(PUBLISHED_STEPS, len(ladder.t))
 
     def of_images(chosen, new, old):
         """`new` where an image is chosen; numbers that count for all images are new."""
@@ -72,7 +74,7 @@ def optimise(
             slope, each = jax.grad(loss, has_aux=True)(text)
             # As published, the stop is looked at after the round whose loss it is.
             update, new = adam.update(slope, moments)
-            better = text - RATE * (1 - DECAY * number) * update
+            better = text - RATE * (1 - number / falling) * update
             text, moments = of_images(going, (better, new), (text, moments))
             return n + 1, text, moments, going & (each >= STOP + LATER * number)
 

@@ -12,9 +12,10 @@ from helpers import one_sentence
 
 from cdsde import load_config
 from cdsde.benchmark import __main__ as command_line_of
-from cdsde.benchmark import edits, floors, guides, page, plan, plots, published, summary
+from cdsde.benchmark import edits, floors, guides, page, paired, plan, plots, published, summary
 from cdsde.benchmark.task import Task
 from cdsde.config import EDITORS, GANS, METHODS
+from cdsde.data import inputs
 from cdsde.evaluate import translations
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def entry(value, half=1.0):
 def made_up() -> dict:
     """Results of every part, with numbers that say where they are from."""
     config = load_config(ROOT / "configs" / f"{TASK}.py")
-    runs = [plan.Run("main", TASK, f, f, None, {}) for f in floors.names(True)]
+    runs = [plan.Run("main", TASK, f, f, None, {}) for f in floors.names(True, False)]
     runs += plan.main(TASK, plan.METHODS, range(3))
     runs += plan.fronts(TASK, plan.METHODS, config)
     runs += plan.ablations(TASK, plan.METHODS, config)
@@ -75,6 +76,25 @@ def test_every_planned_run_is_a_valid_config():
         for r in runs:
             load_config(path, {"method": r.method, "sample.seed": r.seed, **r.changes})
     assert sorted(plan.METHODS) == sorted(set(METHODS) - set(EDITORS)) and plan.GANS == GANS
+
+
+def test_the_bound_learns_from_pairs_what_the_target_looks_like():
+    config = load_config("gothic2mincho", {"sample.split": "test", "score.channels": 16})
+    translate = paired.trained(config, steps=30)
+    source, truth = inputs.open_input(config), inputs.open_truth(config)
+    x, y = (np.stack([s[j]["image"] for j in range(20)]) for s in (source, truth))
+    ours = np.stack([translate(image) for image in x])
+    far = lambda a: np.sqrt(((a / 255.0 - y / 255.0) ** 2).sum((1, 2, 3))).mean()  # noqa: E731
+    assert ours.dtype == np.uint8
+    assert far(ours) < 0.85 * far(x)
+    assert set(np.unique(paired.sharp(ours))) == {0, 255}
+
+
+def test_only_tasks_in_black_and_white_have_the_bound():
+    assert floors.PAIRED in floors.names(True, True)
+    assert floors.PAIRED not in floors.names(True, False)
+    assert floors.PAIRED not in floors.names(False, True)
+    assert set(floors.ALL) == set(floors.names(True, True))
 
 
 def test_floors():
@@ -227,7 +247,7 @@ def test_it_runs_and_goes_on(command, tmp_path):
     first = command(*args, "--methods=sdedit", "--seeds=1")
     assert first.returncode == 0, first.stderr
     results = json.loads((out / "results.json").read_text())
-    assert len(results["runs"]) == len(floors.names(True)) + 1
+    assert len(results["runs"]) == len(floors.names(True, False)) + 1
     one = next(r for r in results["runs"].values() if r["method"] == "sdedit")
     assert one["evaluations"] == 2 and len(one["per_image"]["L2 to source"]) == 5
     assert one["settings"]["sample"]["seed"] == 0 and one["made"]["packages"]

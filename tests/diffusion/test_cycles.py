@@ -7,7 +7,8 @@ import pytest
 import vector_helpers as vectors
 from vector_helpers import EXACT, METHODS, SETTINGS, arrays_of, draw
 
-from cdsde import config
+from cdsde import config, load_config
+from cdsde.config import checks
 from cdsde.diffusion import methods, noise, schedules, solvers
 from cdsde.diffusion.levels import make_grid
 from cdsde.diffusion.methods import composition
@@ -62,22 +63,106 @@ def run(method, settings, networks, x0, grid, solver, noises, keep=0, clip=False
 NONE = noise.Noise(*(lambda *path: jnp.zeros(()) for _ in range(3)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["short", "full"])
+@pytest.mark.parametrize("name", ["short", pytest.param("full", marks=pytest.mark.slow)])
 def test_ddib(networks, name):
     arrays = arrays_of("ddib")
-    x0 = arrays[f"{name}_source"]
-    method, settings = methods.METHODS["ddib"], config.base().ddib
-    grid = make_grid(EXACT, 1000, 20 if name == "short" else None)
+    respacing = SETTINGS["ddib"][name]["respacing"]
+    grid = make_grid(EXACT, 1000, int(respacing) if respacing else None)
     np.testing.assert_array_equal(grid.index[::-1], arrays[f"{name}_timesteps"])
-    solver = solvers.ddim(0.0)
+    method, settings, solver = methods.METHODS["ddib"], config.base().ddib, solvers.ddim(0.0)
     levels = composition.make_levels(method, settings, grid, solver)
-    up = jax.jit(lambda x: method.invert(settings)(x, networks, levels.rows(), NONE, solver)[0])
-    assert_near(up(x0), arrays[f"{name}_latent"], f"ddib/{name}_latent")
-    (y, _), _ = run(method, settings, networks, x0, grid, solver, NONE)
-    assert_near(y, arrays[f"{name}_target"], f"ddib/{name}_target")
-    (y, _), _ = run(method, settings, networks, x0, grid, solver, NONE, clip=True)
-    assert_near(y, arrays[f"{name}_target_clipped"], f"ddib/{name}_target_clipped")
+    source, target = networks["source_score"], networks["score"]
+
+    @jax.jit
+    def latent(x, of_target):
+        up = lambda own: method.invert(settings)(  # noqa: E731
+            x, {"source_score": own}, levels.rows(), NONE, solver
+        )[0]
+        return jax.lax.cond(of_target, lambda: up(target), lambda: up(source))
+
+    def check(actual, what):
+        assert_near(actual, arrays[f"{name}_{what}"], f"ddib/{name}_{what}")
+
+    def translated(x, up, down, keep=0, clip=False):
+        own = {"source_score": up, "score": down}
+        return run(method, settings, own, x, grid, solver, NONE, keep, clip)[0]
+
+    x0 = arrays[f"{name}_source"]
+    check(latent(x0, False), "latent")
+    y, states = translated(x0, source, target, keep=len(grid.index))
+    check(y, "target")
+    check(translated(x0, source, target, clip=True)[0], "target_clipped")
+    check(translated(x0, source, source)[0], "reconstruction")
+    # Back again, from the target that was found to the source.
+    check(latent(y, True), "latent_2")
+    check(translated(y, target, source)[0], "source_2")
+    if name == "short":
+        check(states[0], "decoder_states")
+
+
+def of_gaussian(mean, deviation):
+    """ε of a domain of independent pixels, N(mean, deviation²): there the ODE is known."""
+
+    def eps(x, i):
+        a = jnp.asarray(EXACT.alpha_bar, jnp.float32)[i.astype(jnp.int32)]
+        variance = a * deviation**2 + 1 - a
+        return jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * mean) / variance
+
+    return eps
+
+
+@pytest.mark.parametrize("start", [1000, 600])
+def test_the_exact_cycle_of_ddib_comes_back(start):
+    """Of two Gaussian domains, where each way keeps (x - mean)/deviation of the level."""
+    settings = config.base().ddib
+    settings.exact = True
+    first, second = of_gaussian(0.3, 0.2), of_gaussian(-0.2, 0.4)
+    x = 0.3 + 0.2 * jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    grid, method = make_grid(EXACT, start), methods.METHODS["ddib"]
+
+    def translated(x, up, down):
+        own = {"source_score": up, "score": down}
+        return run(method, settings, own, x, grid, solvers.ddim(0.0), NONE)[0][0]
+
+    there = translated(x, first, second)
+    a = EXACT.alpha_bar[start - 1]
+    latent = np.sqrt(a) * 0.3 + np.sqrt(a * 0.04 + 1 - a) * (x - 0.3) / 0.2
+    wanted = -0.2 + 0.4 * (latent + np.sqrt(a) * 0.2) / np.sqrt(a * 0.16 + 1 - a)
+    np.testing.assert_allclose(there, wanted, atol=0.02)
+    np.testing.assert_allclose(translated(there, second, first), x, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"method": "ddib", "ddib.start": 600}, "config.ddib.exact=True"),
+        ({"method": "ddib", "sample.start": 600}, "config.ddib.exact=True"),
+        ({"method": "ddib", "sample.eta": 1.0}, "follows an ODE"),
+        ({"method": "cyclediffusion", "sample.clip": True}, "config.sample.clip=False"),
+        ({"method": "cyclediffusion", "sample.eta": 0.0}, "recovers the noise"),
+        ({"method": "sddm", "sddm.start": 400}, "lower config.sddm.until"),
+        ({"method": "sddm", "sample.start": 505}, "lower config.sddm.until"),
+    ],
+)
+def test_settings_that_would_lose_the_source_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        checks.validate(load_config("twemoji2fluent", changes))
+
+
+def test_methods_bring_their_published_settings():
+    sddm = load_config("cat2dog", {"method": "sddm"}).sample
+    assert (sddm.solver, sddm.steps, sddm.clip, sddm.variance) == (
+        "ancestral",
+        100,
+        True,
+        "learned",
+    )
+    faces = load_config("male2female", {"method": "sddm"})
+    assert faces.sample.variance == "fixedsmall"  # the network learned none
+    for name, refine in (("cat2dog", 100), ("wild2dog", 150)):
+        cycle = load_config(name, {"method": "cyclediffusion"})
+        assert cycle.cyclediffusion.start == 850 and cycle.cyclediffusion.refine == refine
+        assert (cycle.sample.solver, cycle.sample.eta, cycle.sample.clip) == ("ddim", 0.1, False)
 
 
 def cycle_noise(seed, shape, rounds):
@@ -115,18 +200,31 @@ def published_ancestral():
     return plain._replace(coefficients=numbers, stochastic=numbers, posterior=posterior)
 
 
-CYCLES = {  # name: (start, steps, refine, rounds, solver)
-    "strided": (801, 17, 150, 1, solvers.ddim(0.1)),
-    "ddpm": (6, None, 3, 2, published_ancestral()),
-    "afhq": (850, None, 100, 1, solvers.ddim(0.1)),
-}
+SOLVERS = {"strided": solvers.ddim(0.1), "ddpm": published_ancestral(), "afhq": solvers.ddim(0.1)}
+
+
+def levels_of(name):
+    """Start, number of steps (None: every level), refinement's start and rounds."""
+    c = SETTINGS["cyclediffusion"][name]
+    total, custom, taken = c["t_0"] + 1, c["custom_steps"], c["es_steps"]
+    assert c["eta"] == 0.1
+    if custom == total:
+        return taken, None, c["refine_steps"], c["refine_iterations"]
+    times = np.arange(0, total, total // custom)
+    # The vectors' levels are the times that the numbers of steps stand for.
+    return (
+        int(times[taken - 1]) + 1,
+        taken,
+        int(times[c["refine_steps"]]),
+        c["refine_iterations"],
+    )
 
 
 @pytest.mark.parametrize(
     "name", ["strided", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ddpm", "afhq"))]
 )
 def test_cyclediffusion(networks, name):
-    start, steps, refine, rounds, solver = CYCLES[name]
+    (start, steps, refine, rounds), solver = levels_of(name), SOLVERS[name]
     arrays = arrays_of("cyclediffusion")
     x0 = arrays[f"{name}_x0"]
     settings = config.base().cyclediffusion

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cdsde.diffusion import schedules
-from cdsde.editing import ddim, editors, null_text, prompt_to_prompt
+from cdsde.editing import ddim, editors, null_text, prompt_to_prompt, word_alignment
+from cdsde.networks.stable_diffusion import unet
 from cdsde.networks.stable_diffusion.unet import UNet
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -18,7 +19,7 @@ def test_alignment_by_hand():
     def aligned(source, target):
         words = {w: n for n, w in enumerate(dict.fromkeys([*source.split(), *target.split()]))}
         ids = [[words[w] for w in text.split()] for text in (source, target)]
-        return prompt_to_prompt.aligned(*ids).tolist()
+        return word_alignment.aligned(*ids).tolist()
 
     assert aligned("a cat on grass", "a cat on grass") == [0, 1, 2, 3]
     assert aligned("a cat on grass", "a black cat on grass") == [0, -1, 1, 2, 3]
@@ -33,12 +34,30 @@ def test_mappers_by_hand():
     """Start 8, end 9, and padding 9 as in CLIP."""
     none = np.zeros(TOKENS, bool)
     cat, dog = np.array([8, 1, 2, 9, 9, 9]), np.array([8, 1, 3, 9, 9, 9])
-    shares, kept = prompt_to_prompt.mapper(cat, dog, (4, 4), none)
-    np.testing.assert_array_equal(shares, np.eye(TOKENS))  # replace: by position
+    shares, kept = word_alignment.mapper(cat, dog, (4, 4), none, lengths=([1, 1], [1, 1]))
+    np.testing.assert_array_equal(shares, np.eye(TOKENS))  # replace
+    np.testing.assert_array_equal(kept, 0)
+    shares, kept = word_alignment.mapper(cat, dog, (4, 4), none)  # refine: the dog is new
+    np.testing.assert_array_equal(shares, np.diag([1, 1, 0, 1, 1, 1]))
+    np.testing.assert_array_equal(kept, [0, 0, 1, 0, 0, 0])
+    # Replace a word of one token by one of two: both share its attention.
+    hound = np.array([8, 1, 4, 5, 9, 9])
+    shares, kept = word_alignment.mapper(cat, hound, (4, 5), none, lengths=([1, 1], [1, 2]))
+    wanted = np.zeros((TOKENS, TOKENS))
+    for source, target, share in (
+        (0, 0, 1),
+        (1, 1, 1),
+        (2, 2, 0.5),
+        (2, 3, 0.5),
+        (3, 4, 1),
+        (5, 5, 1),
+    ):
+        wanted[source, target] = share
+    np.testing.assert_array_equal(shares, wanted)
     np.testing.assert_array_equal(kept, 0)
     # Refine: "a cat" → "a black cat"; the end is token 3 there and 4 here, padding by position.
     black = np.array([8, 1, 7, 2, 9, 9])
-    shares, kept = prompt_to_prompt.mapper(cat, black, (4, 5), none)
+    shares, kept = word_alignment.mapper(cat, black, (4, 5), none)
     wanted = np.zeros((TOKENS, TOKENS))
     for source, target in ((0, 0), (1, 1), (2, 3), (3, 4), (5, 5)):
         wanted[source, target] = 1
@@ -47,13 +66,45 @@ def test_mappers_by_hand():
     # Reweight: the factor acts on what is taken and on what is kept.
     words = none.copy()
     words[2:4] = True
-    shares, kept = prompt_to_prompt.mapper(cat, black, (4, 5), words, 3.0)
+    shares, kept = word_alignment.mapper(cat, black, (4, 5), words, 3.0)
     np.testing.assert_array_equal(shares, wanted * [1, 1, 3, 3, 1, 1])
     np.testing.assert_array_equal(kept, [0, 0, 3, 0, 0, 0])
     # A text that is cut at the window.
     long = np.array([8, 1, 2, 3, 4, 9])
-    shares, _ = prompt_to_prompt.mapper(cat, long, (4, 9), none)
+    shares, _ = word_alignment.mapper(cat, long, (4, 9), none)
     assert shares.shape == (TOKENS, TOKENS) and shares.max() == 1
+
+
+def test_words_are_exchanged_only_in_their_places():
+    def exchanged(source, target):
+        return word_alignment.exchanged(source.split(), target.split())
+
+    assert exchanged("a cat on a bench", "a dog on a bench")
+    assert exchanged("a cat on a bench", "a cat on a bench")
+    assert not exchanged("a cat on a bench", "a cat on a wooden bench")
+    # Equally many words of which one has moved: the rest would take another word's attention.
+    assert not exchanged("a cat sitting on a bench", "a cat on a wooden bench")
+
+
+def test_cross_attention_is_shared_out_by_the_mapper():
+    """Equation (1) in float64, with a mapper that is neither the identity nor symmetric."""
+    r = np.random.default_rng(0)
+    p = r.random((3, 2, 5, TOKENS)).astype(np.float32)  # the last row takes from the first
+    shares, kept = r.random((1, TOKENS, TOKENS)), r.random((1, TOKENS))
+    found = unet._words_taken(
+        jnp.asarray(p), np.array([0]), (jnp.asarray(shares), jnp.asarray(kept))
+    )
+    wanted = p.astype(np.float64)
+    for n in range(TOKENS):
+        taken = sum(p[0, ..., m].astype(np.float64) * shares[0, m, n] for m in range(TOKENS))
+        wanted[2, ..., n] = taken + kept[0, n] * p[2, ..., n]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_self_attention_is_taken_where_the_map_is_small():
+    small = unet.Injection(np.array([0]), attention=jnp.array(True), most=16)
+    assert small.of_layer(16, None).attention is not None
+    assert small.of_layer(17, None).attention is None
 
 
 def mapped(shares=None, kept=None):
@@ -71,16 +122,18 @@ def test_prompt_to_prompt_changes_what_it_is_asked_to():
     texts = editors.Texts(*jnp.asarray(r.normal(0, 2, (3, 1, TOKENS, 12)), jnp.float32))
     top, down = jax.random.normal(jax.random.key(1), (2, 4, 4, 4)), ddim.sampling(SCHEDULE, 4)
 
-    def unet(*args):
+    def network(*args):
         return module.apply({"params": params}, *args)
 
     @jax.jit
     def edit(target, words, cross, attention):
         own = texts._replace(target=target)
-        args = unet, top, down, own, words, 5.0, cross, attention
+        args = network, top, down, own, words, 5.0, cross, attention
         return prompt_to_prompt.prompt_to_prompt(*args)
 
-    swap = jax.jit(lambda text: editors.word_swap(unet, top, down, texts._replace(target=text))[0])
+    swap = jax.jit(
+        lambda text: editors.word_swap(network, top, down, texts._replace(target=text))[0]
+    )
     source, swapped = swap(texts.source), swap(texts.target)
     assert np.abs(swapped - source).max() > 0.05
 
@@ -140,6 +193,16 @@ def test_null_texts_reconstruct_where_guidance_does_not():
     assert (lost > 0.02).all() and (left < 1e-3 * lost).all(), (lost, left)
     again, _ = editors.word_swap(plain, top, down, own._replace(negative=found), 7.5)
     np.testing.assert_allclose(again, back, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [50, 200])
+def test_null_texts_are_improved_at_every_step_however_many(steps):
+    z = jax.random.normal(jax.random.key(2), (1, 2, 2, 1))
+    source, negative = 0.03 * jax.random.normal(jax.random.key(3), (2, 1, 4, 1))
+    up, down = ddim.inversion(SCHEDULE, steps), ddim.sampling(SCHEDULE, steps)
+    _, states = ddim.run(z, up, lambda x, t: plain(x, t, source))
+    _, back = null_text.optimise(plain, states, down, source, negative, 7.5)
+    assert np.mean((back - z) ** 2) < 1e-5
 
 
 def test_null_texts_are_those_of_adam_in_float64():

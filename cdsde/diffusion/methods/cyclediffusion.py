@@ -50,14 +50,19 @@ def invert(settings):
 
 
 def check(settings, config) -> None:
-    """Checks that each step draws noise and that there is one round.
+    """Checks that each step draws noise, that nothing is clipped, and that there is one round.
 
     Raises:
       ValueError: one of them is not so.
     """
     s = config.sample
     draws = s.solver == "ancestral" or (s.solver == "ddim" and s.eta)
-    CYCLEDIFFUSION.require(draws, s, "recovers the noise of each step")
+    CYCLEDIFFUSION.require(draws, config, "recovers the noise of each step")
+    if s.clip:
+        raise ValueError(
+            "config.sample.clip is True, and cyclediffusion recovers the noise of steps that "
+            "do not clip; set --config.sample.clip=False"
+        )
     if s.rounds > 1:
         raise ValueError(f"config.sample.rounds is {s.rounds}, and cyclediffusion has one round")
 
@@ -75,6 +80,6 @@ CYCLEDIFFUSION = Method(
     },
     invert=invert,
     refine=lambda settings: (settings.refine, settings.refine_rounds if settings.refine else 0),
-    sampling={"solver": "ddim", "eta": 0.1},
+    sampling={"solver": "ddim", "eta": 0.1, "clip": False},
     check=check,
 )

@@ -7,7 +7,8 @@ Both ways follow the probability-flow ODE by DDIM with η = 0. With the levels 0
 
 Its last step, to ᾱ_S = 0, returns ε itself, and the way down starts from it as if it were the state
 at level S-1. So the published code does, and its cycle source → latent → source is therefore not
-exact. `exact` leaves the last step out; the cycle is then as exact as the steps are small.
+exact. `exact` leaves the last step out; the cycle is then as exact as the steps are small. From a
+level below T there is no such last step, and the way is exact only.
 """
 
 from __future__ import annotations
@@ -42,13 +43,19 @@ def invert(settings):
 
 
 def check(settings, config) -> None:
-    """Checks that the way down is an ODE.
+    """Checks that the way down is an ODE, and that a way from below T is `exact`.
 
     Raises:
-      ValueError: the solver draws noise.
+      ValueError: one of them is not so.
     """
     s = config.sample
-    DDIB.require(s.solver != "ancestral" and not s.eta, s, "follows an ODE")
+    DDIB.require(s.solver != "ancestral" and not s.eta, config, "follows an ODE")
+    start, top = s.start or settings.start, config.sde.num_steps
+    if start < top and not settings.exact:
+        raise ValueError(
+            f"ddib starts at level {start} of {top}, and its published way up ends in pure noise; "
+            "set --config.ddib.exact=True, or start at the top"
+        )
 
 
 DDIB = Method(
@@ -56,7 +63,7 @@ DDIB = Method(
     title="DDIB",
     networks=("score", "source_score"),
     settings={
-        "start": start_setting(1000),
+        "start": start_setting(1000)._replace(changeable=False, slider=""),
         "exact": Setting(
             False,
             "Leave out the published way's last step, from the noisiest level to pure noise, which "

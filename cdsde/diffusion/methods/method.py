@@ -130,8 +130,9 @@ class Method(NamedTuple):
       domain_images: `settings -> N`, the number of training images per domain from which
         "domain_direction" is computed, in the features of the network "encoder"; 0: the method
         does not use it.
-      sampling: the keys of `sample` and their values with which it is published, if it does not go
-        with every solver. A method chosen by an override brings them along.
+      sampling: the keys of `sample` and their values with which it is published, or
+        `config -> keys and values`, if it does not go with every solver. A method chosen by an
+        override brings them along.
       check: `(settings, config) -> None`, raises ValueError where settings do not fit each other
         or the rest of the config.
     """
@@ -148,25 +149,30 @@ class Method(NamedTuple):
     projection: Callable = lambda settings: None
     combine: Callable | None = None
     domain_images: Callable = lambda settings: 0
-    sampling: Mapping[str, Any] = {}
+    sampling: Mapping[str, Any] | Callable = {}
     check: Callable = lambda settings, config: None
 
     def needed(self, settings) -> tuple[str, ...]:
         """Names of the networks that it runs with these settings."""
         return self.networks(settings) if callable(self.networks) else self.networks
 
-    def require(self, fits: bool, sample, reason: str) -> None:
+    def brings(self, config) -> Mapping[str, Any]:
+        """The keys of `sample` and their values that it brings along."""
+        return self.sampling(config) if callable(self.sampling) else self.sampling
+
+    def require(self, fits: bool, config, reason: str) -> None:
         """Raises a ValueError that advises `sampling` unless the solver fits.
 
         Args:
           fits: whether it does.
-          sample: the config's group.
+          config: the whole config.
           reason: what the method does that the solver must allow.
         """
         if not fits:
-            advice = " ".join(f"--config.sample.{k}={v}" for k, v in self.sampling.items())
+            brings, s = self.brings(config), config.sample
+            advice = " ".join(f"--config.sample.{k}={v}" for k, v in brings.items())
             raise ValueError(
-                f"config.sample.solver is {sample.solver} with eta {sample.eta}, and {self.name} "
+                f"config.sample.solver is {s.solver} with eta {s.eta}, and {self.name} "
                 f"{reason}; set {advice}, for example"
             )
 

@@ -36,12 +36,8 @@ def terms(settings) -> tuple[Term, ...]:
     def domain(networks):
         return energies.domain(lambda x, i: networks["classifier"](x, i, head=False)[1])
 
-    def look(networks):
-        return block_moments.energy(networks["vgg"], settings.blocks)
-
-    def content(networks):
-        return energies.content(settings.factor)
-
+    look = lambda networks: block_moments.energy(networks["vgg"], settings.blocks)  # noqa: E731
+    content = lambda networks: energies.content(settings.factor)  # noqa: E731
     first = Term(look, weight, reference=method.itself)
     egsde = Term(domain, weight, reference=scaled), Term(content, weight, reference=scaled)
     return {"features": (first,), "egsde": egsde, "all": (first, *egsde)}[settings.energy]
@@ -64,14 +60,13 @@ def steer(settings) -> Steering:
 
         def guide(gradient, factor):
             g = block_moments.tangent(-gradient, y, at)
-            return g * (level.beta / root) / length(g) * length(d) * factor
+            return g * (level.beta / root) / jnp.maximum(length(g), 1e-20) * length(d) * factor
 
         vectors = [d, *map(guide, gradients, weights)]
         return mu - d + least_norm.shortest(vectors, settings.blocks if settings.detail else 1)
 
     def moves(index):
-        following = np.append(index[1:], -1)
-        return MOVES * ((index > settings.until) & (following <= settings.until))
+        return MOVES * ((index > settings.until) & (np.append(index[1:], -1) <= settings.until))
 
     return Steering(mean, moves)
 
@@ -91,9 +86,15 @@ def projection(settings) -> Projection:
 
 
 def check(settings, config) -> None:
-    """Raises a ValueError unless solver and blocks fit; a block of one pixel has no deviation."""
-    SDDM.require(config.sample.solver != "dpmpp_2m", config.sample, "steers the posterior's mean")
-    if (side := config.data.image_size) % settings.blocks or side == settings.blocks:
+    """Raises a ValueError unless solver, levels and blocks fit."""
+    SDDM.require(config.sample.solver != "dpmpp_2m", config, "steers the posterior's mean")
+    start, side = config.sample.start or settings.start, config.data.image_size
+    if settings.weight and start <= settings.until:
+        raise ValueError(
+            f"sddm starts at level {start}, and below config.sddm.until ({settings.until}) nothing "
+            "ties the result to the source; lower config.sddm.until"
+        )
+    if side % settings.blocks or side == settings.blocks:
         raise ValueError(
             f"config.sddm.blocks is {settings.blocks}; it must divide config.data.image_size "
             f"({side}) into blocks of more than one pixel"
@@ -113,7 +114,7 @@ SETTINGS = {
 }
 SDDM = Method(
     "sddm", "SDDM", SETTINGS, lambda settings: ("score", *NETWORKS[settings.energy]),
-    start=lambda settings: method.from_noise, terms=terms, steer=steer,
-    projection=projection, check=check,
-    sampling={"solver": "ancestral", "steps": 100, "clip": True},
+    start=lambda settings: method.from_noise, terms=terms, steer=steer, projection=projection,
+    check=check, sampling=lambda config: {"solver": "ancestral", "steps": 100, "clip": True}
+    | ({"variance": "learned"} if config.score.learn_sigma else {}),
 )  # fmt: skip
