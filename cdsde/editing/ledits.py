@@ -7,7 +7,7 @@ guidance for every concept c, with the sign +1 for a concept that is added, -1 f
     M¹ = 1 where the attention to the concept's words is in its quantile λ or above             (2)
     M² = 1 where Σ over channels of |ψ_c| is in its quantile λ or above                         (3)
 
-The attention is the mean over heads and layers at a quarter of the latents' side, summed over the
+The attention is the mean over heads and layers on maps of at most 16² positions, summed over the
 words, and smoothed; above level 800, where differences of noise tell no place yet, M² is left out.
 This is what the authors' code does (diffusers' pipeline); it also has a solver of second order.
 """

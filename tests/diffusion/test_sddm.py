@@ -13,7 +13,7 @@ from cdsde.diffusion.levels import make_grid
 from cdsde.diffusion.methods import composition
 from cdsde.weights.torch import convert
 
-SETTINGS = vectors.SETTINGS["sddm"]
+SETTINGS, SEEDS = vectors.SETTINGS["sddm"], vectors.SETTINGS["seeds"]
 METHOD = methods.METHODS["sddm"]
 SOLVER = solvers.ancestral("learned")
 pytestmark = pytest.mark.usefixtures("exact_products")
@@ -137,7 +137,7 @@ class Run:
 def test_steps(networks):
     arrays, s = arrays_of("sddm_steps"), SETTINGS["step"]
     adm = networks["adm"]
-    run = Run(adm, arrays["ref"], 100, s["range_t"], 313, blocks=s["area"])
+    run = Run(adm, arrays["ref"], 100, s["range_t"], SEEDS["sddm_step"], blocks=s["area"])
     np.testing.assert_array_equal(run.grid.index[::-1], arrays["timestep_map"])
     for k, i in enumerate(arrays["levels"]):
         y = run.step(arrays["x"][k], int(i))
@@ -147,12 +147,14 @@ def test_steps(networks):
         assert_near(y, arrays["unguided"][k], "sddm_steps/unguided")
     y = run.step(arrays["refine_x"], int(arrays["refine_level"]))
     assert_near(y, arrays["refine_projected"], "sddm_steps/refine_projected")
-    detailed = Run(adm, arrays["ref"], 100, s["range_t"], 313, blocks=s["area"], detail=True)
+    detailed = Run(
+        adm, arrays["ref"], 100, s["range_t"], SEEDS["sddm_step"], blocks=s["area"], detail=True
+    )
     y = detailed.step(arrays["x"][1], int(arrays["levels"][1]))
     assert_near(y, arrays["detail_projected"], "sddm_steps/detail_projected")
     s = SETTINGS["step3"]
     three = dict(blocks=s["area"], energy="all", factor=s["down_N"])
-    run = Run(adm, arrays["three_ref"], 100, s["range_t"], 315, **three)
+    run = Run(adm, arrays["three_ref"], 100, s["range_t"], SEEDS["sddm_step3"], **three)
     y = run.step(arrays["three_x"], int(arrays["three_level"]))
     assert_near(y, arrays["three_projected"], "sddm_steps/three_projected")
 
@@ -162,11 +164,57 @@ def test_steps(networks):
 )
 def test_runs(networks, name):
     arrays, s = arrays_of("sddm_runs"), SETTINGS[name]
-    seed = {"run": 314, "run_ddpm": 316, "run3": 317}[name]
+    steps, seed = int(s["respacing"]), SEEDS[f"sddm_{name}"]
     more = dict(energy="all", factor=s["down_N"]) if name == "run3" else {}
     net = networks["ddpm" if name == "run_ddpm" else "adm"]
     ref = arrays[f"{name}_ref"]
-    states = Run(net, ref, 20, s["range_t"], seed, blocks=s["area"], **more).states()
+    states = Run(net, ref, steps, s["range_t"], seed, blocks=s["area"], **more).states()
     expected = arrays[f"{name}_states"]
-    kept = states if name != "run3" else states[np.array([19 - i for i in arrays["run3_steps"]])]
+    kept = (
+        states
+        if name != "run3"
+        else states[np.array([steps - 1 - i for i in arrays["run3_steps"]])]
+    )
     assert_near(kept, expected, f"sddm_runs/{name}_states")
+
+
+@pytest.mark.slow
+def test_a_run_with_the_detail_step(networks):
+    arrays, s = arrays_of("sddm_runs"), SETTINGS["run"]
+    args = arrays["run_ref"], int(s["respacing"]), s["range_t"], SEEDS["sddm_run"]
+    last = Run(networks["adm"], *args, blocks=s["area"], detail=True).states()[-1]
+    assert_near(last, arrays["run_detail_final"], "sddm_runs/run_detail_final")
+
+
+# --- its parts in other methods ---
+
+
+def test_its_combination_and_its_projection_serve_other_methods():
+    """EGSDE with the shortest combination of its two gradients, and SDEdit kept on the moments."""
+    egsde, sdedit = methods.METHODS["egsde"], methods.METHODS["sdedit"]
+    grid, solver = make_grid(EXACT, 500, 5), solvers.ancestral()
+    x0 = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3), minval=-1)
+    found = {
+        "score": lambda x, i: 0.1 * x,
+        "classifier": lambda x, i, head=False: (None, jnp.tanh(x)),
+    }
+    c = config.base()
+    c.egsde.update(factor=4, domain_weight=500.0)
+    c.sddm.update(blocks=4, until=0)
+
+    def go(method, settings):
+        levels = composition.make_levels(method, settings, grid, solver)
+        noises = noise.of_images(jax.random.key(1), jnp.zeros(1, jnp.uint32), x0.shape[1:])
+        args = x0, method, settings, found, levels
+        return composition.translate(*args, noise=noises, solver=solver)[0]
+
+    plain = go(egsde, c.egsde)
+    shortest = go(
+        egsde._replace(combine=lambda gradients, y, i: least_norm.shortest(gradients)), c.egsde
+    )
+    assert np.isfinite(shortest).all() and np.abs(shortest - plain).max() > 1e-3
+    held = sdedit._replace(projection=lambda settings: METHOD.projection(c.sddm))
+    kept = block_moments.moments(go(held, c.sdedit), 4).mean
+    wanted = block_moments.moments(x0, 4).mean
+    free = block_moments.moments(go(sdedit, c.sdedit), 4).mean
+    assert np.abs(kept - wanted).max() < 0.2 * np.abs(free - wanted).max()
