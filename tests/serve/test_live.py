@@ -91,6 +91,20 @@ def test_what_the_page_shows_is_what_sampling_makes(task, monkeypatch):
         assert np.abs(states[-1].picture.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("method", ["cyclediffusion", "ddib"])
+def test_the_page_has_methods_that_need_the_sources_network(task, method, tmp_path):
+    config = task[1].copy_and_resolve_references()
+    assert method not in Translator(config, "nowhere").methods()
+    path = tmp_path / "source.safetensors"
+    exported.save(path, config, "source_score", random_params(config, "source_score"), {})
+    config.weights.source_score = str(path)
+    translator = Translator(config, "nowhere")
+    assert method in translator.methods()
+    own = translator.settings(method, {}, steps=4)
+    states = list(translator(translator.source(np.full((40, 30, 3), 90, np.uint8)), own))
+    assert states[-1].picture.shape == (16, 16, 3) and states[-1].step == states[-1].steps
+
+
 def test_a_page_with_matched_colours_has_its_generators_too(task):
     config = task[1].copy_and_resolve_references()
     config.sample.match_colours = 20

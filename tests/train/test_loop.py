@@ -425,6 +425,16 @@ def test_another_optimiser_is_named(toy, tiny, tmp_path, monkeypatch, key):
     assert int(loop.train_stage(tiny(train__steps=4, **changes), tmp_path, stage).step) == 4
 
 
+def test_the_source_domains_score_network_is_a_stage_like_any_other(toy, tiny, tmp_path):
+    changes = {"method": "ddib", "sample__solver": "ddim", "train__steps": 2}
+    assert loop.pending_stages(tiny(**changes), tmp_path) == ("score", "source_score")
+    assert stages.make(tiny(**changes), "source_score").domains == ("blue",)
+    assert stages.make(tiny(**changes), "score").domains == ("yellow",)
+    loop.train(tiny(**changes), tmp_path)
+    assert loop.pending_stages(tiny(**changes), tmp_path) == ()
+    assert (tmp_path / "checkpoints" / "source_score" / "2").exists()
+
+
 def test_pending_stages(toy, tiny, tmp_path):
     def pending(**changes):
         return loop.pending_stages(tiny(**changes), tmp_path)

@@ -13,8 +13,9 @@ from helpers import one_sentence
 from cdsde import api, load_config, main
 from cdsde import config as config_lib
 from cdsde.data import image_id, to_uint8
+from cdsde.networks import build
 from cdsde.translation import compiled, portable
-from cdsde.weights import stablehlo
+from cdsde.weights import adoption, resolve, stablehlo
 
 pytest.importorskip("flatbuffers")
 from jax import export  # noqa: E402
@@ -53,7 +54,7 @@ def test_a_program_of_jax_alone_translates_as_cdsde_does(method, task, tmp_path)
 
 def equal(config, folder, counts):
     """Whether the exported translation makes the same pictures, of any number."""
-    file = np.load(exported(config, folder))
+    file = np.load(exported(adoption.adopted(config, folder), folder))
     function = export.deserialize(bytearray(file["function/cpu"]))
     arrays = {name: file[name] for name in file.files if name.startswith("array/")}
     translate = jax.jit(function.call, compiler_options=dict(file["options/cpu"].tolist()))
@@ -75,6 +76,45 @@ def test_every_method_and_batch(method, task, tmp_path):
 @pytest.mark.slow
 def test_the_shipped_task(tmp_path):
     equal(load_config("twemoji2fluent", {"sample.steps": 3}), tmp_path, (2,))
+
+
+# Published score networks of every architecture, and the class that they are asked for.
+PUBLISHED = {
+    "guided_diffusion/ema_0.9999_010000.pt": 1,
+    "diffusers/a_ddpm_root": None,
+    "edm/ddpmpp_vp.pkl": None,
+    "edm/adm_edm_cond.pkl": 2,
+    "score_sde/ncsnpp_ve.pth": None,
+    "dit/0050000.pt": 3,
+}
+
+
+@pytest.fixture
+def published(tiny, golden):
+    """`published(name)`: the task with a file of the vectors as its score network."""
+
+    def make(name):
+        file = {"weights__score": str(golden / "pixel" / name), "score__label": PUBLISHED[name]}
+        return tiny(method="sdedit", sample__start=300, **file)
+
+    return make
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_network_takes_a_batch_of_any_size(name, published, tmp_path):
+    config = adoption.adopted(published(name), tmp_path)
+    (batch,) = export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, 16, 16, 3), np.float32)
+    network = build.score_model(config)
+    out = jax.eval_shape(network.apply, resolve.shapes(config, "score"), x, 300)
+    assert out.shape == x.shape
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compile_quickly")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_network_goes_out_as_it_is(name, published, tmp_path):
+    equal(published(name), tmp_path, (1, 3))
 
 
 def test_the_file_has_every_platform_and_each_array_once(task, tmp_path):
