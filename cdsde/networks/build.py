@@ -146,7 +146,7 @@ def _published_score(config: ConfigDict) -> Model:
     side = description.side or config.data.image_size
     shape = (1, side, side, description.channels)
 
-    def classes(batch: int) -> dict:
+    def classes(batch) -> dict:
         return {} if label is None else {"y": jnp.full((batch,), label, jnp.int32)}
 
     def init(key):
@@ -163,7 +163,7 @@ def _published_score(config: ConfigDict) -> Model:
         index = jnp.asarray(t).astype(jnp.int32)
         p, q, o, k, d, time = (schedules.gather(column, index) for column in tables)
         p, q, o, k, d = (schedules.expand(column, x) for column in (p, q, o, k, d))
-        out = with_guidance(params)(k * x + d, time, **classes(len(x)))
+        out = with_guidance(params)(k * x + d, time, **classes(x.shape[0]))
         eps = p * x + o + q * out[..., : x.shape[-1]]
         return (eps, out[..., x.shape[-1] :]) if variance else eps
 
