@@ -27,6 +27,48 @@ TRANSFORMERS = frozenset(
     "typical_p use_bfloat16 use_cache use_return_dict".split()
 )
 
+# The largest number in a field, in any of the files: more makes no network, but costs time and
+# memory before the weights could contradict it. The least is 0, or -1 where that means "none".
+_SIZE, _WIDTH, _MANY = 2**12, 2**14, 10**6
+LARGEST = {
+    "attention_head_dim": _WIDTH,
+    "attn_norm_num_groups": _WIDTH,
+    "block_out_channels": _WIDTH,
+    "cross_attention_dim": _WIDTH,
+    "depth": 256,
+    "diffusion_steps": 10**5,
+    "hidden_size": _WIDTH,
+    "image_size": _SIZE,
+    "in_channels": _WIDTH,
+    "input_size": _SIZE,
+    "intermediate_size": 2**17,
+    "latent_channels": _WIDTH,
+    "layers_per_block": 64,
+    "max_position_embeddings": 2**17,
+    "nf": _WIDTH,
+    "norm_num_groups": _WIDTH,
+    "num_attention_heads": _WIDTH,
+    "num_channels": _WIDTH,
+    "NUM_CLASSES": _MANY,
+    "num_class_embeds": _MANY,
+    "num_classes": _MANY,
+    "num_head_channels": _WIDTH,
+    "num_heads": _WIDTH,
+    "num_heads_upsample": _WIDTH,
+    "num_hidden_layers": 256,
+    "num_res_blocks": 64,
+    "num_scales": 10**5,
+    "num_train_timesteps": 10**5,
+    "out_channels": _WIDTH,
+    "patch_size": _SIZE,
+    "projection_dim": _WIDTH,
+    "time_embedding_dim": 2**17,
+    "vocab_size": _MANY,
+}
+_INFINITE = 1e300  # for whole numbers, too, which may be larger than any float
+A_LEVEL = ("block_out_channels", "attention_head_dim", "num_attention_heads")  # may be lists
+LEVELS = 16  # the longest such list
+
 
 def read(path: str | Path, purpose: str) -> dict[str, Any]:
     """The object in a JSON file; `purpose` ends the sentence about a missing file.
@@ -39,8 +81,9 @@ def read(path: str | Path, purpose: str) -> dict[str, Any]:
         raise ValueError(f"there is no {path}; {purpose}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON and UTF-8 alike
-        raise ValueError(f"{path} is not readable JSON ({error}); get the file again") from None
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 alike
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is not readable JSON ({reason}); get the file again") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object of fields; get the file again")
     return found
@@ -53,7 +96,7 @@ def check(
     only: Mapping[str, tuple],
     without_effect: Collection[str] = (),
 ) -> None:
-    """Checks that every field is known.
+    """Checks that every field is known, and that numbers are within `LARGEST`.
 
     Args:
       config: the fields of a file.
@@ -67,20 +110,42 @@ def check(
       ValueError: a field has an unsupported value, or nobody knows it.
     """
     for name, value in config.items():
+        if name in LARGEST and value is not None:
+            _check_size(name, value, where)
         if name in only:
             if not any(_same(value, known) for known in only[name]):
                 usual = [json.dumps(known) for known in only[name] if known is not None] or ["null"]
                 raise ValueError(
-                    f"{where} sets {name} to {json.dumps(value)}, which is not supported; it must "
+                    f"{where} sets {name} to {shown(value)}, which is not supported; it must "
                     f"be {' or '.join(usual[:5])}"
                 )
         elif name.startswith("_") or name in honoured or name in without_effect:
             continue
         elif value is not None:
             raise ValueError(
-                f"{where} sets {name} to {json.dumps(value)}, a field that is not known here and "
+                f"{where} sets {name} to {shown(value)}, a field that is not known here and "
                 "may change the result; remove it if it changes nothing"
             )
+
+
+def _check_size(name: str, value: Any, where: str | Path) -> None:
+    listed = name in A_LEVEL and isinstance(value, list | tuple)
+    numbers = value if listed else [value]
+    if (
+        not all(type(n) is int and -1 <= n <= LARGEST[name] for n in numbers)
+        or len(numbers) > LEVELS
+    ):
+        lists = f", or a list of at most {LEVELS} of them" if name in A_LEVEL else ""
+        raise ValueError(
+            f"{where} sets {name} to {shown(value)}; it must be a whole number up to "
+            f"{LARGEST[name]}{lists}"
+        )
+
+
+def shown(value: Any) -> str:
+    """A value of a file for an error message, cut off where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _same(value: Any, known: Any) -> bool:
@@ -91,7 +156,7 @@ def _same(value: Any, known: Any) -> bool:
 def number(
     config: Mapping[str, Any], name: str, where: str | Path, kind: type = float, default: Any = None
 ) -> Any:
-    """A finite number of a file, as `kind` (int or float).
+    """A finite number of a file, as `kind` (int or float), at most that of `LARGEST`.
 
     Raises:
       ValueError: the field is absent and has no default, or is no such number.
@@ -100,7 +165,9 @@ def number(
     if value is None:
         raise ValueError(f"{where} does not contain {name}; get the file again from its publisher")
     plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or value - value != 0 or kind(value) != value:  # inf - inf is NaN
+    if plain and name in LARGEST:
+        _check_size(name, value, where)
+    if not plain or not abs(value) < _INFINITE or kind(value) != value:
         wanted = "a whole number" if kind is int else "a finite number"
-        raise ValueError(f"{where} sets {name} to {json.dumps(value)}; it must be {wanted}")
+        raise ValueError(f"{where} sets {name} to {shown(value)}; it must be {wanted}")
     return kind(value)

@@ -6,7 +6,6 @@ missing. Each loader returns a module and its parameters `{"params": tree}`, flo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -66,8 +65,7 @@ def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
     for name in (f"{stem}{variant}" for variant in VARIANTS for stem in WEIGHTS):
         index = folder / f"{name}.safetensors.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            parts = [convert.read_state_dict(folder / shard) for shard in shards]
+            parts = [convert.read_state_dict(folder / shard) for shard in shards(index)]
             return {key: value for part in parts for key, value in part.items()}
         if (folder / f"{name}.safetensors").is_file():
             return convert.read_state_dict(folder / f"{name}.safetensors")
@@ -75,6 +73,19 @@ def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
         f"{folder} holds no weights: expected {WEIGHTS[0]}.safetensors or {WEIGHTS[1]}.safetensors "
         "there (a .bin is not read: convert it)"
     )
+
+
+def shards(index: Path) -> list[str]:
+    """Names of the files that an index lists, all in its own folder.
+
+    Raises:
+      ValueError: the index is damaged, or names something else.
+    """
+    table = json_fields.read(index, "it lists the files of the weights").get("weight_map")
+    names = list(table.values()) if isinstance(table, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"{index} lists no files of weights; get the file again")
+    return sorted(set(names))
 
 
 def published(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
@@ -109,6 +120,8 @@ def _fields(config: Mapping[str, Any], names: Mapping[str, str], where) -> dict[
     missing = [key for key in names.values() if config.get(key) is None]
     if missing:
         raise ValueError(f"{where}/config.json does not contain {', '.join(missing)}")
+    for key in (key for key in names.values() if key.endswith("eps")):
+        json_fields.number(config, key, f"{where}/config.json")
     return {field: config[key] for field, key in names.items()}
 
 
@@ -138,11 +151,11 @@ def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
     names |= {"inputs": "in_channels", "downs": "down_block_types", "ups": "up_block_types"}
     read = _fields({"norm_eps": 1e-5, "norm_num_groups": 32, **config}, names, where)
     known = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-    downs = read.pop("downs")
-    ups = [name.replace("Up", "Down") for name in reversed(read.pop("ups"))]
-    if ups != list(downs) or not set(downs) <= set(known):
+    downs, ups = ([str(name) for name in _listed(read.pop(way))] for way in ("downs", "ups"))
+    ups = [name.replace("Up", "Down") for name in reversed(ups)]
+    if ups != downs or not set(downs) <= set(known):
         raise ValueError(
-            f"{path} has the blocks {', '.join(downs)}; supported are "
+            f"{path} has down_block_types {', '.join(downs)[:80]}; supported are "
             f"{' and '.join(known)}, with the same blocks in encoder and decoder"
         )
     if (inputs := read.pop("inputs")) != read["out_channels"]:
@@ -150,9 +163,7 @@ def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
             f"{path} sets in_channels to {inputs} and out_channels to {read['out_channels']}; both "
             "must be the channels of the latents (models for inpainting are not supported)"
         )
-    if not isinstance(read["blocks"], int):
-        raise ValueError(f"{path} sets layers_per_block to {read['blocks']}; it must be one number")
-    read["widths"] = tuple(read["widths"])
+    read["widths"] = tuple(_listed(read["widths"]))
     heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 8
     count = len(downs)
     return UNet(
@@ -162,6 +173,11 @@ def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
         linear=config.get("use_linear_projection") or False,
         **fields,
     )
+
+
+def _listed(value: Any) -> list:
+    """A field of one value a level."""
+    return value if isinstance(value, list) else [value]
 
 
 def load_unet(folder: str | Path, **fields) -> tuple[UNet, dict]:
@@ -191,14 +207,14 @@ def read_vae(folder: str | Path) -> tuple[dict[str, Any], float]:
     config, path = read_config(folder), Path(folder) / "config.json"
     json_fields.check(config, path, supported.VAE, supported.VAE_ONLY, supported.VAE_FREE)
     for field, block in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
-        if other := set(config.get(field) or ()) - {f"{block}Block2D"}:
+        if other := set(map(str, _listed(config.get(field) or []))) - {f"{block}Block2D"}:
             raise ValueError(
                 f"{path} has {field} {', '.join(sorted(other))}; only {block}Block2D is supported"
             )
     names = {"blocks": "layers_per_block", "groups": "norm_num_groups"}
     names |= {"latent_channels": "latent_channels", "widths": "block_out_channels"}
     read = _fields(config, names, folder)
-    read["widths"] = tuple(read["widths"])
+    read["widths"] = tuple(_listed(read["widths"]))
     factor = json_fields.number(config, "scaling_factor", path, default=SCALING_FACTOR)
     if factor <= 0:
         raise ValueError(f"{path} sets scaling_factor to {factor}; it must be above 0")

@@ -58,7 +58,7 @@ ONLY = {
 WITHOUT_EFFECT = (
     "skip_prk_steps solver_order algorithm_type solver_type solver_p lower_order_final "
     "euler_at_final final_sigmas_type lambda_min_clipped predict_x0 disable_corrector "
-    "noise_sampler_seed flow_shift time_shift_type"
+    "noise_sampler_seed flow_shift time_shift_type tensor_format"
 ).split()
 
 
@@ -258,7 +258,7 @@ def _plain_betas(config: Mapping[str, Any], path: Path) -> np.ndarray:
     if config.get("trained_betas") is not None:
         try:
             beta = np.asarray(config["trained_betas"], np.float32)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{path} has trained_betas that are no list of numbers") from None
         if beta.shape != (count,):
             raise ValueError(

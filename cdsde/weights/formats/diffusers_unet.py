@@ -54,7 +54,7 @@ WITHOUT_EFFECT = ("sample_size", "dropout", "num_train_timesteps")
 OUTPUTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 VE_DEFAULTS = {"sigma_min": 0.01, "sigma_max": 1348.0}
 # Of the published sampler, which is not used.
-VE_WITHOUT_EFFECT = ("num_train_timesteps", "snr", "sampling_eps", "correct_steps")
+VE_WITHOUT_EFFECT = "num_train_timesteps snr sampling_eps correct_steps tensor_format".split()
 
 
 def read(path: str | Path) -> Opened:
@@ -278,7 +278,7 @@ def _weights(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of a unet under today's names."""
     path, found = _weights_file(folder), {}
     if path.suffix == ".json":
-        for shard in _shards(path):
+        for shard in networks.shards(path):
             found |= safetensors_file.load(folder / shard)
     elif path.suffix == ".safetensors":
         found = safetensors_file.load(path)
@@ -311,12 +311,3 @@ def _weights_file(folder: Path) -> Path:
             names = ", ".join(other.name for other in others)
             raise ValueError(f"{folder} has {names}; leave one of them there")
     raise ValueError(f"{folder} holds no weights: expected {STEM}.safetensors (or .bin) there")
-
-
-def _shards(index: Path) -> list[str]:
-    """Names of the files that an index lists, all in its own folder."""
-    table = json_fields.read(index, "it lists the files of the weights").get("weight_map")
-    names = list(table.values()) if isinstance(table, dict) else []
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise ValueError(f"{index} lists no files of weights; get the file again")
-    return sorted(set(names))

@@ -50,6 +50,7 @@ DEFAULTS: dict[str, Any] = {
     "rescale_timesteps": False,
     "NUM_CLASSES": 1000,
 }
+AT_LEAST_ONE = "image_size num_channels num_res_blocks diffusion_steps NUM_CLASSES".split()
 WITHOUT_EFFECT = (
     "dropout use_checkpoint use_fp16 timestep_respacing use_kl rescale_learned_sigmas"
 ).split()
@@ -122,18 +123,28 @@ def _arguments(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
       ValueError: one is unknown or of another type.
     """
     told = beside.section(config, "arguments", where)
-    json_fields.check(told, where, DEFAULTS, {}, WITHOUT_EFFECT)
     for name, default in DEFAULTS.items():
         if type(value := told.get(name, default)) is not type(default):
-            raise ValueError(f"{where} sets {name} to {value}; it must be like {default!r}")
+            shown = json_fields.shown(value).strip('"')
+            raise ValueError(f"{where} sets {name} to {shown}; it must be like {default!r}")
+    json_fields.check(told, where, DEFAULTS, {}, WITHOUT_EFFECT)
+    for name in AT_LEAST_ONE:
+        if told.get(name, 1) < 1:
+            raise ValueError(f"{where} sets {name} to {told[name]}; it must be at least 1")
     return {name: told.get(name, default) for name, default in DEFAULTS.items()}
 
 
 def _numbers(text: str, name: str, kind: type) -> tuple[Any, ...]:
     try:
-        return tuple(kind(n) for n in text.split(",") if n.strip())
+        numbers = tuple(kind(n) for n in text.split(",") if n.strip())
     except ValueError:
-        raise ValueError(f"{name} is '{text}'; write numbers with commas") from None
+        numbers = (0,)
+    if len(numbers) > json_fields.LEVELS or not all(0 < n <= 2**12 for n in numbers):
+        raise ValueError(
+            f"{name} is '{text[:80]}'; write numbers above 0 with commas, at most "
+            f"{json_fields.LEVELS}"
+        )
+    return numbers
 
 
 def fields_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +159,7 @@ def fields_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if not mult:
         raise ValueError(f"channel_mult is empty, and image_size {side} has no usual one")
     asked = _numbers(arguments["attention_resolutions"], "attention_resolutions", int)
-    factors = [side // n for n in asked if n > 0]
+    factors = [side // n for n in asked]
     return {
         "channels": arguments["num_channels"],
         "channel_mult": tuple(int(m) if m == int(m) else m for m in mult),

@@ -72,6 +72,8 @@ EXAMPLES: dict[str, Any] = {
 }
 DEFAULTS = {"fir_kernel": [1, 3, 3, 1], "progressive_combine": "sum", "nonlinearity": "swish"}
 LONGEST = 32  # a list in a configuration
+CONFIGURATION = "the configuration"  # of error messages, which begin with the file
+LARGEST_BETA = 1000  # published: 20
 SDES = ("vpsde", "subvpsde", "vesde")
 
 
@@ -109,6 +111,7 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
         pyramid = {found.get("progressive", "none"), found.get("progressive_input", "none")}
         fields.setdefault("fir", pyramid != {"none"})
     else:
+        beside.section(config, "training", beside.config_path(path))
         told = fields_of(config, len(found["channel_mult"]), beside.config_path(path))
         beside.check_same(told, found, path)
         fields = {**found, **told}
@@ -271,6 +274,10 @@ def fields_of(config: Mapping[str, Any], levels: int, where: Path) -> dict[str, 
             what = "is missing" if value is None else f"is {str(value)[:40]}"
             raise ValueError(f"{where}: {name} {what}; it must look like {json.dumps(example)}")
         told[name] = list(value) if isinstance(example, list) else value
+    if not 0 < sum(told["fir_kernel"]) < 1e9:
+        raise ValueError(
+            f"{where}: fir_kernel is {told['fir_kernel']}; the sum of a filter must be above 0"
+        )
     fields = {ours: told[name] for ours, name in FIELDS.items()}
     side, factors = told["image_size"], [2**level for level in range(levels)]
     fields["attention_factors"] = [f for f in factors if side // f in told["attn_resolutions"]]
@@ -306,19 +313,35 @@ def path_of(config: Mapping[str, Any], sigmas: np.ndarray | None = None) -> dict
     sde, continuous = training.get("sde"), training.get("continuous", True)
     if sde not in SDES:
         raise ValueError(f"training.sde is '{sde}'; known are {', '.join(SDES)}")
+    if not isinstance(continuous, bool):
+        raise ValueError(f"training.continuous is {continuous}; it must be true or false")
     form: dict[str, Any] = {"data": [-1, 1] if data.get("centered", False) else [0, 1]}
     if sde == "vesde":
         return {**form, **_ve(model, continuous, sigmas)}
-    low, high = (float(model.get(f"beta_{end}", n)) for end, n in (("min", 0.1), ("max", 20.0)))
+    low, high = (_constant(model, f"beta_{end}", n) for end, n in (("min", 0.1), ("max", 20.0)))
+    if not 0 <= low < high <= LARGEST_BETA:
+        raise ValueError(
+            f"the configuration has beta_min {low} and beta_max {high}; they must ascend from 0 or "
+            f"more to at most {LARGEST_BETA}"
+        )
     kind = sde.removesuffix("sde")
     time: dict[str, Any] = {"kind": kind, "beta_min": low, "beta_max": high, "scale": 999}
     if not continuous and kind == "vp":
-        count = int(model.get("num_scales", 1000))
+        count = json_fields.number(model, "num_scales", CONFIGURATION, int, 1000)
+        if count <= high:
+            raise ValueError(
+                f"the configuration has num_scales {count} and beta_max {high}; the noise of a "
+                "level, beta_max over num_scales, must be below 1"
+            )
         beta = np.linspace(low / count, high / count, count)
         time = {"kind": "levels", "alpha_bar": np.cumprod(1 - beta).tolist()}
     square = math.exp(-(low + high) / 2)  # a² at time 1
     form["sigma_max"] = (1 - square) ** (0.5 if kind == "vp" else 1.0) / math.sqrt(square)
     return {"state": kind, "output": "eps", "time": time, **form}
+
+
+def _constant(model: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    return json_fields.number(model, name, CONFIGURATION, float, default)
 
 
 def _ve(model: Mapping[str, Any], continuous: bool, sigmas: np.ndarray | None) -> dict[str, Any]:
@@ -327,12 +350,13 @@ def _ve(model: Mapping[str, Any], continuous: bool, sigmas: np.ndarray | None) -
             "training.continuous is false with a VE process, whose network is told a number of a "
             "noise level; only continuous VE networks are supported"
         )
-    ends = [model.get("sigma_min"), model.get("sigma_max")]
+    names = ("sigma_min", "sigma_max")
+    ends = [None if model.get(n) is None else _constant(model, n) for n in names]
     if sigmas is not None and sigmas.size:
         found = [float(sigmas[-1]), float(sigmas[0])]
-        for name, told, stored in zip(("sigma_min", "sigma_max"), ends, found, strict=True):
+        for name, told, stored in zip(names, ends, found, strict=True):
             if told is not None and not math.isclose(told, stored, rel_tol=1e-5):
-                raise ValueError(f"the configuration has {name} {told}, the weights {stored:.6g}")
+                raise ValueError(f"the configuration has {name} {told:g}, the weights {stored:.6g}")
         ends = found if None in ends else ends
     low, high = ends
     if low is None or high is None or not 0 < low < high:
