@@ -4,14 +4,13 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import zipfile
 
 import jax
 import numpy as np
 import pytest
 from helpers import one_sentence
+from memory_helpers import on_linux, peak_of
 from safetensors.numpy import load_file, save_file
 
 from cdsde.diffusion import paths
@@ -282,23 +281,8 @@ def test_missing_parts_are_named(pipeline):
     refused(pipeline("a_ddpm_root", drop=["scheduler"]), "names no scheduler")
 
 
-MEMORY = """
-import sys, jax
-from cdsde.weights.formats import diffusers_unet
-
-def peak():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-jax.numpy.ones(3).block_until_ready()
-before = peak()
-diffusers_unet.read(sys.argv[1])
-print(peak() - before)
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@on_linux
 def test_memory_holds_a_network_once(vectors, tmp_path):
     entries = json.loads((vectors / "full_size.json").read_text()).items()
     config = next(entry["cfg"] for name, entry in entries if "cat-256" in name)
@@ -309,7 +293,6 @@ def test_memory_holds_a_network_once(vectors, tmp_path):
     scheduler = json.loads((vectors / "a_ddpm_root" / "scheduler_config.json").read_text())
     diffusers_unet.write(tmp_path, fields, params, scheduler, 256)
     size = (tmp_path / "unet" / f"{STEM}.safetensors").stat().st_size
-    command = [sys.executable, "-c", MEMORY, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert size > 450e6
-    assert int(done.stdout) < 1.3 * size
+    reader = "from cdsde.weights.formats import diffusers_unet"
+    assert peak_of(reader, "diffusers_unet.read(sys.argv[1])", tmp_path) < 1.3 * size

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import sys
 import zipfile
 from collections import OrderedDict
@@ -14,7 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from memory_helpers import on_linux, peak_of
+from pixel_vectors import save
 from safetensors.flax import save_file as save_flax
+from safetensors.numpy import save_file as save_numpy
 
 from cdsde.networks import ADMEncoder, ADMUNet, DDPMUNet
 from cdsde.weights.torch import convert
@@ -281,9 +285,57 @@ def test_pt_without_tensors(tmp_path):
 
 def test_pt_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "w.pt").write_bytes(b"")
-    with pytest.raises(ImportError, match=r"install cdsde\[torch\], or convert it to .safetensors"):
+    save(tmp_path / "w.pt", weights("adm"))
+    _, params = convert.load_torch(tmp_path / "w.pt", "adm", num_head_channels=16)
+    assert_same(convert.to_state_dict(params, "adm"), weights("adm"))
+    (tmp_path / "w.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "executed"), protocol=2))
+    with pytest.raises(ValueError, match="could execute code"):
         convert.load_torch(tmp_path / "w.pt", "adm")
+    with pytest.raises(ImportError, match=r"install cdsde\[torch\], or write a .safetensors"):
+        convert.save_state_dict(tmp_path / "w.pt", params, "adm")
+
+
+def test_what_only_pytorch_knows_is_left_to_it(tmp_path):
+    torch = pytest.importorskip("torch")
+    expected = weights("adm_encoder")
+    content = {k: torch.from_numpy(v.copy()) for k, v in expected.items()}
+    torch.save({"ema": content, "shape": torch.Size([3])}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="torch.Size"):
+        convert.read_state_dict(tmp_path / "w.pt", plain=True)
+    assert_same(convert.read_state_dict(tmp_path / "w.pt"), expected)
+
+
+@pytest.mark.parametrize("kind", ["adm", "adm_encoder", "ddpm", "cut_generator"])
+def test_an_archive_that_bursts_is_refused(tmp_path, kind, monkeypatch):
+    """A pickle of 200 MB in an archive of 200 kB; PyTorch, which would unpack it, is not asked."""
+    monkeypatch.setattr(convert, "_read_torch", lambda path: pytest.fail("PyTorch was asked"))
+    size = 200 * 2**20
+    with zipfile.ZipFile(tmp_path / "w.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("w/data.pkl", "w") as f:
+            f.write(b"\x80\x02X" + size.to_bytes(4, "little"))
+            for _ in range(size // 2**20):
+                f.write(bytes(2**20))
+            f.write(b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"w\.pt is not a readable .* archive is compressed"):
+        convert.load_torch(tmp_path / "w.pt", kind)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # kB
+
+
+@pytest.mark.slow
+@on_linux
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_memory_holds_the_weights_once(tmp_path, suffix):
+    net = ADMUNet(channels=192, channel_mult=(1, 2, 3, 4), attention_factors=(4, 8))
+    state = {k: np.ones(s, np.float32) for k, s in shapes_of(net).items()}
+    path = tmp_path / f"w{suffix}"
+    save(path, state) if suffix == ".pt" else save_numpy(state, path)
+    assert path.stat().st_size > 400e6
+    reader, read = (
+        "from cdsde.weights.torch import convert",
+        "convert.load_torch(sys.argv[1], 'adm')",
+    )
+    assert peak_of(reader, read, path) < 1.3 * path.stat().st_size
 
 
 def test_every_mismatch_is_named_at_once():

@@ -7,10 +7,12 @@ published name, derived from its path by a rule (`input_blocks_3_0/in_layers_2/k
 Convolution kernels are (H, W, in, out) in JAX and (out, in, H, W) in PyTorch; linear kernels are
 (in, out) and (out, in), with trailing ones where the published layer is a 1x1 convolution.
 
-PyTorch is imported only to read a `.pt` of "adm", "adm_encoder" or "ddpm", and to write any `.pt`.
+PyTorch is imported only to write a `.pt`, and to read one of "adm", "adm_encoder" or "ddpm" that
+holds more than `pickle_reader` knows.
 """
 
 import functools
+import importlib.util
 import io
 import pickle
 import re
@@ -26,7 +28,7 @@ from absl import logging
 from flax import traverse_util
 
 from cdsde.runtime import files
-from cdsde.weights.torch import kinds, layouts, pickle_reader
+from cdsde.weights.torch import kinds, layouts, pickle_reader, safetensors_file
 
 Arrays = dict[str, np.ndarray]
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
@@ -57,8 +59,7 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
     """Loads published weights into the network of `kind`.
 
     Args:
-      path: `.pt`/`.pth` (only tensors are accepted) or `.safetensors`. A `.pt` of "adm", "ddpm" or
-        "adm_encoder" needs PyTorch; other kinds do not.
+      path: `.pt`/`.pth` (only tensors are accepted) or `.safetensors`; PyTorch is not needed.
       kind: "adm", "ddpm", "adm_encoder"; "cut_generator", "cut_discriminator", "cut_patch_sampler"
         (CUT's `latest_net_{G,D,F}.pth`); "inception" (the file of pytorch-fid); "lpips_alex",
         "lpips_vgg" (torchvision's backbone or a file of `lpips`; the published linear heads are
@@ -88,11 +89,11 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
     Raises:
       Mismatch: keys or shapes do not fit the network (the message lists them).
       ValueError: unknown kind or field; the file would execute code or is damaged.
-      ImportError: the file is a `.pt` that needs PyTorch, which is not installed.
     """
     state_dict = read_state_dict(path, plain=kinds.of_name(kind).plain)
     try:
-        return from_state_dict(state_dict, kind, **arch)
+        network, params = fitted(state_dict, kind, arch, consume=True)
+        return network.apply, params
     except Mismatch as error:
         raise Mismatch(f"{path}: {error}", error.wrong) from None
     except ValueError as error:
@@ -271,7 +272,12 @@ def save_state_dict(path: str | Path, params: Mapping, kind: str, prefix: str = 
     path = Path(path)
     state_dict = to_state_dict(params, kind, prefix)
     if _is_torch(path):
-        torch = _import_torch(path)
+        try:
+            import torch
+        except ImportError:
+            raise ImportError(
+                f"{path} needs PyTorch: install cdsde[torch], or write a .safetensors."
+            ) from None
         # Copies, because arrays from JAX are read-only.
         data = io.BytesIO()
         torch.save({k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}, data)
@@ -289,49 +295,49 @@ def read_state_dict(path: str | Path, plain: bool = False) -> Arrays:
 
     Args:
       path: the file.
-      plain: read a `.pt` without PyTorch, which requires dense tensors.
+      plain: refuse a `.pt` with anything else than dense tensors and plain data; False leaves such
+        a file to PyTorch, where that is installed.
 
     Raises:
       ValueError: unknown extension; the file would execute code, is damaged or has no tensors.
-      ImportError: the file is a `.pt`, `plain` is False and PyTorch is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}: check the path of the weights.")
-    if not _is_torch(path):
-        tensors = _read_safetensors(path)
-    else:
-        tensors = _read_plain(path) if plain else _read_torch(path)
+    tensors = _read_pickle(path, plain) if _is_torch(path) else safetensors_file.load(path)
     names = [re.sub(r"^(module\.)+", "", name) for name in tensors]
-    return dict(zip(names, tensors.values(), strict=True))
+    return dict(zip(names, _single(tensors).values(), strict=True))
 
 
-def _read_safetensors(path: Path) -> Arrays:
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file  # the NumPy reader does not support bfloat16
+def _single(tensors: dict[str, Any]) -> Arrays:
+    """The tensors, floating point ones as float32; `tensors` is emptied, to hold none twice."""
+    single = {}
+    for name in list(tensors):
+        value = np.asarray(tensors.pop(name))
+        floating = jnp.issubdtype(value.dtype, jnp.floating)
+        single[name] = np.asarray(value, np.float32 if floating else None)
+    return single
 
+
+def _read_pickle(path: Path, plain: bool) -> dict[str, Any]:
+    # In either case the sizes that the file claims have been compared with its own.
     try:
-        with jax.default_device(jax.devices("cpu")[0]):
-            tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}.") from None
-    if not tensors:
-        raise ValueError(f"{path} holds no tensors: pass a file of network weights.")
-    return _single(tensors)
+        return pickle_reader.load(
+            path, select=lambda content: _find_tensors(content, path, _unread)
+        )
+    except pickle_reader.Refused:
+        if plain or importlib.util.find_spec("torch") is None:
+            raise
+    return _read_torch(path)
 
 
-def _read_plain(path: Path) -> Arrays:
-    content = pickle_reader.load(path)
-    return _single(_find_tensors(content, path, lambda value: isinstance(value, np.ndarray)))
+def _unread(value: Any) -> bool:
+    return isinstance(value, pickle_reader.Tensor | np.ndarray)
 
 
-def _single(tensors: Mapping[str, Any]) -> Arrays:
-    floating = {k: jnp.issubdtype(v.dtype, jnp.floating) for k, v in tensors.items()}
-    return {k: np.asarray(v, np.float32 if floating[k] else None) for k, v in tensors.items()}
+def _read_torch(path: Path) -> dict[str, Any]:
+    import torch
 
-
-def _read_torch(path: Path) -> Arrays:
-    torch = _import_torch(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -344,16 +350,20 @@ def _read_torch(path: Path) -> Arrays:
     except Exception as error:  # a damaged pickle can make its reader raise anything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a readable PyTorch file: {first}.") from None
-    tensors = _find_tensors(content, path, torch.is_tensor)
-    result = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach()
-        result[name] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    return result
+    try:
+        tensors = _find_tensors(content, path, torch.is_tensor)
+    except pickle_reader.Unsuitable as error:
+        raise ValueError(f"{path} {error}") from None
+    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+    return {n: (x.float() if x.is_floating_point() else x).numpy() for n, x in tensors.items()}
 
 
 def _find_tensors(content: Any, path: Path, is_tensor: Callable[[Any], bool]) -> dict[str, Any]:
-    """The tensors of the state dict inside a saved object."""
+    """The tensors of the state dict inside a saved object.
+
+    Raises:
+      Unsuitable: there is none.
+    """
 
     def tensors_of(value):
         named = isinstance(value, Mapping)
@@ -369,7 +379,7 @@ def _find_tensors(content: Any, path: Path, is_tensor: Callable[[Any], bool]) ->
         content = next(filter(tensors_of, reversed(content)), {})
     tensors = tensors_of(content)
     if not tensors:
-        raise ValueError(f"{path} holds no named tensors: pass a file with a state_dict.")
+        raise pickle_reader.Unsuitable("holds no named tensors: pass a file with a state_dict.")
     return tensors
 
 
@@ -378,16 +388,6 @@ def _is_torch(path: Path) -> bool:
         choices = ", ".join((*TORCH_SUFFIXES, ".safetensors"))
         raise ValueError(f"{path} has the extension '{path.suffix}': choose one of {choices}.")
     return path.suffix != ".safetensors"
-
-
-def _import_torch(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise ImportError(
-            f"{path} needs PyTorch: install cdsde[torch], or convert it to .safetensors."
-        ) from None
-    return torch
 
 
 def _published(
@@ -449,5 +449,5 @@ def _supplemented(state_dict: Mapping[str, Any], spec: kinds.Kind) -> Mapping[st
         return state_dict
     asset = resources.files("cdsde") / "assets" / "features" / spec.supplement
     with resources.as_file(asset) as path:
-        entries = _read_safetensors(path)
+        entries = _single(safetensors_file.load(path))
     return state_dict if entries.keys() & state_dict.keys() else {**state_dict, **entries}

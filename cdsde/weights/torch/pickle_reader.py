@@ -53,6 +53,10 @@ class Unsuitable(ValueError):
     """What a `select` raises: the end of a sentence that begins with the file's name."""
 
 
+class Refused(ValueError):
+    """A file holds something else than tensors and plain data; the message is a sentence."""
+
+
 def load(
     path: str | Path, more: Names | None = None, select: Callable[[Any], Any] | None = None
 ) -> Any:
@@ -69,8 +73,8 @@ def load(
       where their tensors did.
 
     Raises:
-      ValueError: the file contains more than tensors and plain data, is damaged, or `select` found
-        it `Unsuitable`.
+      Refused: the file contains more than tensors and plain data.
+      ValueError: it is damaged, or `select` found it `Unsuitable`.
     """
     with open(path, "rb") as f:
         try:
@@ -84,7 +88,7 @@ def load(
 def _told(path: str | Path, error: Exception) -> ValueError:
     """What is wrong with a file, in a sentence."""
     if isinstance(error, opcodes.RefusedError):
-        return ValueError(
+        return Refused(
             f"{path} was refused because it holds something else than plain tensors ({error}) and "
             "loading it could execute code: save only the state_dict, or convert it to "
             ".safetensors where you trust it."
