@@ -11,7 +11,7 @@ LARGE = 64  # bytes from which a file lies elsewhere, as files of Git LFS do
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `root/OWNER/REPO/...`, each repository with one commit on `main`.
+    """Serves `root/OWNER/REPO/...`, each repository with one commit.
 
     Attributes:
       requests: what was asked for, `(method, path)` each.
@@ -19,6 +19,7 @@ class Hub(ThreadingHTTPServer):
       gated: repositories whose files need the token "hf_secret".
       cuts: numbers of bytes after which the next connections of large files are cut.
       down: status of every answer, or None.
+      revisions: names of that commit.
     """
 
     daemon_threads = True
@@ -27,6 +28,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.root, self.requests, self.headers = Path(root), [], []
         self.gated, self.cuts, self.down = set(), [], None
+        self.revisions = {"main"}
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
@@ -85,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.send(404)
 
     def about(self, repo, rest):
-        if not self.known(repo, rest[1] if len(rest) > 1 else "main"):
+        if not self.known(repo, "/".join(rest[1:]) or "main"):
             return None
         commit, files = self.server.commit(repo), self.server.files(repo)
         if rest[:1] != ["tree"]:
@@ -103,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
     def known(self, repo, revision) -> bool:
         if not self.server.files(repo):
             self.send(401, {"X-Error-Code": "RepoNotFound"})
-        elif revision not in ("main", self.server.commit(repo)):
+        elif revision not in (*self.server.revisions, self.server.commit(repo)):
             self.send(404, {"X-Error-Code": "RevisionNotFound"})
         else:
             return True

@@ -19,7 +19,9 @@ from cdsde.version import __version__
 from cdsde.weights.diffusers.networks import VARIANTS, WEIGHTS
 
 SCHEME = "hf:"
-NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[^/]+))?(/(?P<path>.+?))?/?")
+# Of revisions, only the hub's own refs (pull requests, converted copies) have slashes here.
+REVISION = r"refs/(?:pr|convert|heads|tags)/[^/]+|[^/]+"
+NAME = re.compile(rf"hf:(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>{REVISION}))?(/(?P<path>.+?))?/?")
 # The folders of a model, and whether each holds a network.
 MODEL = {"unet": True, "vae": True, "text_encoder": True, "tokenizer": False, "scheduler": False}
 PARTS = ("score", "model", "network")
@@ -43,7 +45,7 @@ def local(name: str | Path, part: str = "score") -> Path:
       part: what is needed of a folder. "score": a pixel model, with its network at the top or in
         `unet/`; "model": all parts of a latent diffusion model; "network": one network at the top.
         Of a network the safetensors are fetched, and a score network's `.bin` if there are none.
-        Where PATH is a file, that file and the card `.json` beside it.
+        Where PATH is a file, that file and what describes it beside it, `.json` or `.config.json`.
 
     Returns:
       The path of the file or of the folder, in the hub's cache; another name as it is.
@@ -141,7 +143,9 @@ def choose(listed: Iterable[str], asked: Name, part: str) -> list[str]:
     """
     listed = set(listed)
     if asked.path in listed:
-        return sorted({asked.path, str(PurePosixPath(asked.path).with_suffix(".json"))} & listed)
+        file = PurePosixPath(asked.path)
+        beside = {str(file.with_suffix(suffix)) for suffix in (".json", ".config.json")}
+        return sorted({asked.path, *beside} & listed)
     prefix = f"{asked.path}/" if asked.path else ""
     inside = {file.removeprefix(prefix) for file in listed if file.startswith(prefix)}
     if not inside:

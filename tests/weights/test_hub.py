@@ -17,6 +17,7 @@ from cdsde.edit import run as edit_run
 from cdsde.evaluate import edits
 from cdsde.version import __version__
 from cdsde.weights import diffusers, exported, hub, resolve
+from cdsde.weights.formats import beside
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 from huggingface_hub import constants, file_download, utils  # noqa: E402
@@ -165,10 +166,26 @@ def test_files_of_each_kind_of_folder(server, part, there, fetched):
 
 def test_a_file_comes_with_its_card_alone(server):
     write(server.root / "a/b", "x/score.safetensors", "x/score.json", "x/other.json", "e.pkl")
+    write(server.root / "a/c", "x.pth", "x.config.json", "config.json", "x2.config.json")
+    path = hub.local("hf:a/c/x.pth")
+    assert server.fetched() == ["x.config.json", "x.pth"]
+    assert beside.config_of(path, None) == {"of": "x.config.json"}
+    server.requests.clear()
     path = hub.local("hf:a/b/x/score.safetensors")
     assert path.name == "score.safetensors" and path.with_suffix(".json").is_file()
     assert hub.local("hf:a/b@main/e.pkl").read_bytes() == (server.root / "a/b/e.pkl").read_bytes()
     assert server.fetched() == ["e.pkl", "x/score.json", "x/score.safetensors"]
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/1", "refs/convert/parquet", "v1.0"])
+def test_a_revision_may_be_one_of_the_hubs_refs(server, revision):
+    asked = hub._parse(f"hf:a/b@{revision}/unet/x.pth")
+    assert (asked.repo, asked.revision, asked.path) == ("a/b", revision, "unet/x.pth")
+    assert hub._parse(f"hf:a/b@{revision}").revision == revision
+    assert f"has no revision {revision}; name a branch" in fails(f"hf:{PIXELS}@{revision}")
+    server.revisions.add(revision)
+    folder = hub.local(f"hf:{PIXELS}@{revision}/unet")
+    assert folder.name == "unet" and (folder / "config.json").is_file()
 
 
 def test_a_connection_that_is_cut_is_taken_up_again(server):
