@@ -27,8 +27,7 @@ SHEET = "sheet.png"  # beside the images: a contact sheet of the first ones
 SHOWN = 6  # differences between records in a message
 # Newer keys are left out of a record where they have no effect, so that older records match.
 NEUTRAL = (("sample", "match_colours", 0), ("sample", "guide_every", 1), ("data", "fit", "crop"))
-NEUTRAL += (("sample", "keep_size", False),)
-
+NEUTRAL += (("sample", "keep_size", False), ("contrastive_sde", "clean", False))
 LATER = ("model_files",)  # keys that records of earlier versions do not have
 # Keys of earlier versions in records, and the value without an effect.
 RETIRED = {
@@ -85,7 +84,7 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     record[config.method] = json.loads(config_lib.method_settings(config).to_json())
     record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}
     for part, key, neutral in NEUTRAL:
-        if record[part].get(key) == neutral:
+        if record.get(part, {}).get(key) == neutral:
             del record[part][key]
     if config.method in config_lib.GANS:
         kept = {"keep_size": True} if config.sample.keep_size else {}
