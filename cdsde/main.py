@@ -80,7 +80,7 @@ def run(argv) -> None:
             from cdsde.weights import adoption
 
             if mode != "train":
-                config = adoption.adopted(config, workdir)
+                config = adoption.adopted(config, workdir, importing=mode == "import")
             _program(mode, config)(config, workdir)
         except preemption.Preempted as reason:
             logging.warning("%s", reason)

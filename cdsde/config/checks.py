@@ -192,10 +192,10 @@ def _networks(config: ConfigDict) -> None:
 
 def _levels(config: ConfigDict) -> None:
     s = config.sample
-    if s.variance == "learned" and not (s.solver == "ancestral" and config.score.learn_sigma):
+    if s.variance == "learned" and s.solver != "ancestral":
         raise ValueError(
-            "config.sample.variance is 'learned', which needs config.sample.solver=ancestral and a "
-            "network with config.score.learn_sigma"
+            f"config.sample.variance is 'learned', and config.sample.solver '{s.solver}', which "
+            "has no such option; choose ancestral, or leave the variance out"
         )
     total, start = config.sde.num_steps, derived.start_index(config)
     if not 1 <= start <= total:

@@ -98,6 +98,12 @@ def autoencoder(description: Description, dtype) -> AutoencoderKL:
     return AutoencoderKL(**fields, dtype=dtype)
 
 
+def learns_variance(description: Description) -> bool:
+    """Whether the network's last channels are a variance, as many as those of the noise."""
+    fields, channels = description.fields, description.channels
+    return bool(fields.get("learn_sigma")) or fields.get("out_channels") == 2 * channels
+
+
 def path_of(description: Description) -> paths.Path:
     """The network's path."""
     return paths.Path(**description.path)

@@ -23,18 +23,19 @@ from cdsde.weights.resolve import SHIPPED
 SCORES = ("score", config_lib.SOURCE_SCORE)
 
 
-def adopted(config: ConfigDict, workdir) -> ConfigDict:
+def adopted(config: ConfigDict, workdir, importing: bool = False) -> ConfigDict:
     """The config with the description of its published score network, if it has one.
 
     Args:
       config: the task; it stays as it is.
       workdir: the work folder, whose checkpoints have precedence over `config.weights`.
+      importing: whether it is for --mode=import, see `registry.format_of`.
 
     Raises:
       ValueError: a file is no network that is known, two networks differ, or the network does not
         fit the task.
     """
-    found = {stage: _text_of(config, workdir, stage) for stage in SCORES}
+    found = {stage: _text_of(config, workdir, stage, importing) for stage in SCORES}
     texts = {stage: text for stage, text in found.items() if text is not None}
     if not any(texts.values()):
         if config.score.label is not None or config.score.guidance != 1:
@@ -42,8 +43,10 @@ def adopted(config: ConfigDict, workdir) -> ConfigDict:
                 f"config.score.label is {config.score.label} and config.score.guidance "
                 f"{config.score.guidance}, and the score network takes no class; leave both out"
             )
+        _check_variance(config, "config.score.learn_sigma is False")
         return config
     if len(set(texts.values())) > 1:
+        _check_exist(config, [stage for stage, text in texts.items() if not text])
         raise ValueError(
             "config.weights.score and config.weights.source_score name networks of different "
             "architectures or noise levels, and a task has one of both; take two of one kind"
@@ -53,6 +56,7 @@ def adopted(config: ConfigDict, workdir) -> ConfigDict:
     if description.channels != 3:
         description = _on_latents(config, description)
     config.score.arch, config.score.published = "published", published.to_text(description)
+    config.score.learn_sigma = published.learns_variance(description)
     check(config, description)
     return config
 
@@ -61,6 +65,7 @@ def describe(opened: Opened) -> Description:
     """The description of an opened network."""
     fields = opened.fields
     classes = fields.get("num_classes") or fields.get("num_class_embeds") or None
+    square = opened.arch in ("NCSNpp", "SongUNet", "DhariwalUNet")  # as many channels in as out
     # Networks with a null class, and EDM's, also do without one.
     free = opened.arch in ("SongUNet", "DhariwalUNet") or fields.get("null_class", False)
     return Description(
@@ -70,7 +75,7 @@ def describe(opened: Opened) -> Description:
         side=fields.get("image_size") or fields.get("input_size"),
         classes=classes,
         needs_class=classes is not None and not free,
-        channels=fields.get("in_channels") or 3,
+        channels=fields.get("in_channels") or (fields["out_channels"] if square else 3),
     )
 
 
@@ -80,6 +85,11 @@ def _on_latents(config: ConfigDict, description: Description) -> Description:
     Raises:
       ValueError: there is none, it has other latents, or the task needs pixels.
     """
+    if description.channels < 3:
+        raise ValueError(
+            f"the network of config.weights.score sees images of {description.channels} channels, "
+            "and images here have 3; name a network of coloured images"
+        )
     if config.model.path is None:
         raise ValueError(
             f"the network of config.weights.score works on latents of {description.channels} "
@@ -127,6 +137,12 @@ def check(config: ConfigDict, description: Description) -> None:
             f"the network of config.weights.score takes images of {side}² pixels, and "
             f"config.data.image_size is {size}; set it to {side}"
         )
+    if (kind := description.fields.get("class_embed_type")) is not None:
+        told = {"identity": "a vector", "timestep": "a number"}.get(kind, "something")
+        raise ValueError(
+            f"the network of config.weights.score takes {told} with each image (class_embed_type "
+            f"is '{kind}' in its config.json), which no key here gives; name a network without it"
+        )
     label, classes = config.score.label, description.classes
     if label is None and description.needs_class and classes is not None:
         raise ValueError(
@@ -145,6 +161,7 @@ def check(config: ConfigDict, description: Description) -> None:
             "config.weights.score knows no class that stands for any class (DiT does), or "
             "config.score.label is None; set the guidance to 1"
         )
+    _check_variance(config, "the network of config.weights.score learned none")
     if config.method not in config_lib.SDES:
         return
     reached = paths.levels_known(
@@ -157,7 +174,25 @@ def check(config: ConfigDict, description: Description) -> None:
         )
 
 
-def _text_of(config: ConfigDict, workdir, stage: str) -> str | None:
+def _check_exist(config: ConfigDict, stages: list[str]) -> None:
+    """Checks that the files that `config.weights` names for stages are there."""
+    for stage in stages:
+        name = config.weights[stage]
+        if name and not name.startswith(SHIPPED) and not hub.local(name).exists():
+            raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
+
+
+def _check_variance(config: ConfigDict, otherwise: str) -> None:
+    """Checks that the network knows the variance that the solver is to take."""
+    learned = config.method in config_lib.SDES and config.sample.variance == "learned"
+    if learned and not config.score.learn_sigma:
+        raise ValueError(
+            f"config.sample.variance is 'learned', and {otherwise}; set it to fixedsmall or "
+            "fixedlarge"
+        )
+
+
+def _text_of(config: ConfigDict, workdir, stage: str, importing: bool) -> str | None:
     """The description of a stage's network: "" where the config's keys describe it.
 
     None where the task has no such network.
@@ -169,7 +204,7 @@ def _text_of(config: ConfigDict, workdir, stage: str) -> str | None:
     name = config.weights[stage]
     if name is None:
         return None
-    if registry.format_of(name) is None:
+    if registry.format_of(name, importing) is None:
         card = hub.local(name).with_suffix(".json")
         if name.startswith(SHIPPED) or not card.is_file():
             return ""

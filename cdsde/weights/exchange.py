@@ -21,7 +21,7 @@ from cdsde.networks.features.vgg import FirstLayers
 from cdsde.networks.stable_diffusion import small
 from cdsde.runtime import files, records
 from cdsde.weights import checkpoint, diffusers, exported, hub, resolve
-from cdsde.weights.formats import diffusers_unet, registry, unet2d_of
+from cdsde.weights.formats import diffusers_unet, remarks, unet2d_of
 from cdsde.weights.torch import convert
 
 MODULES = {
@@ -58,8 +58,8 @@ def import_weights(config: ConfigDict, workdir) -> None:
     if not named:
         raise ValueError("nothing to import: name files with --config.weights.score=PATH and so on")
     for stage, path in named.items():
-        if config_lib.network_group(stage) == "score" and registry.format_of(path):
-            params = registry.read(path).params
+        if config_lib.network_group(stage) == "score" and config.score.arch == "published":
+            params = remarks.read(config, path).params
         else:
             _check_published(config, stage)
             params = _published_params(config, stage, hub.local(path))

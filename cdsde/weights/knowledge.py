@@ -141,7 +141,10 @@ def _keys(stage: str) -> str:
 
 def _flat(architecture: Mapping, stage: str) -> dict[str, Any]:
     group = config_lib.network_group(stage)
-    inner = {f"{group}.{k}": v for k, v in architecture["network"].items()}
+    network = architecture["network"]
+    if network.get("arch") == "published":  # of which the other keys say nothing
+        network = {key: network[key] for key in ("arch", "published") if key in network}
+    inner = {f"{group}.{k}": v for k, v in network.items()}
     rest = {k: v for k, v in architecture.items() if k != "network"}
     free = [f"{group}.{k}" for k in WITHOUT_EFFECT]
     return {k: v for k, v in {**inner, **rest}.items() if k not in free}

@@ -23,7 +23,7 @@ from cdsde import config as config_lib
 from cdsde.networks import build
 from cdsde.runtime.trees import digest, not_finite
 from cdsde.weights import checkpoint, exported, hub, knowledge
-from cdsde.weights.formats import registry
+from cdsde.weights.formats import registry, remarks
 
 SHIPPED = "shipped:"
 
@@ -114,12 +114,13 @@ def _load_named(config: ConfigDict, stage: str, name: str) -> tuple[dict, dict]:
         if not path.exists():
             raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
     if config_lib.network_group(stage) == "score" and registry.format_of(name):
-        if config.score.arch != "published":
+        if config.score.arch == "published":
+            return remarks.read(config, name).params, {}
+        if registry.format_of(name, importing=True):
             raise ValueError(
                 f"config.weights.{stage}={name} is a published network, which cdsde samples from "
                 "and does not train; leave it out"
             )
-        return registry.read(name).params, {}
     card = path.with_suffix(".json")
     if path.suffix != ".safetensors" or not card.exists():
         raise ValueError(

@@ -1,10 +1,16 @@
 """Published score networks as a config's: named, imported, translated with, refused."""
 
+import functools
 import json
+import re
+import shutil
 
+import jax
 import numpy as np
 import pytest
-from helpers import random_params
+from helpers import one_sentence, random_params
+from pixel_vectors import save
+from safetensors.numpy import load_file, save_file
 from sampling_helpers import batch
 
 from cdsde import load_sampler
@@ -13,7 +19,8 @@ from cdsde.networks import build, published
 from cdsde.translation import latents
 from cdsde.translation.compiled import Sampler
 from cdsde.weights import adoption, diffusers, exchange, exported, resolve
-from cdsde.weights.formats import registry
+from cdsde.weights.formats import diffusers_unet, registry
+from cdsde.weights.torch import convert
 
 # File -> side of its images, class.
 FILES = {
@@ -68,7 +75,11 @@ def test_every_file_of_the_vectors_is_recognised(golden):
     formats = {name: registry.format_of(str(golden / "pixel" / name)) for name in FILES}
     assert all(kind == name.split("/")[0] for name, kind in formats.items())
     assert registry.format_of("shipped:fluent_score") is None
-    assert registry.format_of(str(golden / "egsde" / "adm_unet.pt")) is None
+    assert registry.format_of(str(golden / "egsde" / "dse.safetensors")) is None
+    # A network without classes is described by its file, or by the keys, where it is imported.
+    plain = str(golden / "egsde" / "adm_unet.safetensors")
+    assert registry.format_of(plain) == "guided_diffusion"
+    assert registry.format_of(plain, importing=True) is None
 
 
 @pytest.mark.slow
@@ -112,6 +123,182 @@ def test_a_label_and_what_is_refused(task_of, tiny, tmp_path):
         for label in (1, 2)
     )
     assert (one != two).any()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("classes", [True, False])
+def test_a_network_of_guided_diffusion_is_opened_by_its_names(
+    golden, task_of, tmp_path, caplog, suffix, classes
+):
+    """With or without classes, as PyTorch writes it or as safetensors."""
+    source = golden / "egsde" / "adm_unet.safetensors"
+    if classes:
+        source = golden / "pixel" / "guided_diffusion" / "ema_0.9999_010000.pt"
+    weights = convert.read_state_dict(source, plain=True)
+    path = tmp_path / f"w{suffix}"
+    save(path, weights) if suffix == ".pt" else save_file(weights, path)
+    name = "guided_diffusion/ema_0.9999_010000.pt"
+    task = task_of(name, weights__score=str(path), score__label=1 if classes else None)
+    config = adoption.adopted(task, tmp_path)
+    assert "w.config.json: taking" in caplog.text and "linear noise" in caplog.text
+    params, _ = resolve.load(config, tmp_path, "score")
+    back = convert.to_state_dict(params, "adm")
+    assert back.keys() == weights.keys()
+    assert all(np.array_equal(back[key], weights[key]) for key in weights)
+    assert published.of_text(config.score.published).classes == (6 if classes else None)
+    if not classes:  # training on goes by the keys
+        assert adoption.adopted(task, tmp_path, importing=True).score.arch == "adm"
+        with pytest.raises(ValueError, match="bring published weights in with --mode=import"):
+            resolve.load(task, tmp_path, "score")
+
+
+def test_a_learned_variance_is_that_of_the_file(task_of, tiny, tmp_path, golden):
+    learned = {"sample__variance": "learned"}
+    for key in (True, False):
+        config = adoption.adopted(
+            task_of("guided_diffusion/ema_0.9999_010000.pt", score__learn_sigma=key, **learned),
+            tmp_path,
+        )
+        assert config.score.learn_sigma
+        with pytest.raises(ValueError, match="network of config.weights.score learned none; set"):
+            adoption.adopted(task_of("edm/ddpmpp_vp.pkl", score__learn_sigma=key, **learned), "x")
+    x = jax.ShapeDtypeStruct((2, 16, 16, 3), np.float32)
+    network = build.score_model(config)
+    both = jax.eval_shape(
+        functools.partial(network.apply, variance=True), resolve.shapes(config, "score"), x, 3
+    )
+    assert [part.shape for part in both] == [x.shape, x.shape]
+    with pytest.raises(ValueError, match="config.score.learn_sigma is False; set it to fixedsmall"):
+        adoption.adopted(tiny(method="sdedit", score__learn_sigma=False, **learned), tmp_path)
+    with pytest.raises(ValueError, match="solver 'ddim', which has no such option"):
+        tiny(method="sdedit", sample__solver="ddim", **learned)
+
+
+@pytest.fixture
+def folder_of(golden, tmp_path):
+    """`folder_of(config, scheduler, change)`: a copy of a pixel folder with other fields, whose
+    arrays `change` changes in place."""
+
+    def make(config=(), scheduler=(), change=lambda weights: None):
+        folder = tmp_path / "folder"
+        shutil.copytree(golden / "pixel" / "diffusers" / "a_ddpm_root", folder)
+        for file, fields in (("config.json", config), ("scheduler_config.json", scheduler)):
+            told = json.loads((folder / file).read_text()) | dict(fields)
+            gone = [name for name, value in dict(fields).items() if value is None]
+            told = {name: value for name, value in told.items() if name not in gone}
+            (folder / file).write_text(json.dumps(told))
+        (path,) = folder.glob("*.safetensors")
+        weights = load_file(path)
+        change(weights)
+        save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, path)
+        return str(folder)
+
+    return make
+
+
+def as_often(times, *names):
+    """A change that repeats an array along its first axis, or takes its first channel."""
+
+    def change(weights):
+        for name in names:
+            value = weights[name]
+            weights[name] = np.concatenate([value] * times) if times > 1 else value[:1]
+
+    return change
+
+
+HEAD = ("conv_out.weight", "conv_out.bias")
+
+
+@pytest.mark.parametrize("kind", ["learned", "learned_range"])
+def test_a_folder_learned_a_share_of_the_variance_or_is_refused(folder_of, task_of, tmp_path, kind):
+    folder = folder_of({"out_channels": 6}, {"variance_type": kind}, as_often(2, *HEAD))
+    config = task_of("diffusers/a_ddpm_root", weights__score=folder, sample__variance="learned")
+    if kind == "learned_range":
+        assert adoption.adopted(config, tmp_path).score.learn_sigma
+        return
+    with pytest.raises(ValueError, match="variance_type to 'learned', .* only 'learned_range'"):
+        adoption.adopted(config, tmp_path)
+
+
+def gray(weights):
+    as_often(1, *HEAD)(weights)
+    weights["conv_in.weight"] = weights["conv_in.weight"][:, :1]
+
+
+def timed(weights):
+    for name in [n for n in weights if n.startswith("time_embedding.")]:
+        weights[name.replace("time", "class")] = weights[name]
+
+
+UNUSABLE = [
+    ({"in_channels": 1, "out_channels": 1}, gray, "sees images of 1 channels, and images here"),
+    ({"class_embed_type": "identity"}, lambda w: None, "takes a vector with each image"),
+    ({"class_embed_type": "timestep"}, timed, "takes a number with each image"),
+]
+
+
+@pytest.mark.parametrize(("fields", "change", "told"), UNUSABLE, ids=[t for *_, t in UNUSABLE])
+def test_what_no_key_can_serve_is_told(folder_of, task_of, tmp_path, fields, change, told):
+    config = task_of("diffusers/a_ddpm_root", weights__score=folder_of(fields, (), change))
+    with pytest.raises(ValueError, match=told) as error:
+        adoption.adopted(config, tmp_path)
+    assert one_sentence(str(error.value))
+
+
+def test_a_missing_file_of_the_source_is_told(task_of, tmp_path):
+    missing = "/nowhere/x.pt"
+    config = task_of(
+        "diffusers/a_ddpm_root", method="cyclediffusion", weights__source_score=missing
+    )
+    with pytest.raises(ValueError, match=f"config.weights.source_score={missing} does not exist"):
+        adoption.adopted(config, tmp_path)
+
+
+# Fields of a file's sampler, keys of the config -> what is said.
+SAMPLERS = [
+    ({"clip_sample": True}, {}, "clip_sample true; .* takes config.sample.clip=True for clip_sam"),
+    ({"clip_sample": True}, {"sample.clip": True}, None),
+    ({"clip_sample": False}, {"sample.clip": True}, "takes config.sample.clip=False"),
+    ({"clip_sample": True, "clip_sample_range": 2}, {"sample.clip": True}, "nothing for clip_sam"),
+    ({"thresholding": True}, {}, "thresholding true; .* takes nothing for thresholding"),
+    ({"variance_type": "fixed_small"}, {}, None),
+    ({"variance_type": "fixed_large"}, {}, "takes config.sample.solver=ancestral and .variance=fi"),
+    ({"timestep_spacing": "trailing"}, {}, "takes config.sample.steps and .spacing"),
+    ({"timestep_spacing": "trailing"}, {"sample.steps": None}, None),
+    ({"steps_offset": 5}, {}, "steps_offset 5; .* takes config.sample.start and .steps"),
+    ({"set_alpha_to_one": False}, {}, "takes nothing for set_alpha_to_one"),
+    ({"thresholding": True, "steps_offset": 1}, {}, "thresholding true, steps_offset 1; "),
+    ({"tensor_format": "pt"}, {}, None),
+]
+
+
+@pytest.mark.parametrize(("fields", "keys", "said"), SAMPLERS, ids=[str(f) for f, *_ in SAMPLERS])
+def test_what_the_files_sampler_would_do_is_said_once(
+    folder_of, task_of, tmp_path, caplog, fields, keys, said
+):
+    folder = folder_of(scheduler=dict.fromkeys(diffusers_unet.SAMPLING) | fields)
+    keys = {"sample.clip": False} | keys
+    changes = {key.replace(".", "__"): value for key, value in keys.items()}
+    config = task_of("diffusers/a_ddpm_root", weights__score=folder, **changes)
+    resolve.load(adoption.adopted(config, tmp_path), tmp_path, "score")
+    found = [r.message for r in caplog.records if "asks its own sampler" in r.message]
+    assert len(found) == (said is not None)
+    assert all(re.search(said, text) and one_sentence(text) for text in found), found
+
+
+def test_another_size_than_the_files_is_said(task_of, tmp_path, caplog):
+    for name, size, said in (
+        ("diffusers/a_ddpm_root", 32, True),
+        ("diffusers/a_ddpm_root", 16, False),
+        ("score_sde/ncsnpp_ve.pth", 32, True),
+        ("score_sde/ncsnpp_ve.pth", 16, False),
+    ):
+        caplog.clear()
+        config = adoption.adopted(task_of(name, data__image_size=size), tmp_path)
+        resolve.load(config, tmp_path, "score")
+        told = "was made for images of 16² pixels, and config.data.image_size is 32"
+        assert (told in caplog.text) == said
 
 
 def test_an_exported_file_keeps_the_description(task_of, tmp_path):

@@ -52,6 +52,11 @@ CHOICES = {
 # Dropout is for training; num_train_timesteps belongs to a learned table of times.
 WITHOUT_EFFECT = ("sample_size", "dropout", "num_train_timesteps")
 OUTPUTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+# How diffusers bounds images and spaces its levels, and the variance of its noise.
+SAMPLING = (
+    "clip_sample clip_sample_range thresholding variance_type timestep_spacing steps_offset "
+    "set_alpha_to_one"
+).split()
 VE_DEFAULTS = {"sigma_min": 0.01, "sigma_max": 1348.0}
 # Of the published sampler, which is not used.
 VE_WITHOUT_EFFECT = "num_train_timesteps snr sampling_eps correct_steps tensor_format".split()
@@ -68,7 +73,8 @@ def read(path: str | Path) -> Opened:
     sampler = _sampler(folder)
     unet, scheduler = (_part(folder, name) for name in ("unet", "scheduler"))
     config_file = unet / "config.json"
-    fields = fields_of(networks.read_config(unet), config_file)
+    config = networks.read_config(unet)
+    fields, side = fields_of(config, config_file), config.get("sample_size")
     fourier = fields["time_embedding_type"] == "fourier"
     if fourier != (sampler == VE):
         raise ValueError(
@@ -78,7 +84,8 @@ def read(path: str | Path) -> Opened:
     seen = _ve_path(scheduler) if fourier else _vp_path(scheduler, sampler, fields, config_file)
     network = module(fields)
     params = networks.fit(network, inputs(network), _weights(unet), unet, consume=True)
-    return Opened(ARCH, fields, seen, params)
+    sampling = {} if fourier else _sampling(scheduler, config_file)
+    return Opened(ARCH, fields, seen, params, side if type(side) is int else None, sampling)
 
 
 def write(
@@ -234,21 +241,30 @@ def _vp_path(folder: Path, sampler: str, fields: Mapping[str, Any], config_file:
     """How a network of DDPM's levels sees an image."""
     found = schedule.read_scheduler(folder, sampler)
     channels, outputs = fields["in_channels"], fields["out_channels"]
-    learned = found.variance is not None and found.variance.startswith("learned")
+    if found.variance == "learned":
+        raise ValueError(
+            f"{folder / 'scheduler_config.json'} sets variance_type to 'learned', where channels "
+            "are the variance itself; only 'learned_range', where they lie between two, is read"
+        )
+    learned = found.variance == "learned_range"
     if outputs != channels * (1 + learned):
         raise ValueError(
             f"{config_file} has {channels} in_channels and {outputs} out_channels, and "
             f"{folder / 'scheduler_config.json'} has variance_type {json.dumps(found.variance)}; "
             "a learned variance, and only that, doubles the channels"
         )
-    # How diffusers bounds images, and the variance of its noise, are its sampler's and not the
-    # network's; the solvers here have settings of their own.
     return {
         "state": "vp",
         "output": OUTPUTS[found.prediction],
         "time": {"kind": "levels", "alpha_bar": [float(a) for a in found.alpha_bar]},
         "data": [-1, 1],
     }
+
+
+def _sampling(folder: Path, config_file: Path) -> dict[str, Any]:
+    """What the file says about its sampler, in whose place the solvers here stand (remarks.py)."""
+    config = json_fields.read(folder / "scheduler_config.json", f"{config_file} belongs to it")
+    return {name: config[name] for name in SAMPLING if config.get(name) is not None}
 
 
 def _ve_path(folder: Path) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -14,9 +15,13 @@ class Opened(NamedTuple):
       path: how the network sees a noisy image: arguments of `diffusion.paths.Path`, plain JSON
         values.
       params: `{"params": tree}`, float32 arrays.
+      side: side of the images that the file was made for, where the network takes others, too.
+      sampler: the fields of the file that say how its publisher samples from the network.
     """
 
     arch: str
     fields: dict[str, Any]
     path: dict[str, Any]
     params: dict[str, Any]
+    side: int | None = None
+    sampler: Mapping[str, Any] | None = None

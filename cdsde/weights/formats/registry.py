@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cdsde.weights import hub
 from cdsde.weights.formats import diffusers_unet, dit, edm, guided_diffusion, score_sde
 from cdsde.weights.formats.opened import Opened
-from cdsde.weights.torch import convert, pickle_reader, plain_objects
+from cdsde.weights.torch import convert, layouts, pickle_reader, plain_objects, safetensors_file
 
 READERS: dict[str, Callable[[Path], Opened]] = {
     "diffusers": diffusers_unet.read,
@@ -21,11 +21,12 @@ READERS: dict[str, Callable[[Path], Opened]] = {
 OBJECTS = {**plain_objects.NUMPY_SCALARS, **plain_objects.RECORDS}
 
 
-def format_of(name: str) -> str | None:
+def format_of(name: str, importing: bool = False) -> str | None:
     """The format of what `config.weights.score` names, a key of `READERS`.
 
-    None for what the config's keys describe: shipped weights, files of cdsde, and networks of
-    guided-diffusion without classes, which --mode=import checks against the keys.
+    None for what the config's keys describe: shipped weights, files of cdsde, and, where
+    `importing`, networks of guided-diffusion without classes, which --mode=import checks against
+    the keys, so that they can be trained on.
 
     Raises:
       ValueError: the file is damaged, would execute code, or cannot be had from a hub.
@@ -40,9 +41,11 @@ def format_of(name: str) -> str | None:
         return None
     if path.suffix == ".pkl":
         return "edm"
+    if path.suffix == ".safetensors":
+        return _of_names(safetensors_file.names(path), importing)
     if path.suffix not in convert.TORCH_SUFFIXES:
         return None
-    return pickle_reader.load(path, OBJECTS, _told_by)
+    return pickle_reader.load(path, OBJECTS, lambda content: _told_by(content, importing))
 
 
 def read(name: str) -> Opened:
@@ -57,17 +60,23 @@ def read(name: str) -> Opened:
     return READERS[kind](hub.local(name))
 
 
-def _told_by(content: Any) -> str | None:
+def _told_by(content: Any, importing: bool) -> str | None:
     """The format of the contents of a PyTorch file, of whose tensors nothing is read."""
     if not isinstance(content, Mapping):
         return None
     average = content.get("ema")
     if isinstance(average, Mapping) and "shadow_params" in average:
         return "score_sde"
-    names = [*content, *(average if isinstance(average, Mapping) else ())]
-    if any(str(name).startswith("x_embedder.") for name in names):
+    inner = [content[key] for key in convert.WRAPPERS if isinstance(content.get(key), Mapping)]
+    names = {str(name) for part in (content, *inner) for name in part}
+    if any(name.startswith("x_embedder.") for name in names):
         return "dit"
-    conditional = "label_emb.weight" in names and any(
-        str(name).startswith("input_blocks.") for name in names
-    )
-    return "guided_diffusion" if conditional else None
+    return _of_names(names, importing)
+
+
+def _of_names(names: Iterable[str], importing: bool) -> str | None:
+    """The format of a state dict with these names, if it is one of guided-diffusion."""
+    names = {name.removeprefix("module.") for name in names}
+    if not all(layouts.has_prefix(names, f"{part}_blocks.0.0.") for part in ("input", "output")):
+        return None
+    return "guided_diffusion" if "label_emb.weight" in names or not importing else None

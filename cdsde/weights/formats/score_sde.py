@@ -122,7 +122,8 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
     module = NCSNpp(**beside.tupled(fields))
     side = 2 ** (len(fields["channel_mult"]) - 1)
     inputs = (jnp.zeros((1, side, side, fields["out_channels"])), jnp.ones(1))
-    return Opened("NCSNpp", fields, form, beside.fitted(module, inputs, weights, path))
+    params = beside.fitted(module, inputs, weights, path)
+    return Opened("NCSNpp", fields, form, params, config.get("data", {}).get("image_size"))
 
 
 def _averaged(content: Any) -> dict[str, Any]:

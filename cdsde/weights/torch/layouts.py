@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-def has_prefix(state_dict: Mapping[str, Any], prefix: str) -> bool:
+def has_prefix(state_dict: Iterable[str], prefix: str) -> bool:
     """Whether any key begins with `prefix`."""
     return any(key.startswith(prefix) for key in state_dict)
 

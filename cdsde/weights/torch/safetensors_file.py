@@ -10,6 +10,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,14 +44,26 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: the file is damaged, or its header does not describe it.
     """
+    return _opened(path, lambda f, places: {n: _read(f, place) for n, place in places.items()})
+
+
+def names(path: str | Path) -> list[str]:
+    """The names of the arrays of a file, of which only the header is read.
+
+    Raises:
+      ValueError: as `load`.
+    """
+    return _opened(path, lambda f, places: list(places))
+
+
+def _opened(path: str | Path, read: Callable) -> Any:
     try:
         with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size
             (length,) = struct.unpack("<Q", f.read(8))
             if length > min(size - 8, HEADER):
                 raise ValueError(f"its header claims {length:,} bytes of {size:,}")
-            places = _described(json.loads(f.read(length)), 8 + length, size)
-            return {name: _read(f, place) for name, place in places.items()}
+            return read(f, _described(json.loads(f.read(length)), 8 + length, size))
     except (struct.error, ValueError, RecursionError) as error:
         reason = "it is too short" if isinstance(error, struct.error) else str(error)
         raise ValueError(
