@@ -20,7 +20,7 @@ from cdsde.networks import build
 from cdsde.networks.features.vgg import FirstLayers
 from cdsde.networks.stable_diffusion import small
 from cdsde.runtime import files, records
-from cdsde.weights import checkpoint, diffusers, exported, hub, resolve
+from cdsde.weights import checkpoint, diffusers, exported, hub, outgoing, resolve
 from cdsde.weights.formats import diffusers_unet, remarks, unet2d_of
 from cdsde.weights.torch import convert
 
@@ -122,6 +122,8 @@ def export_weights(config: ConfigDict, workdir) -> Path:
     stage = config.export.stage
     if stage in config_lib.LATENT:
         return export_model(config, workdir)
+    if config_lib.network_group(stage) == "score" and config.score.arch == "published":
+        return outgoing.export(config, workdir)
     if config.export.format == "diffusers":
         return export_pipeline(config, workdir)
     if config.export.format == "published":

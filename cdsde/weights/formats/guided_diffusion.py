@@ -176,6 +176,50 @@ def fields_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def arguments_of(
+    fields: Mapping[str, Any], path: Mapping[str, Any], image_size: int
+) -> dict[str, Any]:
+    """The command line's arguments of a network, the inverse of `fields_of` and `path_of`.
+
+    Args:
+      fields: constructor fields of `ADMUNet`.
+      path: that of `path_of`.
+      image_size: side of the images, to which the resolutions of attention refer.
+
+    Raises:
+      ValueError: the noise is none that the command line has.
+    """
+    alpha_bar = np.asarray(path["time"]["alpha_bar"])
+    noise = [
+        name
+        for name in ("linear", "cosine")
+        if np.allclose(alpha_bar, np.cumprod(1 - schedules.exact_beta(name, len(alpha_bar))))
+    ]
+    if not noise:
+        raise ValueError("its noise is neither linear nor cosine")
+    sides = [image_size // factor for factor in fields["attention_factors"]]
+    return {
+        "image_size": image_size,
+        "num_channels": fields["channels"],
+        "num_res_blocks": fields["num_res_blocks"],
+        "num_heads": fields["num_heads"],
+        "num_heads_upsample": fields.get("num_heads_upsample", -1),
+        "num_head_channels": fields["num_head_channels"],
+        "attention_resolutions": ",".join(map(str, sides)),
+        "channel_mult": ",".join(map(str, fields["channel_mult"])),
+        "class_cond": fields["num_classes"] is not None,
+        "use_scale_shift_norm": fields["use_scale_shift_norm"],
+        "resblock_updown": fields["resblock_updown"],
+        "use_new_attention_order": fields["new_attention_order"],
+        "learn_sigma": fields["out_channels"] == 6,
+        "diffusion_steps": len(alpha_bar),
+        "noise_schedule": noise[0],
+        "predict_xstart": path["output"] == "x0",
+        "rescale_timesteps": "scale" in path["time"],
+        "NUM_CLASSES": fields["num_classes"] or DEFAULTS["NUM_CLASSES"],
+    }
+
+
 def path_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """How a network of these arguments sees a noisy image, for `diffusion.paths.Path`.
 

@@ -159,6 +159,14 @@ def _of_adm(network: ADMUNet, params: Mapping) -> tuple[dict[str, Any], dict]:
             "resblock_updown and conv_resample are False; levels of a UNet2DModel resample with "
             "one or the other"
         )
+    if network.num_head_channels == -1 and network.num_heads_upsample not in (
+        -1,
+        network.num_heads,
+    ):
+        raise ValueError(
+            f"num_heads_upsample is {network.num_heads_upsample} and num_heads "
+            f"{network.num_heads}; encoder and decoder of a UNet2DModel have the same heads"
+        )
     attention = [2**n in network.attention_factors for n in range(len(widths))]
     attended = {widths[-1], *(w for w, a in zip(widths, attention, strict=True) if a)}
     flat = _flat(params)
