@@ -41,6 +41,8 @@ TRANSFORMER = {
 }
 TEXT = {"vocabulary": "vocab_size", "positions": "max_position_embeddings", **TRANSFORMER}
 VISION = {"image_size": "image_size", "patch_size": "patch_size", **TRANSFORMER}
+BLOCK = 8  # two normalisations and two convolutions, with biases
+FEW = 16  # blocks that take no time, for which all names are compared
 SCALING_FACTOR = 0.18215  # of SD-1.x, whose files omit it
 
 
@@ -94,6 +96,25 @@ def published(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple
     return name, convert.published_shape(path[-1], shape)
 
 
+def check_blocks(levels: int, blocks: int, state_dict: Mapping[str, Any], where) -> None:
+    """Keeps numbers that no weight confirms from costing time.
+
+    Args:
+      levels: the number of levels.
+      blocks: that of blocks in a level; each has `BLOCK` tensors at least.
+      state_dict: the weights, whatever they are.
+      where: the file, for the error message.
+
+    Raises:
+      ValueError: the weights are fewer.
+    """
+    if levels * blocks > FEW and levels * blocks * BLOCK > len(state_dict):
+        raise ValueError(
+            f"{where} does not fit its config.json: {levels} levels of {blocks} blocks need more "
+            f"than its {len(state_dict)} tensors"
+        )
+
+
 def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where, consume: bool = False) -> dict:
     """A module's parameters `{"params": tree}` from a state dict.
 
@@ -107,7 +128,10 @@ def fit(module, inputs, state_dict: Mapping[str, np.ndarray], where, consume: bo
     Raises:
       ValueError: keys or shapes do not fit; the message lists them.
     """
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    try:
+        shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    except ValueError as error:
+        raise ValueError(f"{where}/config.json makes no network: {error}") from None
     try:
         return convert.fit(shapes, state_dict, published, consume)
     except convert.Damaged as error:
@@ -175,6 +199,10 @@ def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
     )
 
 
+def _shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
 def _listed(value: Any) -> list:
     """A field of one value a level."""
     return value if isinstance(value, list) else [value]
@@ -191,11 +219,13 @@ def load_unet(folder: str | Path, **fields) -> tuple[UNet, dict]:
             f"{config.get('cross_attention_dim')}; it must be the width of the text encoder"
         )
     inputs = (
-        jnp.zeros((1, side, side, config["in_channels"])),
-        jnp.zeros(1),
-        jnp.zeros((1, 1, config["cross_attention_dim"])),
+        _shape(1, side, side, config["in_channels"]),
+        _shape(1),
+        _shape(1, 1, config["cross_attention_dim"]),
     )
-    return module, fit(module, inputs, read_weights(folder), folder)
+    weights = read_weights(folder)
+    check_blocks(len(module.widths), module.blocks, weights, folder)
+    return module, fit(module, inputs, weights, folder)
 
 
 def read_vae(folder: str | Path) -> tuple[dict[str, Any], float]:
@@ -226,8 +256,9 @@ def load_vae(folder: str | Path, **fields) -> tuple[AutoencoderKL, dict, float]:
     read, factor = read_vae(folder)
     module = AutoencoderKL(**read, **fields)
     side = 2 ** (len(module.widths) - 1)
-    inputs = (jnp.zeros((1, side, side, 3)),)
-    params = fit(module, inputs, _renamed_attention(read_weights(folder)), folder)
+    weights = _renamed_attention(read_weights(folder))
+    check_blocks(len(module.widths), module.blocks, weights, folder)
+    params = fit(module, (_shape(1, side, side, 3),), weights, folder)
     return module, params, factor
 
 
@@ -266,6 +297,7 @@ def load_text_encoder(folder: str | Path, **fields) -> tuple[CLIPTextModel, dict
         k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in weights.items()
     }
     module = CLIPTextModel(_text(config, folder, **fields))
+    check_blocks(1, module.text.depth, weights, folder)
     return module, fit(module, (jnp.zeros((1, 1), int),), weights, folder)
 
 
@@ -289,8 +321,10 @@ def load_clip(folder: str | Path, **fields) -> tuple[CLIP, dict]:
     vision = VisionTransformer(**read, **fields)
     text = _text(config["text_config"], folder, **fields)
     module = CLIP(text, vision, config["projection_dim"])
-    inputs = (jnp.zeros((1, 1), int), jnp.zeros((1, vision.image_size, vision.image_size, 3)))
-    return module, fit(module, inputs, _without_positions(read_weights(folder)), folder)
+    weights = _without_positions(read_weights(folder))
+    check_blocks(1, vision.depth + text.depth, weights, folder)
+    inputs = (jnp.zeros((1, 1), int), _shape(1, vision.image_size, vision.image_size, 3))
+    return module, fit(module, inputs, weights, folder)
 
 
 def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
@@ -311,5 +345,6 @@ def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
     weights = _without_positions(read_weights(folder))
     # A duplicate of the decoder's bias, which transformers does not use.
     weights.pop("text_decoder.cls.predictions.bias", None)
-    inputs = (jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1), int))
+    check_blocks(1, module.vision.depth + module.text.depth, weights, folder)
+    inputs = (_shape(1, side, side, 3), jnp.zeros((1, 1), int))
     return module, fit(module, inputs, weights, folder)

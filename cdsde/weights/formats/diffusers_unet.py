@@ -83,7 +83,10 @@ def read(path: str | Path) -> Opened:
         )
     seen = _ve_path(scheduler) if fourier else _vp_path(scheduler, sampler, fields, config_file)
     network = module(fields)
-    params = networks.fit(network, inputs(network), _weights(unet), unet, consume=True)
+    weights = _weights(unet)
+    levels, layers = len(network.block_out_channels), network.layers_per_block
+    networks.check_blocks(levels, layers, weights, unet)
+    params = networks.fit(network, inputs(network), weights, unet, consume=True)
     sampling = {} if fourier else _sampling(scheduler, config_file)
     return Opened(ARCH, fields, seen, params, side if type(side) is int else None, sampling)
 

@@ -18,6 +18,7 @@ from absl import logging
 
 from cdsde.diffusion import schedules
 from cdsde.weights.diffusers import fields as json_fields
+from cdsde.weights.diffusers import networks
 from cdsde.weights.formats import beside
 from cdsde.weights.formats.opened import Opened
 from cdsde.weights.torch import convert
@@ -87,12 +88,15 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
         else:
             arguments = _arguments(config, beside.config_path(path))
             told = fields_of(arguments)
+            levels = len(told["channel_mult"])
+            networks.check_blocks(levels, told["num_res_blocks"], weights, path)
         inferred = convert.infer_architecture(weights, "adm", **told)
         params = convert.fitted(weights, "adm", told, consume=True)[1]
         fields = {**inferred, **told}
         form = path_of(arguments)
     except ValueError as error:
-        raise ValueError(f"{path}: {str(error).rstrip('.')}.") from None
+        text, named = str(error).rstrip("."), str(path.with_suffix(""))
+        raise ValueError(f"{text}." if named in text else f"{path}: {text}.") from None
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
     return Opened("adm", plain, form, params)
 
