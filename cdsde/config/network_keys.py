@@ -82,7 +82,8 @@ NETWORKS: dict[str, Group] = {
         ),
         "learn_sigma": Setting(
             True,
-            "The network has six output channels; the last three (a variance) are not used.",
+            "The network has six output channels; the last three tell the variance of "
+            "`sample.variance=learned`.",
         ),
         "dropout": Setting(0.0, "Dropout rate in training.", minimum=0, below=1),
         "prediction": Setting("eps", "Quantity that the network predicts.", ("eps", "v")),

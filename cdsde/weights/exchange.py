@@ -21,7 +21,7 @@ from cdsde.networks.features.vgg import FirstLayers
 from cdsde.networks.stable_diffusion import small
 from cdsde.runtime import files, records
 from cdsde.weights import checkpoint, diffusers, exported, hub, outgoing, resolve
-from cdsde.weights.formats import diffusers_unet, remarks, unet2d_of
+from cdsde.weights.formats import beside, diffusers_unet, guided_diffusion, remarks, unet2d_of
 from cdsde.weights.torch import convert
 
 MODULES = {
@@ -133,10 +133,20 @@ def export_weights(config: ConfigDict, workdir) -> Path:
     path = Path(config.export.path or default)
     if config.export.format == "published":
         convert.save_state_dict(path, params, kind_of(config, stage))
+        if config_lib.network_group(stage) == "score" and config.score.arch == "adm":
+            files.write_json(beside.config_path(path), _guided_diffusion_of(config))
     else:
         exported.save(path, config, stage, params, card(config, workdir, stage))
     logging.info("%s of %s written to %s", stage, origin, path)
     return path
+
+
+def _guided_diffusion_of(config: ConfigDict) -> dict:
+    """The file beside an ADM score network, which says what its names and shapes do not."""
+    fields = dict(vars(build.score_module(config)))
+    noise = {"time": {"alpha_bar": build.schedule_of(config).alpha_bar}, "output": "eps"}
+    size = config.data.image_size
+    return {"arguments": guided_diffusion.arguments_of(fields, noise, size)}
 
 
 def export_model(config: ConfigDict, workdir) -> Path:

@@ -9,6 +9,7 @@ from helpers import one_sentence, random_params, read_json
 from cdsde.networks import build
 from cdsde.train import loop
 from cdsde.weights import checkpoint, exchange, exported
+from cdsde.weights.formats import guided_diffusion
 from cdsde.weights.torch import convert
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -100,3 +101,25 @@ def test_a_classifier_of_other_domains_is_told_by_its_key(tiny, tmp_path):
     config.weights.classifier = str(path)
     said(r"it knows 3 domains, and config.data.domains \(or source and target\) 2",
          exchange.import_weights, config, tmp_path)  # fmt: skip
+
+
+def test_a_network_of_guided_diffusion_goes_out_with_what_its_names_do_not_tell(tiny, tmp_path):
+    """It comes back as a published file with its own noise and heads."""
+    plain = {"prediction": "eps", "group_channels": 1, "num_head_channels": 8}
+    config = tiny(
+        **{f"score__{key}": value for key, value in plain.items()},
+        sde__schedule="cosine",
+        export__stage="score",
+        export__format="published",
+    )
+    params = random_params(config, "score")
+    checkpoint.save_imported(tmp_path, "score", params, {})
+    path = exchange.export_weights(config, tmp_path)
+    opened = guided_diffusion.read(path)
+    module = build.score_module(config)
+    for name in ("channels", "num_head_channels", "out_channels"):
+        assert opened.fields[name] == getattr(module, name), name
+    assert tuple(opened.fields["attention_factors"]) == module.attention_factors
+    alpha_bar = np.asarray(opened.path["time"]["alpha_bar"])
+    np.testing.assert_allclose(alpha_bar, build.schedule_of(config).alpha_bar, rtol=1e-5)
+    assert opened.path["output"] == "eps"
