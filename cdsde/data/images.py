@@ -34,7 +34,11 @@ class BrokenImage(ValueError):
 
     def __init__(self, problem: str, advice: str):
         super().__init__(f"{problem}: {advice}")
-        self.problem = problem
+        self.problem, self._advice = problem, advice
+
+    def __reduce__(self):
+        # It travels from a worker, and Python would call the class with the message alone.
+        return type(self), (self.problem, self._advice)
 
 
 class TooLargeImage(BrokenImage):

@@ -49,7 +49,8 @@ def train(config: ConfigDict, workdir) -> None:
     """Train every pending stage of the config in `workdir`; an interrupted run resumes.
 
     Raises:
-      ValueError: unusable data or config, before the first step.
+      ValueError: unusable data or config, before the first step; or an image is broken, and a
+        checkpoint of the current step is written.
       NonFiniteLoss: the loss diverged; the last good checkpoint is kept.
       preemption.Preempted: after SIGTERM or Ctrl-C; a checkpoint of the current step is
         written.
@@ -116,7 +117,8 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
     """Train one stage to its last step; returns the final state.
 
     Raises:
-      ValueError: unusable data or config, before the first step.
+      ValueError: unusable data or config, before the first step; or an image is broken, and a
+        checkpoint of the current step is written.
       NonFiniteLoss: the loss diverged.
       preemption.Preempted: after SIGTERM or Ctrl-C; a checkpoint of the current step is
         written.
@@ -227,10 +229,15 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
     rate = progress.Rate(first, run.training.steps)
     preview = previews.Preview(run.config) if run.name == "score" and t.sample_every else None
     trace = profile.Trace(folder / "profile", first, t.profile)
-    batch, unreported, n, stop = None, None, first, False
+    batch, metrics, unreported, n, stop = None, {}, None, first, False
     try:
         for n in range(first + 1, run.training.steps + 1):
-            batch = {key: rows for key, rows in next(data).items() if key != "id"}
+            try:
+                batch = {key: rows for key, rows in next(data).items() if key != "id"}
+            except Exception:
+                if n - 1 > first:
+                    _keep_before_end(run, writer, rate, n - 1, metrics, current)
+                raise
             current, metrics = run.step(current, mesh.put_batch(batch, run.devices))
             # One step late: the device works on this step while the host waits for the one before.
             if unreported:
@@ -277,6 +284,25 @@ def _report(run: Run, writer, rate: progress.Rate, n: int, metrics: dict) -> Non
     _check_finite(run, values, n)
     if writer is not None:
         _log(run, writer, rate, values, n)
+
+
+def _keep_before_end(run: Run, writer, rate, n: int, metrics: dict, current) -> None:
+    """Saves the state after step n where the data end the training, as a broken image does."""
+    # Only one process may have the broken image, and all of them save together.
+    if jax.process_count() > 1 or run.saved.latest_step() == n:
+        return
+    _report(run, writer, rate, n, metrics)
+    _save(run, n, current)
+    run.saved.wait_until_finished()
+    logging.warning(
+        "%s ends after step %d of %d; the checkpoint is in %s/%d, and the same command goes on "
+        "from it",
+        run.name,
+        n,
+        run.training.steps,
+        run.saved.directory,
+        n,
+    )
 
 
 def _log(run: Run, writer: progress.Writer, rate: progress.Rate, values: dict, n: int) -> None:

@@ -1,5 +1,6 @@
 import io
 import os
+import pickle
 import struct
 import threading
 import zlib
@@ -198,6 +199,14 @@ def test_what_is_no_image_is_an_error(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"no image\.png' cannot be decoded"):
         images.decode(path)
+
+
+@pytest.mark.parametrize("kind", [images.BrokenImage, images.TooLargeImage])
+def test_what_is_wrong_travels_from_a_worker(kind):
+    error = kind("Image 'a.png' is bad", "remove it.")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind and str(again) == "Image 'a.png' is bad: remove it."
+    assert again.problem == error.problem == "Image 'a.png' is bad"
 
 
 def test_missing_file_is_an_error(tmp_path):

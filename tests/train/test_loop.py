@@ -17,6 +17,7 @@ from helpers import FOLDER, TINY, compile_cached
 from train_helpers import assert_same_bits, distance, rows
 
 from cdsde import load_config
+from cdsde.data import images
 from cdsde.networks import build
 from cdsde.runtime import mesh, preemption, progress
 from cdsde.train import loop, previews, stages, state
@@ -315,6 +316,28 @@ def warned(monkeypatch):
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
     return said
+
+
+def test_a_broken_image_ends_a_training_with_a_checkpoint(toy, tiny, tmp_path, monkeypatch, warned):
+    config = tiny(method="sdedit", train__steps=9, train__checkpoint_every=2)
+    opened = loop.open_data
+
+    def with_broken(*arguments):
+        """The fourth batch meets a broken image."""
+
+        def batches(start):
+            data = opened(*arguments)(start)
+            yield from (next(data) for _ in range(3))
+            images.decode(b"", "bad.png")
+
+        return batches
+
+    monkeypatch.setattr(loop, "open_data", with_broken)
+    with pytest.raises(ValueError, match=r"bad\.png' cannot be decoded .*: replace"):
+        loop.train(config, tmp_path)
+    assert checkpoint.latest_step(tmp_path, "score") == 3
+    assert [row["step"] for row in rows(tmp_path, "score")] == [1, 2, 3]
+    assert len(warned) == 1 and warned[0].startswith("score ends after step 3 of 9; the checkpoint")
 
 
 @pytest.mark.parametrize("what", DAMAGE)
