@@ -73,8 +73,10 @@ def translate(
       `data.fit=pad` or `sample.keep_size`, a list of uint8 `[H, W, 3]` of the images' own aspects.
 
     Raises:
-      ValueError: an image cannot be read, or a network has no weights.
+      ValueError: an image cannot be read, a network has no weights, or a key of the config was set
+        to a value that is not allowed.
     """
+    checks.validate(config)
     if isinstance(images, str | bytes | Path):
         raise ValueError("translate takes a sequence of images; put the one you have in a list")
     images = list(images)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from cdsde.config import derived
+from cdsde.config import derived, fitting
 from cdsde.config.keys import EDITORS, GANS, GUIDED, GUIDED_SDES, KEYS, SDES
 from cdsde.diffusion.methods.method import Setting
 
@@ -66,12 +67,23 @@ def _numbers(key: str, value: Any, setting: Setting) -> None:
                 f"config.{key} is {value}; it must be a tuple of whole numbers, each "
                 f"{setting.limits}, such as '(1, 2)'"
             )
-    elif type(value) in LARGEST:
+        return
+    kind = setting.default if isinstance(setting.default, type) else type(setting.default)
+    if kind in LARGEST:
+        if not _is_number(value, kind):
+            wanted = "a whole number" if kind is int else "a number"
+            limits = f", {setting.limits}" if setting.limits else ""
+            raise ValueError(f"config.{key} is {value}; it must be {wanted}{limits}")
         if not setting.allows(value):
             raise ValueError(f"config.{key} is {value}; it must be {setting.limits or 'a number'}")
-        largest = setting.maximum or LARGEST[type(value)]
+        largest = setting.maximum or LARGEST[kind]
         if not -largest <= value <= largest:
             raise ValueError(f"config.{key} is {value}; it must be at most {largest}")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether a value is a number of a kind, of Python or NumPy; True is none."""
+    return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
 
 
 def _texts(config: ConfigDict) -> None:
@@ -176,18 +188,10 @@ def _networks(config: ConfigDict) -> None:
             "config.score.arch is 'published' without a description; name the network's file with "
             "--config.weights.score=PATH, which tells its architecture, and leave score.arch out"
         )
-    size = config.data.image_size
     for stage in GUIDED if config.method in SDES else ():
-        if stage == "score" and config.score.arch == "published":
-            continue
-        net = config[stage]
-        down = net.patch_size * 2 ** (len(net.channel_mult) - 1)
-        if size % down:
-            raise ValueError(
-                f"config.data.image_size is {size}, not a multiple of {down} as "
-                f"config.{stage}.channel_mult ({len(net.channel_mult)} levels) and patch_size "
-                f"{net.patch_size} require"
-            )
+        if stage != "score" or config.score.arch != "published":
+            fitting.check_sides(config, stage)
+    fitting.check_used(config, derived.eval_methods(config))
 
 
 def _levels(config: ConfigDict) -> None:

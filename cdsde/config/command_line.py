@@ -267,9 +267,11 @@ def set_key(config: ConfigDict, key: str, value: Any) -> None:
     """
     if value is None:
         value = derived.unset_value(key)
+    if isinstance(value, bool) and _type(config, key) in (int, float):  # Python counts with them
+        raise ValueError(wrong_type(config, key, value))
     try:
         config.update_from_flattened_dict({key: value})
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:  # the latter: 10**400 as a float
         raise ValueError(wrong_type(config, key, value)) from error
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
+from cdsde.config import checks
 from cdsde.data import to_float, to_uint8
 from cdsde.diffusion import histograms, methods, noise, solvers
 from cdsde.diffusion.levels import make_grid
@@ -54,14 +55,19 @@ class Sampler:
 
         self._program = compiler.jit(prepared, static_argnames=("rounds", "keep"))
         self._compiled_for = _fixed(config)
-        self.update(config)
+        self._adopt(config)
 
     def update(self, config: ConfigDict) -> None:
         """Adopt the weights λ, levels, seed, η and rounds of a config.
 
         Raises:
-          ValueError: a key that is part of the compiled program has changed.
+          ValueError: a key that is part of the compiled program has changed, or a value is not
+            allowed.
         """
+        checks.validate(config)
+        self._adopt(config)
+
+    def _adopt(self, config: ConfigDict) -> None:
         changed = {
             key: (before, now)
             for key, now in _fixed(config).items()
@@ -265,12 +271,14 @@ def load_sampler(config: ConfigDict, workdir) -> tuple[Sampler, dict[str, str]]:
     """A sampler with the method's networks, and the origin of each network.
 
     Raises:
-      ValueError: the method is an editor, or a network has no weights.
+      ValueError: the method is an editor, a network has no weights, or a value of the config is not
+        allowed.
     """
     if config.method in config_lib.EDITORS:
         raise ValueError(
             f"config.method is '{config.method}', and pictures are edited with --mode=edit"
         )
+    checks.validate(config)
     config = adoption.adopted(config, workdir)
     params, origins = load_params(config, workdir)
     return Sampler(config, params), origins

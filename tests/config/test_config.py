@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -361,6 +362,21 @@ def test_every_number_has_a_range_and_is_held_to_it(key):
     if not whole:
         for value in (float("nan"), float("inf"), float("-inf")):
             refused(key, value)
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_of_python_are_held_to_the_range_whatever_their_type(key):
+    wrong = [True, False]
+    if float in (NUMBERS[key].default, type(NUMBERS[key].default)):
+        wrong += [np.float64("nan"), np.float64("inf"), np.float64(-1e300), 10**400]
+    for value in wrong:
+        with pytest.raises(ValueError, match=re.escape(f"config.{key} is ")) as error:
+            load_config(FOLDER, {key: value})
+        assert one_sentence(str(error.value))
+
+
+def test_a_number_of_numpy_is_taken():
+    assert load_config(FOLDER, {"sample.eta": np.float64(0.5)}).sample.eta == 0.5
 
 
 def test_numbers_at_their_limits_are_taken():

@@ -1,9 +1,11 @@
 """cdsde from Python."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
-from helpers import random_params
+from helpers import one_sentence, random_params
 from sampling_helpers import results
 
 from cdsde import api, load_sampler
@@ -61,3 +63,30 @@ def test_a_sampler_goes_over_this_process_s_devices(task, on_devices):
     assert sampler.devices.size == 8
     for leaf in jax.tree.leaves(sampler.params):
         assert leaf.sharding == mesh.replicated(sampler.devices)
+
+
+SET = [
+    ("seed", 2**32, "config.sample.seed is 4294967296; it must be "),
+    ("rounds", 0, "config.sample.rounds is 0; it must be at least 1"),
+    ("eta", 5.0, "config.sample.eta is 5.0; it must be "),
+    ("start", 5000, "config.sample.start is 5000; it must lie in 1..1000"),
+    ("solver", "nope", "config.sample.solver is 'nope'; choose one of "),
+    ("batch_size", 0, "config.sample.batch_size is 0; it must be at least 1"),
+]
+
+
+@pytest.mark.parametrize("key, value, wanted", SET, ids=lambda x: str(x))
+def test_values_set_after_loading_are_looked_at(key, value, wanted, task):
+    config = task()
+    sampler = Sampler(config, {"score": {}})
+    config.sample[key] = value
+    pixels = np.zeros((1, 16, 16, 3), np.uint8)
+    for call in (
+        lambda: api.translate(config, pixels),
+        lambda: api.translate(config, pixels, sampler=sampler),
+        lambda: load_sampler(config, "."),
+        lambda: sampler.update(config),
+    ):
+        with pytest.raises(ValueError, match=re.escape(wanted)) as error:
+            call()
+        assert one_sentence(str(error.value))

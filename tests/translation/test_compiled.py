@@ -93,7 +93,7 @@ def test_weights_start_seed_and_eta_change_without_compiling_again(task):
     sampler.update(config)
     with no_new_programs():
         guided = sampler.states(images, ids)[0]
-    config.method = "sdedit"
+    config.method, config.sample.guide_every = "sdedit", 1
     plain, _ = load_sampler(config, ".")
     np.testing.assert_allclose(guided, plain.states(images, ids)[0], atol=1e-5)
 
