@@ -7,6 +7,7 @@ functions, so that a visitor who leaves does not block others.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ from cdsde.diffusion import methods
 from cdsde.runtime import compiler
 from cdsde.translation import compiled
 from cdsde.weights import resolve
+
+SHOWN = 40  # characters of a visitor's value in a message
 
 
 class State(NamedTuple):
@@ -122,14 +125,16 @@ class Translator:
         """
         config = self.config.copy_and_resolve_references()
         config.method = method
-        config.sample.seed = int(_number("seed", seed))
+        config.sample.seed = _whole("seed", seed)
         config_lib.adopt_sampling(config, {"method"})
+        if not isinstance(values, Mapping | None):
+            raise ValueError('settings is not an object, such as {"start": 300}')
         values = {name: _number(name, value) for name, value in (values or {}).items()}
         if method not in config_lib.SDES:
             config.sample.match_colours = 0  # a GAN has no start to match colours for
             values, steps = {}, None
         if (start := values.pop("start", None)) is not None:
-            config.sample.start = int(start)
+            config.sample.start = _whole("start", start)
         known = methods.METHODS[method].settings if values else {}
         for name, value in values.items():
             if name not in known or not known[name].slider:
@@ -137,7 +142,7 @@ class Translator:
                 raise ValueError(f"{method} has no setting '{name}'; it has {names}")
             config[method][name] = value
         if steps is not None:
-            config.sample.steps = min(int(_number("steps", steps)), config_lib.start_index(config))
+            config.sample.steps = min(_whole("steps", steps), config_lib.start_index(config))
         checks.validate(config)
         return config
 
@@ -190,9 +195,18 @@ class Translator:
 
 def _number(name: str, value) -> float:
     """A visitor's number, which may be anything."""
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    raise ValueError(f"{name} is '{value}'; it must be a number")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # 10**400
+            if math.isfinite(number := float(value)):
+                return number
+    raise ValueError(f"{name} is '{f'{value}'[:SHOWN]}'; it must be a number")
+
+
+def _whole(name: str, value) -> int:
+    """A visitor's whole number."""
+    if not (number := _number(name, value)).is_integer():
+        raise ValueError(f"{name} is {value}; it must be a whole number")
+    return int(number)
 
 
 def _metrics(result: np.ndarray, source: np.ndarray) -> dict[str, float]:

@@ -96,7 +96,7 @@ class Page:
         """
         if picture is None:
             raise ValueError("there is no picture yet: drop one, or click an example")
-        if task not in self.translators:
+        if not isinstance(task, str) or task not in self.translators:
             raise ValueError(f"the task is '{task}'; choose one of {', '.join(self.translators)}")
         end = time.monotonic() + self.limits.max_seconds
         translator = self.translators[task]
@@ -213,8 +213,6 @@ class _Widgets:
         the task's own, and so does null for steps.
         """
         try:
-            if not isinstance(settings, dict | None):
-                raise ValueError('settings is not an object, such as {"start": 300}')
             picture = None if picture is None else self.page.read(picture)
             *_, last = self.page.translate(task, method, picture, settings, steps, seed)
         except ValueError as error:

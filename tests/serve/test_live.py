@@ -149,6 +149,8 @@ def test_what_the_page_refuses(task, tmp_path):
         ask(None)
     with pytest.raises(ValueError, match="the task is 'x'; choose one of folder"):
         list(page.translate("x", "sdedit", np.zeros((20, 20, 3), np.uint8), {}, 3, 0))
+    with pytest.raises(ValueError, match="the task is .*; choose one of folder"):
+        list(page.translate(["folder"], "sdedit", np.zeros((20, 20, 3), np.uint8), {}, 3, 0))
     with pytest.raises(ValueError, match="the method is 'gan'; choose one of contrastive_sde, egs"):
         list(page.translate(config.task, "gan", np.zeros((20, 20, 3), np.uint8), {}, 3, 0))
     with pytest.raises(ValueError, match="config.sample.start is 1001; it must lie in 1..1000"):
@@ -170,10 +172,18 @@ def test_what_a_visitor_may_ask_is_told_by_name(task):
         (dict(method="sdedit", values={"start": "a"}), "start is 'a'; it must be a number"),
         (dict(method="sdedit", values={"start": float("nan")}), "start is 'nan'; it must be"),
         (dict(method="sdedit", seed=None), "seed is 'None'; it must be a number"),
+        (dict(method="sdedit", seed=True), "seed is 'True'; it must be a number"),
+        (dict(method="sdedit", seed=0.4), "seed is 0.4; it must be a whole number"),
+        (dict(method="sdedit", steps=2.7), "steps is 2.7; it must be a whole number"),
+        (dict(method="sdedit", steps=10**400), "steps is '1000*'; it must be a number"),
+        (dict(method="sdedit", values={"start": 1.9}), "start is 1.9; it must be a whole number"),
+        (dict(method="sdedit", values=[1]), "settings is not an object, such as"),
     ):
         with pytest.raises(ValueError, match=expected) as error:
             translator.settings(**wrong)
         assert one_sentence(str(error.value))
+    own = translator.settings("sdedit", {"start": 20.0}, steps=3.0, seed=2.0).sample
+    assert (own.start, own.steps, own.seed) == (20, 3, 2)
 
 
 def test_pictures_and_translations_have_bounds(task, tmp_path):
