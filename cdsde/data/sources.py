@@ -17,6 +17,7 @@ from typing import Protocol, TypedDict
 import numpy as np
 
 from cdsde.data import folders, images
+from cdsde.runtime.files import read_text
 
 SPLITS = ("train", "val", "test")
 
@@ -116,10 +117,10 @@ class FilesSource:
         """The caption: the text file beside the image, NAME.txt for NAME.png.
 
         Raises:
-          ValueError: the text file is missing or empty.
+          ValueError: the text file is missing or empty, or no text in UTF-8.
         """
         path = self.file(index).with_suffix(".txt")
-        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        text = read_text(path, "save it as UTF-8").strip() if path.is_file() else ""
         if not text:
             raise ValueError(f"{path} is missing or empty: it says what the image shows.")
         return text

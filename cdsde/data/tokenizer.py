@@ -11,11 +11,32 @@ import numpy as np
 from absl import logging
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from cdsde.runtime.files import write_bytes
+from cdsde.runtime import fields
+from cdsde.runtime.files import read_text, write_bytes
 
 LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Fields of the settings, besides the window: the tokens by role, with what each may be (of the
+# padding: any), lists of further tokens, what has one supported value, and what does not change ids
+# (how they become text again, or what transformers' calls are given anyway).
+ROLES = {"bos_token": (START,), "eos_token": (END,), "unk_token": (END, None), "pad_token": ()}
+ADDED = ("additional_special_tokens", "extra_special_tokens")
+ONLY = {
+    "add_prefix_space": (False, None),
+    "do_lower_case": (True, None),
+    "padding_side": ("right", None),
+    "split_special_tokens": (False, None),
+    "tokenizer_class": ("CLIPTokenizer", "CLIPTokenizerFast", None),
+    "truncation_side": ("right", None),
+}
+PLAIN = {name: (False,) for name in ("lstrip", "rstrip", "single_word")}
+WITHOUT_EFFECT = frozenset(
+    "backend chat_template clean_up_tokenization_spaces errors is_local local_files_only "
+    "max_length model_input_names name_or_path pad_to_multiple_of pad_token_type_id padding "
+    "processor_class return_tensors special_tokens_map_file stride tokenizer_file "
+    "transformers_version truncation truncation_strategy use_fast".split()
+)
 
 
 class ClipTokenizer(NamedTuple):
@@ -69,7 +90,8 @@ def load(folder: str | Path) -> ClipTokenizer:
     """Loads the tokenizer of a diffusers folder.
 
     Raises:
-      ValueError: a file is missing or does not belong to CLIP's tokenizer.
+      ValueError: a file is missing or damaged, does not belong to CLIP's tokenizer, or has a field
+        that would be ignored; the message names the file.
     """
     folder = Path(folder)
     for name in ("vocab.json", "merges.txt"):
@@ -77,19 +99,104 @@ def load(folder: str | Path) -> ClipTokenizer:
             raise ValueError(
                 f"{folder} has no {name}; a tokenizer is its vocab.json and merges.txt"
             )
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    vocabulary = fields.read(folder / "vocab.json", "a tokenizer needs it")
+    lines = read_text(folder / "merges.txt", "get the file again").splitlines()
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if START not in vocabulary or END not in vocabulary or any(len(m) != 2 for m in merges):
         raise ValueError(
             f"{folder} does not hold CLIP's tokenizer: no {START}, or malformed merges"
         )
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path = folder / "special_tokens_map.json"  # takes precedence, as in transformers
-    settings |= json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    _check_vocabulary(vocabulary, merges, folder)
+    if (folder / "added_tokens.json").is_file():
+        _check_added(vocabulary, folder / "added_tokens.json")
+    settings = {}
+    # The second takes precedence, as in transformers.
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            found = fields.read(folder / name, "a tokenizer needs it")
+            _check_settings(found, vocabulary, folder / name)
+            settings |= found
     loaded = of_vocabulary(vocabulary, merges, _length(settings, folder))
     return loaded._replace(pad=_pad(settings, vocabulary, folder))
+
+
+def _check_vocabulary(vocabulary: dict, merges: list[tuple], folder: Path) -> None:
+    """Checks that ids are different whole numbers, and that merges make the longer tokens."""
+    ids, most = list(vocabulary.values()), fields.LARGEST["vocab_size"]
+    if not all(type(n) is int and 0 <= n < most for n in ids) or len(set(ids)) < len(ids):
+        raise ValueError(
+            f"{folder}/vocab.json gives tokens no id of their own, a whole number from 0 to "
+            f"{most - 1}; get the file again"
+        )
+    try:
+        "".join(vocabulary).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{folder}/vocab.json holds tokens that are no text ({error}); get the file again"
+        ) from None
+    made = {a + b for a, b in merges}
+    strange = [part for a, b in merges for part in (a, b, a + b) if part not in vocabulary]
+    if strange:
+        raise ValueError(
+            f"{folder}/merges.txt has {strange[0]!r}, which is not in vocab.json; get both files "
+            "again"
+        )
+    longer = [t for t in vocabulary if len(t.removesuffix("</w>")) > 1 and t not in (START, END)]
+    lost = [token for token in longer if token not in made]
+    if lost:
+        raise ValueError(
+            f"{folder}/merges.txt makes {len(longer) - len(lost)} of the {len(longer)} longer "
+            f"tokens of vocab.json (not {lost[0]!r}); get both files again"
+        )
+
+
+def _check_added(vocabulary: dict, path: Path) -> None:
+    """Checks that added_tokens.json, from tokens to ids, adds nothing."""
+    for token, number in fields.read(path, "a tokenizer needs it").items():
+        if token not in (START, END) or number != vocabulary[token]:
+            raise _special(path, "adds the token", token)
+
+
+def _special(where: Path, what: str, token) -> ValueError:
+    return ValueError(
+        f"{where} {what} {fields.shown(token)}, which is not supported; take a tokenizer with the "
+        f"special tokens of CLIP, {START} and {END}"
+    )
+
+
+def _check_settings(settings: dict, vocabulary: dict, path: Path) -> None:
+    """Checks the fields of tokenizer_config.json or special_tokens_map.json."""
+    read = ("model_max_length", "added_tokens_decoder", *ROLES, *ADDED)
+    fields.check(settings, path, read, ONLY, WITHOUT_EFFECT)
+    for role, tokens in ROLES.items():
+        token = _content(settings.get(role), f"{path}, in {role},")
+        if tokens and role in settings and token not in tokens:
+            raise _special(path, f"has as {role}", token)
+    for field in ADDED:
+        for token in _listed(settings.get(field)):
+            if _content(token, f"{path}, in {field},") not in (START, END):
+                raise _special(path, f"has in {field}", token)
+    known, where = settings.get("added_tokens_decoder"), f"{path}, in added_tokens_decoder,"
+    numbers = list(known) if isinstance(known, dict) else []
+    pad = _content(settings.get("pad_token"), where)
+    for number, entry in zip(numbers, _listed(known), strict=False):
+        token = _content(entry, where)
+        if token not in (START, END, pad) or str(vocabulary.get(token)) != number:
+            raise _special(path, f"gives the id {number} to", token)
+
+
+def _listed(value) -> list:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _content(token, where: str):
+    """The text of a token, which may be an object with its `content` and how it is found."""
+    if not isinstance(token, dict):
+        return token
+    fields.check(token, where, ("content",), PLAIN, ("normalized", "special"))
+    return token.get("content")
 
 
 def _length(settings: dict, folder: Path) -> int:
@@ -105,9 +212,8 @@ def _length(settings: dict, folder: Path) -> int:
 
 def _pad(settings: dict, vocabulary: dict[str, int], folder: Path) -> int:
     """The id of the padding, which SD-2.x has other than the end token."""
-    token = settings.get("pad_token") or END
-    token = token.get("content") if isinstance(token, dict) else token
-    if token not in vocabulary:
+    token = _content(settings.get("pad_token"), str(folder)) or END
+    if not isinstance(token, str) or token not in vocabulary:
         raise ValueError(f"{folder} names the pad_token {token!r}, which is not in its vocab.json")
     return vocabulary[token]
 

@@ -34,7 +34,7 @@ from cdsde.data.images import BrokenImage
 from cdsde.edit import pipeline, wording
 from cdsde.edit.wording import Wording
 from cdsde.networks.stable_diffusion import blip
-from cdsde.runtime import compiler, mesh, records
+from cdsde.runtime import compiler, files, mesh, records
 from cdsde.weights import diffusers, hub
 
 RECONSTRUCTION = "reconstructions"  # folder within the results
@@ -275,7 +275,7 @@ def _captioned(folder: Path, source, todo: list[int]) -> dict[str, str]:
     path = folder / "vocab.txt"
     if not path.is_file():
         raise ValueError(f"there is no {path}; a captioner has its words beside its weights")
-    vocabulary = path.read_text(encoding="utf-8").splitlines()
+    vocabulary = files.read_text(path, "get the file again").splitlines()
     module, params = diffusers.load_blip(folder)
     prompt = [vocabulary.index(word) for word in ("a", "picture", "of")]
     texts = {}

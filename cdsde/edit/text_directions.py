@@ -18,6 +18,7 @@ import numpy as np
 
 from cdsde.data.tokenizer import ClipTokenizer
 from cdsde.networks.stable_diffusion.clip import CLIPTextModel
+from cdsde.runtime.files import read_text
 from cdsde.runtime.padding import pad
 
 BATCH = 32
@@ -86,12 +87,12 @@ def read_bank(path: str | Path) -> list[str]:
     """The sentences of a file, one per line; blank lines are skipped.
 
     Raises:
-      ValueError: the file does not exist or has no sentence.
+      ValueError: the file does not exist, is no text in UTF-8, or has no sentence.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}; a bank has one sentence a line")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(path, "save it as UTF-8").splitlines()]
     if not any(lines):
         raise ValueError(f"{path} has no sentence; a bank has one a line")
     return [line for line in lines if line]

@@ -112,6 +112,18 @@ def free_space(path: str | os.PathLike) -> int:
     return shutil.disk_usage(place).free
 
 
+def read_text(path: str | os.PathLike, advice: str) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark; `advice` is for the error.
+
+    Raises:
+      ValueError: it is no UTF-8; one sentence with the file.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); {advice}") from None
+
+
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file atomically.
 

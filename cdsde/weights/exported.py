@@ -9,9 +9,8 @@ import numpy as np
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-from cdsde.runtime import files
+from cdsde.runtime import fields, files
 from cdsde.runtime.trees import flatten, unflatten
-from cdsde.weights.diffusers import fields
 from cdsde.weights.knowledge import architecture
 from cdsde.weights.torch import safetensors_file
 

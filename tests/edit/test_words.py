@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import one_sentence, read_json
 from PIL import Image
 from safetensors.numpy import save_file
 
 from cdsde import load_config, metrics
-from cdsde.data import captions, inputs, open_domain, tokenizer
-from cdsde.edit import pipeline, wording
+from cdsde.data import FilesSource, captions, inputs, open_domain, tokenizer
+from cdsde.edit import pipeline, text_directions, wording
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks, ddim, editors
 from cdsde.evaluate import edits, translations
@@ -157,6 +158,99 @@ def test_captions(tmp_path):
         captions(source)
     (folder / "a.txt").write_text(" a black cat \n")
     assert captions(source) == ["a black cat"]
+
+
+def test_texts_are_utf8(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    source, path = FilesSource(tmp_path), tmp_path / "a.txt"
+    for read in (lambda: source.caption(0), lambda: text_directions.read_bank(path)[0]):
+        path.write_text("un café", encoding="utf-8-sig")
+        assert read() == "un café"
+        path.write_text("un café", encoding="latin-1")
+        with pytest.raises(ValueError, match=r"a\.txt is no text in UTF-8 .*; save it as") as e:
+            read()
+        assert one_sentence(str(e.value)) and not isinstance(e.value, UnicodeError)
+
+
+@pytest.fixture
+def tokens(golden, tmp_path):
+    """`tokens(name, content)`: what is told of a tokenizer with a file of its own."""
+    folder = golden / "latent" / "model" / "tokenizer"
+    plain = read_json(folder / "tokenizer_config.json")
+
+    def told(name, content):
+        shutil.copytree(folder, tmp_path / "t", dirs_exist_ok=True)
+        if isinstance(content, dict) and name == "tokenizer_config.json":
+            content = plain | content
+        text = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (tmp_path / "t" / name).write_bytes(text)
+        try:
+            tokenizer.load(tmp_path / "t")
+        except ValueError as error:
+            assert one_sentence(str(error)) and str(tmp_path / "t") in str(error), error
+            return str(error)
+        finally:
+            shutil.rmtree(tmp_path / "t")
+        return None
+
+    return told
+
+
+PLAIN = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"do_lower_case": False}, "do_lower_case to false"),
+        ({"tokenizer_class": "T5Tokenizer"}, 'tokenizer_class to "T5Tokenizer"'),
+        ({"bos_token": "<s>"}, 'has as bos_token "<s>"'),
+        ({"eos_token": {"content": "</s>", **PLAIN}}, 'has as eos_token "</s>"'),
+        ({"unk_token": "<unk>"}, 'has as unk_token "<unk>"'),
+        ({"pad_token": {**PLAIN, "content": "!", "lstrip": True}}, "lstrip to true"),
+        ({"add_prefix_space": True}, "add_prefix_space to true"),
+        ({"padding_side": "left"}, 'padding_side to "left"'),
+        ({"additional_special_tokens": ["<cat>"]}, 'in additional_special_tokens "<cat>"'),
+        ({"extra_special_tokens": {"image": "<i>"}}, 'in extra_special_tokens "<i>"'),
+        ({"added_tokens_decoder": {"600": {"content": "<cat>", **PLAIN}}}, "gives the id 600 to"),
+        ({"spoken": True}, "spoken to true, a field that is not known"),
+        ({"model_max_length": "77"}, "model_max_length"),
+        # What publishers write, and changes nothing.
+        ({"clean_up_tokenization_spaces": True, "truncation": True, "max_length": 77}, None),
+        ({"name_or_path": "x", "special_tokens_map_file": "y", "__type": "AddedToken"}, None),
+        ({"additional_special_tokens": [], "extra_special_tokens": {}}, None),
+        ({"pad_token": "!", "tokenizer_class": "CLIPTokenizerFast"}, None),
+    ],
+)
+def test_fields_of_a_tokenizer_are_honoured_or_named(tokens, fields, named):
+    told = tokens("tokenizer_config.json", fields)
+    assert told is None if named is None else named in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("added_tokens.json", {"<cat>": 600}, 'adds the token "<cat>"'),
+        ("added_tokens.json", {}, None),
+        ("special_tokens_map.json", {"bos_token": "<s>"}, 'has as bos_token "<s>"'),
+        ("special_tokens_map.json", {"pad_token": ["!"]}, "pad_token ['!'], which is not in"),
+        ("special_tokens_map.json", b"{", "is not readable JSON"),
+        ("tokenizer_config.json", b"[]", "no JSON object"),
+        ("vocab.json", b"\xff", "is not readable JSON"),
+        ("vocab.json", [], "no JSON object"),
+        ("vocab.json", {"<|startoftext|>": 0, "<|endoftext|>": 0}, "no id of their own"),
+        ("vocab.json", {"<|startoftext|>": 0, "<|endoftext|>": "1"}, "no id of their own"),
+        ("vocab.json", {"<|startoftext|>": 0, "<|endoftext|>": 1}, "is not in vocab.json"),
+        ("vocab.json", {"<|startoftext|>": 0, "<|endoftext|>": 1, "\ud800": 2}, "that are no text"),
+        ("merges.txt", b"#version: 0.2\n", "makes 0 of the "),
+        ("merges.txt", b"", "makes 0 of the "),
+        ("merges.txt", b"caf\xe9 x", "merges.txt is no text in UTF-8"),
+        ("merges.txt", b"zz yy", "merges.txt has 'zz', which is not in vocab.json"),
+    ],
+)
+def test_damaged_files_of_a_tokenizer_are_named(tokens, name, content, named):
+    told = tokens(name, content)
+    assert told is None if named is None else named in told
 
 
 def test_a_tokenizer_learned_and_kept(tmp_path):

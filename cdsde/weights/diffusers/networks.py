@@ -24,7 +24,7 @@ from cdsde.networks.stable_diffusion.clip import (
 )
 from cdsde.networks.stable_diffusion.unet import UNet
 from cdsde.networks.stable_diffusion.vae import AutoencoderKL
-from cdsde.weights.diffusers import fields as json_fields
+from cdsde.runtime import fields as json_fields
 from cdsde.weights.diffusers import supported
 from cdsde.weights.torch import convert
 

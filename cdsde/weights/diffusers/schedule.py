@@ -18,7 +18,7 @@ import numpy as np
 
 from cdsde.diffusion import schedules
 from cdsde.editing.ddim import PREDICTIONS, LatentSchedule
-from cdsde.weights.diffusers import fields
+from cdsde.runtime import fields
 
 # Samplers of a model that is trained on the discrete levels of DDPM.
 SAMPLERS = (

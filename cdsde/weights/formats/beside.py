@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from cdsde.weights.diffusers import fields as json_fields
+from cdsde.runtime import fields as json_fields
 from cdsde.weights.diffusers import networks
 from cdsde.weights.torch import convert
 

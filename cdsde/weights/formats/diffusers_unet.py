@@ -21,8 +21,8 @@ import safetensors.numpy
 
 from cdsde.networks.unet2d import DOWN_BLOCKS, UP_BLOCKS, UNet2D
 from cdsde.networks.unet2d_layers import ACTIVATIONS
+from cdsde.runtime import fields as json_fields
 from cdsde.runtime import files
-from cdsde.weights.diffusers import fields as json_fields
 from cdsde.weights.diffusers import networks, schedule
 from cdsde.weights.diffusers.writing import state_dict
 from cdsde.weights.formats.opened import Opened

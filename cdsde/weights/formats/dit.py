@@ -20,7 +20,7 @@ import numpy as np
 
 from cdsde.diffusion import schedules
 from cdsde.networks.dit import DiT
-from cdsde.weights.diffusers import fields as json_fields
+from cdsde.runtime import fields as json_fields
 from cdsde.weights.formats import beside
 from cdsde.weights.formats.opened import Opened
 from cdsde.weights.torch import pickle_reader, plain_objects

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from cdsde.diffusion import schedules
-from cdsde.weights.diffusers import fields as json_fields
+from cdsde.runtime import fields as json_fields
 from cdsde.weights.diffusers import networks
 from cdsde.weights.formats import beside
 from cdsde.weights.formats.opened import Opened

@@ -12,7 +12,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from cdsde.weights.diffusers.fields import shown
+from cdsde.runtime.fields import shown
 from cdsde.weights.formats import registry
 from cdsde.weights.formats.opened import Opened
 

@@ -1,4 +1,4 @@
-"""Reads JSON files of a model in diffusers' layout, and refuses fields that would be ignored.
+"""Reads JSON files of published models, and refuses fields that would be ignored.
 
 A field of a file that is read is one of four kinds: it is honoured; it has no effect on what is
 computed here; it has the only value that is supported; or the file is refused by its name.
