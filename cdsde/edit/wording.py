@@ -78,6 +78,7 @@ def _of_concepts(encoder, e: ConfigDict, wordings: Sequence[Wording]) -> editors
     """LEDITS++'s texts: the words alone, and where they are among the tokens."""
     tokenize = encoder.tokenize
     removed, added = ([" ".join(w[n]) for w in wordings] for n in (2, 3))
+    _check_windows(tokenize, ((text, (text,)) for text in (*removed, *added) if text))
     places = np.arange(tokenize.length)[None]
 
     def inside(texts):

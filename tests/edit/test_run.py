@@ -169,6 +169,10 @@ def test_what_is_edited_lies_within_the_window(golden, caplog):
         texts("x " * (most + 1) + "cat")
     with pytest.raises(ValueError, match="which is edited, comes after them"):
         texts("x " * most + "cat", edit__target="a large black dog")
+    for key in ("edit__source", "edit__target"):  # LEDITS++ reads the words alone
+        texts("a cat", "ledits", **{key: "x " * (most - 1) + "cat"})
+        with pytest.raises(ValueError, match="'x x x .* comes after them; shorten the text"):
+            texts("a cat", "ledits", **{key: "x " * 90 + "a cat"})
     long = ("x " * 90 + "{}",)
     with pytest.raises(ValueError, match="which is edited, comes after them"):
         texts("a cat", "pix2pix_zero", edit__templates=long)
