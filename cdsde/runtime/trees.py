@@ -27,6 +27,12 @@ def unflatten(flat: dict[str, np.ndarray]) -> dict:
     return tree
 
 
+def halved(value: np.ndarray) -> np.ndarray:
+    """An array for a file: float16, or float32 where float16 would make a value infinite."""
+    largest = np.abs(value).max(initial=0)
+    return value.astype(np.float16 if largest <= np.finfo(np.float16).max else np.float32)
+
+
 def digest(params) -> str:
     """SHA-256 of names, shapes, dtypes and values of a parameter tree, as hexadecimal digits."""
     h = hashlib.sha256()

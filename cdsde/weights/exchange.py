@@ -128,9 +128,13 @@ def export_weights(config: ConfigDict, workdir) -> Path:
         return export_pipeline(config, workdir)
     if config.export.format == "published":
         _check_published(config, stage)
-    params, origin = resolve.load(config, workdir, stage)
     default = Path(workdir) / "export" / f"{stage}.safetensors"
     path = Path(config.export.path or default)
+    if config.export.format == "cdsde" and path.suffix != ".safetensors":
+        raise ValueError(
+            f"config.export.path={path} must end in .safetensors, of which the format cdsde is"
+        )
+    params, origin = resolve.load(config, workdir, stage)
     if config.export.format == "published":
         convert.save_state_dict(path, params, kind_of(config, stage))
         if config_lib.network_group(stage) == "score" and config.score.arch == "adm":

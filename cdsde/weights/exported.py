@@ -10,14 +10,17 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from cdsde.runtime import fields, files
-from cdsde.runtime.trees import flatten, unflatten
+from cdsde.runtime.trees import flatten, halved, unflatten
 from cdsde.weights.knowledge import architecture
 from cdsde.weights.torch import safetensors_file
 
 
 def save(path: Path, config: ConfigDict, stage: str, params, card: dict) -> None:
-    """Writes parameters as float16 safetensors, and beside them the card with the architecture."""
-    half = {name: value.astype(np.float16) for name, value in flatten(params).items()}
+    """Writes parameters as safetensors, and beside them the card with the architecture.
+
+    Arrays are float16, or float32 where they have values that float16 has not.
+    """
+    half = {name: halved(value) for name, value in flatten(params).items()}
     files.write_bytes(path, safetensors.numpy.save(half))
     files.write_json(
         path.with_suffix(".json"), {**card, "architecture": architecture(config, stage)}

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import one_sentence, random_params, read_json
+from safetensors.numpy import load_file
 
 from cdsde.networks import build
+from cdsde.runtime.trees import flatten
 from cdsde.train import loop
-from cdsde.weights import checkpoint, exchange, exported
+from cdsde.weights import checkpoint, diffusers, exchange, exported, resolve
 from cdsde.weights.formats import guided_diffusion
 from cdsde.weights.torch import convert
 
@@ -47,6 +49,28 @@ def said(expected, call, *arguments):
     with pytest.raises(ValueError, match=expected) as error:
         call(*arguments)
     assert one_sentence(str(error.value)) and "None" not in str(error.value)
+
+
+def test_what_float16_has_not_is_written_in_float32(tiny, tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    config = tiny(weights__encoder=path)
+    params = random_params(config, "encoder")
+    name, large = max(flatten(params).items(), key=lambda item: item[1].size)
+    large[:] *= 1e6 / np.abs(large).max()
+    exported.save(path, config, "encoder", params, {})
+    assert {str(v.dtype) for v in load_file(path).values()} == {"float16", "float32"}
+    again = flatten(resolve.load(config, tmp_path, "encoder")[0])
+    np.testing.assert_array_equal(again[name], large)
+    assert all(np.isfinite(value).all() for value in again.values())
+    written = diffusers.state_dict({"params": {"a": {"bias": np.float32([7e4]), "scale": large}}})
+    assert written["a.bias"].dtype == np.float32 and written["a.bias"] == 7e4
+    assert diffusers.state_dict({"params": {"a": {"bias": np.ones(2)}}})["a.bias"].dtype == "f2"
+
+
+def test_a_file_that_could_not_be_read_again_is_not_written(tiny, tmp_path):
+    config = tiny(export__stage="score", export__format="cdsde", export__path=tmp_path / "x.pt")
+    said(r"config.export.path=.*x\.pt must end in \.safetensors", exchange.export_weights, config,
+         tmp_path)  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", ["score", "encoder"])

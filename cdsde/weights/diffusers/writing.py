@@ -15,6 +15,7 @@ from cdsde.networks.stable_diffusion.clip import CLIPTextModel
 from cdsde.networks.stable_diffusion.unet import UNet
 from cdsde.networks.stable_diffusion.vae import AutoencoderKL
 from cdsde.runtime import files
+from cdsde.runtime.trees import halved
 from cdsde.weights.diffusers.networks import TEXT, WEIGHTS, published
 
 SCHEDULER = {
@@ -39,15 +40,19 @@ MODEL_INDEX = {
 }
 
 
-def state_dict(params: Mapping, dtype: Any = np.float16) -> dict[str, np.ndarray]:
-    """Parameters `{"params": tree}` as arrays of `dtype` under published names and shapes."""
+def state_dict(params: Mapping, dtype: Any = None) -> dict[str, np.ndarray]:
+    """Parameters `{"params": tree}` as arrays of `dtype` under published names and shapes.
+
+    Without `dtype`, they are as small as `trees.halved` makes them.
+    """
     named = {}
     for path, leaf in traverse_util.flatten_dict(params["params"]).items():
         value = np.asarray(leaf, np.float32)
         name, _ = published(path, value.shape)
         if path[-1] == "kernel":
             value = np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value.T
-        named[name] = np.ascontiguousarray(value.astype(dtype))
+        value = halved(value) if dtype is None else value.astype(dtype)
+        named[name] = np.ascontiguousarray(value)
     return named
 
 
@@ -70,7 +75,7 @@ class Parts(NamedTuple):
 
 
 def save(folder: str | Path, parts: Parts) -> None:
-    """Writes a model in diffusers' layout, float16, which `networks.py` reads."""
+    """Writes a model in diffusers' layout, float16 where it can be, which `networks.py` reads."""
     folder = Path(folder)
     unet = _unet_config(parts.unet[0], parts.text[0].text.width)
     _write(folder / "unet", unet, parts.unet[1])
