@@ -82,7 +82,10 @@ def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     rest = values(rest)
     if path is not None:
         given = config_flags.get_override_values(values["config"])
-        derived.adopt_sampling(values.config, [*given, *unset])
+        try:
+            derived.adopt_sampling(values.config, [*given, *unset])
+        except ValueError as error:
+            raise UserError(str(error)) from error
     return rest
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cdsde.config import fitting
 from cdsde.config.keys import (
     EDITORS,
     GANS,
@@ -61,8 +62,12 @@ def adopt_sampling(config: ConfigDict, given: Iterable[str]) -> None:
     Args:
       config: changed in place.
       given: the overridden keys, which keep their values.
+
+    Raises:
+      ValueError: an overridden key of a network has no effect, see `fitting.check_given`.
     """
     given = set(given)
+    fitting.check_given(config, sorted(given))
     if "method" not in given:
         return
     if config.method in SDES:

@@ -25,6 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
+from cdsde.config import fitting
 from cdsde.diffusion import class_guidance, paths, schedules
 from cdsde.networks import (
     ADMEncoder,
@@ -67,14 +68,15 @@ def depth_to_space(x, size: int):
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * size, w * size, c // size**2)
 
 
-def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
+def _adm_fields(config: ConfigDict, stage: str) -> dict:
     """Constructor fields that the ADM U-Net and its encoder half share."""
+    net = config[stage]
     grid = config.data.image_size // net.patch_size
     return dict(
         channels=net.channels,
         channel_mult=tuple(net.channel_mult),
         num_res_blocks=net.num_res_blocks,
-        attention_factors=tuple(grid // r for r in net.attention_resolutions),
+        attention_factors=tuple(grid // r for r in net.attention_resolutions if grid % r == 0),
         num_head_channels=net.num_head_channels,
         resblock_updown=net.resblock_updown,
         group_channels=net.group_channels,
@@ -85,6 +87,7 @@ def _adm_fields(config: ConfigDict, net: ConfigDict) -> dict:
 
 def score_module(config: ConfigDict):
     """The linen module of `config.score`, without patches and without `prediction`."""
+    fitting.check(config, "score")
     net, patch = config.score, config.score.patch_size
     if net.arch == "adm":
         out = (6 if net.learn_sigma else 3) * patch**2
@@ -95,7 +98,7 @@ def score_module(config: ConfigDict):
             conv_resample=net.conv_resample,
             new_attention_order=net.new_attention_order,
             dropout=net.dropout,
-            **_adm_fields(config, net),
+            **_adm_fields(config, "score"),
         )
     return DDPMUNet(
         channels=net.channels,
@@ -173,7 +176,7 @@ def _published_score(config: ConfigDict) -> Model:
 def encoder_half_constants(net: ConfigDict) -> dict:
     """Published values of the encoder's and classifier's fields that have no config key."""
     return {
-        "num_heads": 4,
+        "num_heads": fitting.FIXED_HEADS,
         "use_scale_shift_norm": True,
         "new_attention_order": False,
         "dropout": 0.0,
@@ -182,26 +185,28 @@ def encoder_half_constants(net: ConfigDict) -> dict:
     }
 
 
-def _encoder_half(config: ConfigDict, net: ConfigDict, out_channels: int) -> ADMEncoder:
+def _encoder_half(config: ConfigDict, stage: str, out_channels: int) -> ADMEncoder:
+    fitting.check(config, stage)
+    net = config[stage]
     return ADMEncoder(
         pool=net.pool,
         image_size=config.data.image_size // net.patch_size,
         out_channels=out_channels,
         **encoder_half_constants(net),
-        **_adm_fields(config, net),
+        **_adm_fields(config, stage),
     )
 
 
 def encoder_model(config: ConfigDict) -> Model:
     """The contrastive encoder of `config.encoder`."""
     net = config.encoder
-    module = ContrastiveEncoder(_encoder_half(config, net, net.hidden_dim), net.embed_dim)
+    module = ContrastiveEncoder(_encoder_half(config, "encoder", net.hidden_dim), net.embed_dim)
     return _patched(config, net, module)
 
 
 def classifier_module(config: ConfigDict) -> ADMEncoder:
     """The linen module of `config.classifier`, with one class per domain."""
-    return _encoder_half(config, config.classifier, len(config_lib.domains(config)))
+    return _encoder_half(config, "classifier", len(config_lib.domains(config)))
 
 
 def classifier_model(config: ConfigDict) -> Model:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from cdsde.config import fitting
 from cdsde.networks.stable_diffusion.clip import CLIPTextModel, TextTransformer
 from cdsde.networks.stable_diffusion.unet import UNet
 from cdsde.networks.stable_diffusion.vae import AutoencoderKL
@@ -17,25 +18,27 @@ from cdsde.networks.stable_diffusion.vae import AutoencoderKL
 
 def autoencoder(config: ConfigDict) -> AutoencoderKL:
     """The autoencoder of `config.autoencoder`."""
+    fitting.check_latent(config)
     net = config.autoencoder
     return AutoencoderKL(
         widths=tuple(net.widths),
         blocks=1,
         latent_channels=net.channels,
-        groups=8,
+        groups=fitting.AUTOENCODER_GROUPS,
         dtype=jnp.dtype(config.dtype),
     )
 
 
 def unet(config: ConfigDict) -> UNet:
     """The U-Net of `config.latent`."""
+    fitting.check_latent(config)
     net = config.latent
     return UNet(
         widths=tuple(net.widths),
         attention=(True,) * len(net.widths),
         blocks=1,
         heads=(net.heads,) * len(net.widths),
-        groups=16,
+        groups=fitting.LATENT_GROUPS,
         out_channels=config.autoencoder.channels,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
@@ -51,7 +54,7 @@ def text_encoder(config: ConfigDict) -> CLIPTextModel:
             positions=net.text_length,
             width=net.text_width,
             depth=net.text_depth,
-            heads=4,
+            heads=fitting.TEXT_HEADS,
             mlp=4 * net.text_width,
             end=net.vocabulary - 1,
             dtype=jnp.dtype(config.dtype),
