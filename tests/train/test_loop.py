@@ -206,7 +206,7 @@ def test_a_changed_network_does_not_pass_for_the_old_one(toy, tiny, tmp_path):
         ({"sde__num_steps": 500, "sample__start": 400}, "config.sde.num_steps is 500"),
         ({"score__group_channels": 2}, "config.score.group_channels is 2, the weights have 4"),
         ({"score__num_head_channels": 16}, "config.score.num_head_channels is 16"),
-        ({"score__attention_resolutions": (8,)}, "config.score.attention_resolutions is [8]"),
+        ({"score__attention_resolutions": (16,)}, "config.score.attention_resolutions is [16]"),
         ({"score__use_scale_shift_norm": False}, "config.score.use_scale_shift_norm is False"),
         ({"data__image_size": 32}, "config.data.image_size is 32, the weights have 16"),
         ({"data__source": "yellow", "data__target": "blue"}, "blue, the weights have yellow"),
