@@ -32,7 +32,7 @@ from cdsde.data import (
 from cdsde.edit import pipeline, wording
 from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks
-from cdsde.evaluate import extractors, translations
+from cdsde.evaluate import extractors, recorded, translations
 from cdsde.runtime import compiler, files, mesh, records, trees
 from cdsde.runtime.padding import pad
 from cdsde.weights import diffusers, hub
@@ -54,20 +54,23 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
       `{method: {"CLIP score": {"value", "low", "high", "images"}, ...}}`.
 
     Raises:
-      ValueError: edits are missing or of another size, or weights or masks are missing or invalid.
+      ValueError: edits are missing, of other settings or of another size, or weights or masks are
+        missing or invalid.
     """
     methods = config_lib.eval_methods(config)
     source = inputs.open_input(config)
     chosen = edit_run.chosen_images(config, source)
     originals = translations.resized(config, source)
+    configs = {method: translations.of_method(config, method) for method in methods}
+    folders = {method: records.output_folder(c, workdir) for method, c in configs.items()}
+    for method, folder in folders.items():
+        recorded.check(config, method, workdir, folder, source)
     networks = translations.lpips(config)
     judges, record = _judges(config, workdir, source, chosen, originals, networks)
     pairwise = translations.pairwise_metrics(networks)
     results, columns = {}, {"source": originals}
-    for method in methods:
-        config_of_method = config.copy_and_resolve_references()
-        config_of_method.method = method
-        folder = records.output_folder(config_of_method, workdir)
+    for method, folder in folders.items():
+        config_of_method = configs[method]
         per_image = translations.measure(
             config_of_method, source, None, folder, pairwise, chosen=chosen
         )

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde import metrics
 from cdsde.data import Reading, contact_sheet, content, decode, inputs, told_by, write_png
-from cdsde.evaluate import extractors, realism, shapes
+from cdsde.evaluate import extractors, realism, recorded, shapes
 from cdsde.evaluate.glance import glance
 from cdsde.runtime import files, mesh, progress, records
 
@@ -45,8 +45,8 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
       of single images is their mean.
 
     Raises:
-      ValueError: results are missing, of another method or split, or of another size, or a file
-        does not hold a feature network's weights.
+      ValueError: results are missing, of another method or split, of other settings, or of another
+        size, or a file does not hold a feature network's weights.
     """
     methods = config_lib.eval_methods(config)
     if len(methods) > 1 and config.sample.output is not None:
@@ -57,12 +57,12 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
     source, pairs = inputs.open_input(config), inputs.open_truth(config)
     networks = lpips(config)
     pairwise = pairwise_metrics(networks)
-    configs = {method: _of_method(config, method) for method in methods}
+    configs = {method: of_method(config, method) for method in methods}
     folders = {method: records.output_folder(c, workdir) for method, c in configs.items()}
     legibility = open_shapes(config, pairs)
     per_image, results = {}, {}
     for method, folder in folders.items():
-        _check_record(configs[method], folder)
+        recorded.check(config, method, workdir, folder, source)
         per_image[method] = measure(config, source, pairs, folder, pairwise, legibility)
         results[method] = summarise(per_image[method], config.eval.bootstrap)
     realism_rows, record = measure_realism(config, workdir, folders, source, pairs)
@@ -212,7 +212,8 @@ def measure_realism(config: ConfigDict, workdir, folders: dict[str, Path], sourc
     return rows, reference.how
 
 
-def _of_method(config: ConfigDict, method: str) -> ConfigDict:
+def of_method(config: ConfigDict, method: str) -> ConfigDict:
+    """The config with another method."""
     changed = config.copy_and_resolve_references()
     changed.method = method
     return changed
@@ -336,23 +337,6 @@ def comparison(numbers: Iterable[int], columns: dict[str, Callable]) -> np.ndarr
     return contact_sheet(rows, list(columns), blocks=2 if len(rows) > 4 else 1)
 
 
-def _check_record(config: ConfigDict, folder: Path) -> None:
-    """Check that the record of the results, if any, has this method and split."""
-    path = folder / records.RECORD
-    if not path.exists():
-        return
-    record = json.loads(path.read_text())
-    recorded, required = {"method": record["method"]}, {"method": config.method}
-    if config.sample.input is None:
-        recorded["split"], required["split"] = record["sample"]["split"], config.sample.split
-    if recorded != required:
-        raise ValueError(
-            f"{folder} holds results of {', '.join(f'{k} {v}' for k, v in recorded.items())}, and "
-            f"{', '.join(f'{k} {v}' for k, v in required.items())} is to be evaluated; change "
-            "config.method or config.sample.split, or run --mode=sample into another folder"
-        )
-
-
 def _read(path: Path, read: Reading | None) -> np.ndarray:
     """A result; with `read`, it must have a size that reading and cutting off borders gives."""
     image = decode(path, path.name)
@@ -396,7 +380,6 @@ def write(config: ConfigDict, workdir, per_image, summary, record, folder) -> No
     with _csv(out / "per_image.csv") as w:
         w.writerow(per_image)
         w.writerows(zip(*per_image.values(), strict=True))
-    sampling = Path(folder) / records.RECORD
     images = "\n".join(map(str, per_image["name"]))
     files.write_json(
         out / "metrics.json",
@@ -406,7 +389,7 @@ def write(config: ConfigDict, workdir, per_image, summary, record, folder) -> No
             "interval": "95% over images: of means by bootstrap, of distances by jackknife",
             "realism": record,
             "image_list_sha256": hashlib.sha256(images.encode()).hexdigest(),
-            "sampling": json.loads(sampling.read_text()) if sampling.exists() else None,
+            "sampling": records.read(Path(folder)),
             "config": json.loads(config.to_json_best_effort()),
             **records.provenance(),
         },

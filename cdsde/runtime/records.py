@@ -98,6 +98,36 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     return record
 
 
+def read(folder: Path) -> dict | None:
+    """The record of the results in a folder, in the current format; None where there is none.
+
+    Raises:
+      ValueError: the file does not hold a record.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # no JSON, or no text
+        record = None
+    if not isinstance(record, dict) or not _is_record(record):
+        raise ValueError(
+            f"'{path}' is damaged: it does not hold the settings that made the results beside it; "
+            "delete the folder, or choose another --config.sample.output, and make them again"
+        )
+    return as_of_today(record)
+
+
+def _is_record(record: dict) -> bool:
+    """Whether an object read from JSON has the shape of a record, of translations or of edits."""
+    kind = "edit" if "edit" in record else "sample"
+    groups = {"weights", kind} | record.keys() & {"sde", "data", *config_lib.METHODS}
+    if not all(isinstance(record.get(group), dict) for group in groups):
+        return False
+    return isinstance((record["edit"] if kind == "edit" else record).get("method"), str)
+
+
 def as_of_today(record: dict) -> dict:
     """Converts a record of an earlier version to the current format."""
     record = json.loads(json.dumps(record))
@@ -124,17 +154,8 @@ def claim(folder: Path, record: dict, names: Sequence[str]) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RECORD
-    if path.exists():
-        old, new = as_of_today(json.loads(path.read_text())), json.loads(json.dumps(record))
-        old |= {key: new[key] for key in LATER if key in new and key not in old}
-        if changed := differences(_complete(old), _complete(new)):
-            more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-            raise ValueError(
-                f"{folder} holds results made with other settings (different: "
-                f"{', '.join(changed[:SHOWN])}{more}); delete it or choose another "
-                "--config.sample.output"
-            )
+    if (old := read(folder)) is not None:
+        refuse_others(folder, old, record, "delete it or choose another --config.sample.output")
     elif jax.process_index() == 0:
         # A file without a record is not a result but would count as one (in an input folder, say).
         if foreign := next((name for name in names if (folder / name).exists()), None):
@@ -142,7 +163,29 @@ def claim(folder: Path, record: dict, names: Sequence[str]) -> None:
                 f"{folder} holds {foreign}, which is no result of --mode=sample (there is no "
                 f"{RECORD} beside it); choose another --config.sample.output"
             )
-        write_json(path, record)
+        write_json(folder / RECORD, record)
+
+
+def refuse_others(folder: Path, old: dict, new: dict, advice: str) -> None:
+    """Checks that the record of a folder's results is that of a run.
+
+    Args:
+      folder: the folder of the results.
+      old: their record, from `read`.
+      new: the run's record.
+      advice: the end of the message.
+
+    Raises:
+      ValueError: the records differ; the message names the keys.
+    """
+    new = json.loads(json.dumps(new))
+    old = old | {key: new[key] for key in LATER if key in new and key not in old}
+    if changed := differences(_complete(old), _complete(new)):
+        more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+        raise ValueError(
+            f"{folder} holds results made with other settings (different: "
+            f"{', '.join(changed[:SHOWN])}{more}); {advice}"
+        )
 
 
 def _complete(record: dict) -> dict:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -332,6 +333,70 @@ def test_results_of_another_method_or_split(emoji, tmp_path):
          emoji("ilvr", sample__output=folder), tmp_path)  # fmt: skip
     said("split test is to be evaluated; change config.method or config.sample.split",
          emoji(sample__split="test"), tmp_path)  # fmt: skip
+
+
+def recorded(config, folder, **weights):
+    """Lay the record of results by a config beside them."""
+    settings = records.settings_record(config, weights, inputs.open_input(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(settings))
+
+
+OTHERS = [
+    ({"sample__seed": 5}, "sample.seed was 0 and is 5"),
+    ({"sample__start": 100}, "sample.start was None and is 100, start was 500 and is 100"),
+    ({"data__fit": "stretch"}, "data.fit was crop and is stretch"),
+    ({"sdedit__start": 400}, "sdedit.start was 500 and is 400, start was 500 and is 400"),
+    ({"dtype": "bfloat16"}, "dtype was float32 and is bfloat16"),
+    ({"weights__score": "b.safetensors"}, r"weights.score was a.safetensors \(sha256 1\) and is b"),
+]
+
+
+@pytest.mark.parametrize("changes, named", OTHERS, ids=lambda x: str(x))
+def test_results_of_other_settings(changes, named, emoji, tmp_path):
+    folder = put(tmp_path, emoji_pictures("fluent"))
+    recorded(emoji(), folder, score="a.safetensors (sha256 1)")
+    said(rf"sdedit holds results made with other settings \(different: {named}.*\); give --mode="
+         "eval the keys that --mode=sample had, or make the results again in another folder",
+         emoji(**changes), tmp_path)  # fmt: skip
+
+
+def test_keys_that_do_not_decide_pixels_may_differ(emoji, tmp_path):
+    folder = put(tmp_path, emoji_pictures("fluent"))
+    recorded(emoji(sample__limit=32), folder, score="a.safetensors (sha256 1)")
+    more = {"sample__batch_size": 3, "sample__sheet": 2, "sample__trajectory": True}
+    for weights in (None, "a.safetensors"):
+        config = emoji(sample__limit=4, sample__output=folder, weights__score=weights, **more)
+        summary = translations.evaluate(config, tmp_path)["sdedit"]
+        assert summary["L2 to source"]["images"] == 4
+
+
+def test_each_of_several_methods_has_the_keys_that_it_brings(emoji, tmp_path):
+    eta, blocks = {"sample__eta": 0.5}, {"sddm__blocks": 4}
+    for method, changes in {"sdedit": {}, "sddm": {}, "cyclediffusion": eta, "cut": {}}.items():
+        changes = changes | blocks
+        config = emoji(method, **changes)
+        recorded(config, put(tmp_path, emoji_pictures("fluent"), method))
+        # Whichever method the command line names beside them.
+        for named in ("sdedit", "sddm", "cyclediffusion"):
+            shared = emoji(named, eval__methods=f"{method},", **changes)
+            assert list(translations.evaluate(shared, tmp_path)) == [method]
+    shutil.rmtree(tmp_path / "eval")
+    other = emoji(eval__methods="sdedit,sddm", sample__seed=1, **blocks)
+    said("sample.seed was 0 and is 1", other, tmp_path)
+    recorded(emoji("cyclediffusion", sample__eta=0.9), tmp_path / "samples" / "cyclediffusion")
+    said("sample.eta was 0.9 and is 0.1", emoji(eval__methods="cyclediffusion,sdedit"), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", "{}", '{"weights": []}', "\xff", "{", "["])
+def test_a_damaged_record_is_named(text, emoji, tmp_path):
+    folder = put(tmp_path, emoji_pictures("fluent"))
+    (folder / "settings.json").write_bytes(text.encode("latin-1"))
+    said(r"'.*samples/sdedit/settings.json' is damaged: .*; delete the folder, or choose another",
+         emoji(), tmp_path)  # fmt: skip
+    with pytest.raises(ValueError, match=r"settings.json' is damaged") as error:
+        records.claim(folder, {}, [])
+    assert one_sentence(str(error.value))
 
 
 def test_one_folder_is_not_the_results_of_several_methods(emoji, tmp_path):
