@@ -274,6 +274,16 @@ def _inversion(config: ConfigDict) -> None:
             f"config.edit.inversion is 'null_text', and config.method is '{method}', which does "
             "not use its texts; choose another, or config.method ddim or p2p"
         )
+    if method in ("dds", "cds") and e.inversion_steps is not None:
+        raise ValueError(
+            f"config.edit.inversion_steps is {e.inversion_steps}, and config.method is '{method}', "
+            "which inverts nothing; set it to None"
+        )
+    if method in ("cds", "pix2pix_zerocon") and not e.patches:
+        raise ValueError(
+            f"config.edit.patches is (), and config.method '{method}', which contrasts patches; "
+            "name their sides, such as '(1, 2)'"
+        )
     if method not in ("edit_friendly", "ledits"):
         return
     for key, neutral in (("inversion", "next"), ("inversion_steps", None)):

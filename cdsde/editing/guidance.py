@@ -127,6 +127,8 @@ def draw_ids(
 ) -> dict[str, dict[int, jax.Array]]:
     """Random patches of each layer and patch size, without repetition.
 
+    A patch size that is larger than a layer's map is left out there.
+
     Args:
       key: typed key.
       shapes: features by layer, arrays or shapes.
@@ -138,15 +140,25 @@ def draw_ids(
 
     Returns:
       `{layer: {patch size: [n]}}`, positions in the pooled map.
+
+    Raises:
+      ValueError: no patch fits into any map.
     """
-    ids = {}
+    ids, largest = {}, 0
     for n, (layer, x) in enumerate(sorted(shapes.items())):
         h, w = jax.eval_shape(lambda x: as_map(x, *side), x).shape[1:3]
         if not chosen(layer) or h * w < least:
             continue
+        largest = max(largest, min(h, w))
         keys = jax.random.split(jax.random.fold_in(key, n), len(patches))
-        ids[layer] = {
-            p: jax.random.permutation(k, (h // p) * (w // p))[:count]
-            for p, k in zip(patches, keys, strict=True)
-        }
+        fitting = [(p, k) for p, k in zip(patches, keys, strict=True) if p <= min(h, w)]
+        if fitting:
+            ids[layer] = {
+                p: jax.random.permutation(k, (h // p) * (w // p))[:count] for p, k in fitting
+            }
+    if largest and not ids:
+        raise ValueError(
+            f"config.edit.patches is {tuple(patches)}, and the largest of the feature maps that are "
+            f"compared has a side of {largest} positions; name smaller sides, such as '(1, 2)'"
+        )
     return ids

@@ -525,6 +525,10 @@ def test_p2p0_is_refused_where_nothing_is_inverted(changes, wanted):
         ({"method": "ledits", "edit.inversion": "current"}, "of its own; set it to next"),
         ({"method": "edit_friendly", "edit.inversion_steps": 50}, "of its own; set it to None"),
         ({"method": "ledits", "edit.steps": 1, "edit.skip": 0.9}, "leaves out all of the 1 steps"),
+        ({"method": "dds", "edit.inversion_steps": 50}, "'dds', which inverts nothing; set it"),
+        ({"method": "cds", "edit.inversion_steps": 7}, "'cds', which inverts nothing; set it"),
+        ({"method": "cds", "edit.patches": ()}, "'cds', which contrasts patches; name their sides"),
+        ({"edit.patches": ()}, "'pix2pix_zerocon', which contrasts patches; name their sides"),
     ],
 )
 def test_an_inversion_that_an_editor_does_not_use_is_refused(changes, wanted):
