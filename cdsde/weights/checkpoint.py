@@ -10,6 +10,7 @@ next run ignores.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,7 +141,8 @@ def newest_whole(workdir, stage: str, training: bool = False) -> int | None:
       training: whether the training state is needed, too. Imported weights, step 0, have none.
 
     Raises:
-      ValueError: there are checkpoints, and all of them are broken.
+      ValueError: there are checkpoints, and all of them are broken; or a file is where their
+        folder should be.
     """
     folder, faults = stage_folder(workdir, stage), {}
     for step in sorted(_steps(workdir, stage), reverse=True):
@@ -149,8 +151,6 @@ def newest_whole(workdir, stage: str, training: bool = False) -> int | None:
         if faults[step] is None:
             break
     broken = {step: reason for step, reason in faults.items() if reason}
-    for step, reason in broken.items():
-        logging.warning("the checkpoint %s/%d is broken: %s", folder, step, reason)
     if not broken:
         return max(faults, default=None)
     if len(broken) == len(faults):
@@ -160,8 +160,15 @@ def newest_whole(workdir, stage: str, training: bool = False) -> int | None:
             "folder to begin again"
         )
     whole = min(faults)
-    logging.warning("the newest whole checkpoint of %s is step %d: it is taken", stage, whole)
+    _warn_of_broken(str(folder), stage, tuple(broken.items()), whole, training)
     return whole
+
+
+@functools.cache  # a program asks several times, and says it once
+def _warn_of_broken(folder: str, stage: str, broken: tuple, whole: int, training: bool) -> None:
+    for step, reason in broken:
+        logging.warning("the checkpoint %s/%d is broken: %s", folder, step, reason)
+    logging.warning("the newest whole checkpoint of %s is step %d: it is taken", stage, whole)
 
 
 def set_aside_broken(workdir, stage: str) -> None:
@@ -184,6 +191,12 @@ def set_aside_broken(workdir, stage: str) -> None:
 
 def _steps(workdir, stage: str) -> list[int]:
     folder = stage_folder(workdir, stage)
+    for place in (folder.parent.parent, folder.parent, folder):
+        if place.exists() and not place.is_dir():
+            raise ValueError(
+                f"{place} is a file, and checkpoints lie in a folder of that name; move the file "
+                "away, or use another --workdir"
+            )
     return list(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
@@ -223,13 +236,13 @@ def config_of_step(directory, step: int | None) -> dict:
     Raises:
       ValueError: the file is missing or damaged.
     """
-    folder = Path(directory) / str(step) / "config"
+    folder = Path(directory) / str(step)
     try:
-        return json.loads((folder / "metadata").read_text())
+        return wholeness.config(folder)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder}/metadata, the config of the training, is missing or damaged; put a copy "
-            "there, or take another checkpoint"
+            f"{folder}/config/metadata, the config of the training, is missing or damaged; put a "
+            "copy there, or take another checkpoint"
         ) from error
 
 

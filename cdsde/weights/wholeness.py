@@ -11,9 +11,14 @@ from pathlib import Path
 
 import tensorstore
 
+# Groups of a saved config that are read again.
+GROUPS = "autoencoder classifier cut data encoder latent score sde train".split()
+
 
 def fault(step: Path, items: tuple[str, ...]) -> str | None:
-    """What is wrong with the folder of a step, in a few words; None if its items can be read.
+    """What is wrong with the folder of a step, in a few words; None if it can be read.
+
+    It can be if its items and the config of its training can.
 
     Args:
       step: the folder of a step.
@@ -21,6 +26,7 @@ def fault(step: Path, items: tuple[str, ...]) -> str | None:
     """
     try:
         _read_json(step / "_CHECKPOINT_METADATA")
+        config(step)
         for item in items:
             _read_item(step / item)
     except _Fault as reason:
@@ -30,7 +36,26 @@ def fault(step: Path, items: tuple[str, ...]) -> str | None:
     return None
 
 
-class _Fault(Exception):
+def config(step: Path) -> dict:
+    """The config of the training in the folder of a step.
+
+    Raises:
+      ValueError: the file is missing or damaged; a few words.
+    """
+    found = _read_json(step / "config" / "metadata")
+    groups = [found.get(name, {}) for name in GROUPS] if isinstance(found, dict) else [None]
+    if not all(isinstance(group, dict) for group in groups):
+        raise _Fault("config/metadata is damaged")
+    data, published = found.get("data", {}), found.get("score", {}).get("published")
+    names = [data.get(key, "") for key in ("source", "target")]
+    domains = data.get("domains") or []
+    names += domains if isinstance(domains, list) else [None]
+    if not all(isinstance(name, str) for name in (*names, published or "")):
+        raise _Fault("config/metadata is damaged")
+    return found
+
+
+class _Fault(ValueError):
     """A file that is missing or damaged."""
 
 
@@ -41,7 +66,10 @@ def _read_item(folder: Path) -> None:
     for path in (folder / "_sharding", *folder.glob("array_metadatas/*")):
         if path.exists():
             _read_json(path)
-    values = [leaf["value_metadata"] for leaf in metadata["tree_metadata"].values()]
+    try:
+        values = [leaf["value_metadata"] for leaf in metadata["tree_metadata"].values()]
+    except (TypeError, KeyError, AttributeError):  # JSON of another shape
+        raise _Fault(f"{folder.name}/_METADATA is damaged") from None
     expected = sum(not value.get("skip_deserialize") for value in values)
     base = {"driver": "file", "path": f"{folder}/"}
     try:

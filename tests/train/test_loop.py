@@ -21,7 +21,7 @@ from cdsde.data import images
 from cdsde.networks import build
 from cdsde.runtime import mesh, preemption, progress
 from cdsde.train import loop, previews, stages, state
-from cdsde.weights import checkpoint
+from cdsde.weights import checkpoint, resolve
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -294,7 +294,12 @@ DAMAGE = {
     "averages cut short": ("ema/d/*", "the arrays of ema/ cannot be read"),
     "manifest gone": ("ema/manifest.ocdbt", "ema/ has 0 of its 1 arrays"),
     "names cut short": ("state/_METADATA", "state/_METADATA is damaged"),
+    "no config": ("config", "config/metadata is missing"),
+    "config cut short": ("config/metadata", "config/metadata is damaged"),
 }
+# Configs of another shape, as JSON.
+ODD = ("", "[]", '{"data": 5}', '{"score": [1]}', '{"data": {"source": 3, "target": null}}',
+       '{"data": {"domains": 5}}', '{"score": {"published": 1}}')  # fmt: skip
 
 
 def damage(folder, pattern: str) -> None:
@@ -351,7 +356,8 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_goes_on(
     damage(folder / "4", pattern)
     shapes = {"colour": jax.ShapeDtypeStruct((32, 3), jnp.float32)}
     checkpoint.open_ema(tmp_path, "score", shapes)
-    if "ema" in pattern or pattern == ".":  # sampling reads nothing else
+    checkpoint.open_ema(tmp_path, "score", shapes)  # says it once
+    if "state" not in pattern:  # which sampling does not read
         assert warned == [
             f"the checkpoint {folder}/4 is broken: {reason}",
             "the newest whole checkpoint of score is step 2: it is taken",
@@ -363,6 +369,39 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_goes_on(
     assert "Traceback" not in capfd.readouterr().err
     assert_same_bits(loop.train_stage(config, tmp_path, "score"), expected)
     assert [row["step"] for row in rows(tmp_path, "score")] == [1, 2, 3, 4]
+
+
+def test_a_config_of_another_shape_is_a_broken_checkpoint(toy, tiny, tmp_path, warned):
+    loop.train_stage(tiny(train__steps=4), tmp_path, "score")
+    folder = tmp_path / "checkpoints" / "score"
+    path = folder / "4" / "config" / "metadata"
+    for n, text in enumerate(ODD):
+        path.write_text(text)
+        assert checkpoint.newest_whole(tmp_path, "score") == 2
+        assert bool(warned) == (n == 0)
+        warned.clear()
+        with pytest.raises(ValueError, match="4/config/metadata, .*is missing or damaged") as error:
+            checkpoint.saved_config(tmp_path, "score")
+        assert "\n" not in str(error.value)
+    path.write_text("{}")  # of an earlier version, which says nothing
+    assert checkpoint.newest_whole(tmp_path, "score") == 4
+    (folder / "4" / "ema" / "_METADATA").write_text('{"tree_metadata": []}')
+    assert checkpoint.newest_whole(tmp_path, "score") == 2
+    assert warned[0] == f"the checkpoint {folder}/4 is broken: ema/_METADATA is damaged"
+
+
+@pytest.mark.parametrize("place", [".", "checkpoints", "checkpoints/score"])
+def test_a_file_where_checkpoints_should_be_is_named(toy, tiny, tmp_path, place):
+    path = tmp_path / "work" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("in the way")
+    for call in (
+        lambda: loop.train(tiny(method="sdedit"), tmp_path / "work"),
+        lambda: resolve.load(tiny(), tmp_path / "work", "score"),
+    ):
+        with pytest.raises(ValueError, match="is a file, and checkpoints lie in a folder") as error:
+            call()
+        assert str(error.value).startswith(f"{path} is a file") and "\n" not in str(error.value)
 
 
 def test_where_every_checkpoint_is_broken_nothing_is_trained_over_them(toy, tiny, tmp_path):
