@@ -13,6 +13,8 @@ from cdsde.runtime import interrupts
 
 # Everything else is imported after `interrupts.take()`, by the functions that need it.
 MODES = ("train", "sample", "eval", "edit", "serve", "import", "export")
+TOLD = (ValueError, OSError, ImportError, FloatingPointError)  # their messages are sentences
+EXHAUSTED = "RESOURCE_EXHAUSTED"  # in the RuntimeError of JAX where a device's memory is too little
 
 
 def define_flags() -> None:
@@ -85,12 +87,24 @@ def run(argv) -> None:
         except preemption.Preempted as reason:
             logging.warning("%s", reason)
             sys.exit(reason.exit_code)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (*TOLD, MemoryError, RuntimeError) as error:
+        told = str(error) if isinstance(error, TOLD) else _of_memory(error, mode)
         # Prints one sentence; --verbosity=1 shows the trace.
         logging.debug("", exc_info=True)
-        if logging.level_debug():
+        if told is None or logging.level_debug():
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {told}")
+
+
+def _of_memory(error: Exception, mode: str) -> str | None:
+    """The sentence about an error of too little memory; None: it is another error."""
+    reason = str(error).strip().split("\n")[0]
+    if not isinstance(error, MemoryError) and EXHAUSTED not in reason:
+        return None
+    reason = reason.split(f"{EXHAUSTED}:")[-1].strip(" .")
+    key = "config.train.batch_size" if mode == "train" else "config.sample.batch_size"
+    told = f" ({reason})" if reason else ""
+    return f"the memory does not suffice{told}; lower {key} or config.data.image_size"
 
 
 def _check_mode(mode: str, config) -> None:

@@ -5,16 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from absl import flags
 from helpers import FOLDER, TINY, one_sentence, overrides, read_json
 from PIL import Image
 
-from cdsde import load_config, translate
+from cdsde import load_config, main, translate
 from cdsde.data import decode
-from cdsde.weights import checkpoint
+from cdsde.runtime import cache
+from cdsde.weights import adoption, checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,6 +73,35 @@ def test_a_mistake_is_one_line_on_standard_error(what, tmp_path):
     # Folders with other files warn of these first.
     assert one_sentence(done.stderr.strip()) or what == "weights"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "mode", "told"),
+    [
+        (MemoryError(), "sample",
+         "the memory does not suffice; lower config.sample.batch_size or config.data.image_size"),
+        (MemoryError("Unable to allocate 9. GiB"), "edit",
+         "suffice (Unable to allocate 9. GiB); lower config.sample.batch_size or config."),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nA: 1"),
+         "train", "suffice (Out of memory allocating 9 bytes); lower config.train.batch_size or"),
+        (jax.errors.JaxRuntimeError("INTERNAL: a fault"), "train", None),
+        (RuntimeError("a fault"), "eval", None),
+    ],
+)  # fmt: skip
+def test_too_little_memory_is_told_by_the_keys_to_change(tmp_path, monkeypatch, error, mode, told):
+    def program(config, workdir):
+        raise error
+
+    given = {"config": load_config(FOLDER), "mode": mode, "workdir": str(tmp_path)}
+    given |= dict.fromkeys(("coordinator", "processes", "process"))
+    given["config"].method = "ddim" if mode == "edit" else "sdedit"
+    monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**given))
+    monkeypatch.setattr(cache, "keep_programs", lambda setting: None)
+    monkeypatch.setattr(main, "_program", lambda mode, config: program)
+    monkeypatch.setattr(adoption, "adopted", lambda config, workdir, importing: config)
+    with pytest.raises(type(error) if told is None else SystemExit) as ended:
+        main.run(["cdsde"])
+    assert ended.value is error if told is None else told in str(ended.value.code)
 
 
 def test_a_config_that_is_not_there(tmp_path):

@@ -160,7 +160,7 @@ def _edit(
     batches = eval_batches(
         source,
         read,
-        batch_size=mesh.round_up(config.sample.batch_size, devices),
+        batch_size=mesh.round_up(min(config.sample.batch_size, len(todo)), devices),
         indices=todo,
         broken=broken,
     )

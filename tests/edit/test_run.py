@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -187,6 +188,20 @@ def test_broken_images_are_listed_once_the_others_are_edited(task, tmp_path, on_
         edit_run.edit(config, tmp_path)
     assert list(pixels(tmp_path / "edits" / "ddim")) == ["0.png", "1.png"]
     assert (tmp_path / "edits" / "ddim" / "sheet.png").exists()
+
+
+def test_a_batch_is_no_larger_than_the_images_left(task, tmp_path, on_devices, monkeypatch):
+    on_devices(1)
+    sizes = []
+    monkeypatch.setattr(edit_run, "eval_batches", lambda *_, **given: sizes.append(given) or [])
+    monkeypatch.setattr(pipeline, "program", lambda model, config: lambda: None)
+    config = task(method="ddim", sample__batch_size=20_000_000)
+    source, model = inputs.open_input(config), types.SimpleNamespace(params={})
+    edit_run._edit(config, model, source, tmp_path, source.ids, {}, None, [0, 1])
+    assert [given["batch_size"] for given in sizes] == [2]
+    config.sample.batch_size = 1
+    edit_run._edit(config, model, source, tmp_path, source.ids, {}, None, [0, 1])
+    assert sizes[1]["batch_size"] == 1
 
 
 def test_words_are_swapped():
