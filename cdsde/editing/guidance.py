@@ -158,7 +158,7 @@ def draw_ids(
             }
     if largest and not ids:
         raise ValueError(
-            f"config.edit.patches is {tuple(patches)}, and the largest of the feature maps that are "
+            f"config.edit.patches is {tuple(patches)}, and the largest feature map that is "
             f"compared has a side of {largest} positions; name smaller sides, such as '(1, 2)'"
         )
     return ids

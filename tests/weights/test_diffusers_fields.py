@@ -200,6 +200,52 @@ def test_a_network_that_is_another_one_is_refused_by_name(model, part, field, va
     refused(lambda: LOADERS[part](folder), field, "config.json")
 
 
+MISFITS = [
+    ("unet", "block_out_channels", []),
+    ("unet", "block_out_channels", 32),
+    ("unet", "block_out_channels", [16, 24, 32, 0]),
+    ("unet", "block_out_channels", [16, 24, 32, 32, 32]),
+    ("unet", "attention_head_dim", 0),
+    ("unet", "attention_head_dim", -1),
+    ("unet", "attention_head_dim", [2]),
+    ("unet", "attention_head_dim", 3),
+    ("unet", "attention_head_dim", [4, 4, 5, 4]),
+    ("unet", "num_attention_heads", 0),
+    ("unet", "num_attention_heads", 3),
+    ("unet", "norm_num_groups", 0),
+    ("unet", "norm_num_groups", 7),
+    ("unet", "norm_eps", -1),
+    ("unet", "layers_per_block", 0),
+    ("vae", "block_out_channels", 5),
+    ("vae", "block_out_channels", []),
+    ("vae", "norm_num_groups", 5),
+    ("vae", "latent_channels", 0),
+    ("text_encoder", "num_attention_heads", 0),
+    ("text_encoder", "num_attention_heads", 3),
+    ("text_encoder", "eos_token_id", None),
+    ("text_encoder", "eos_token_id", "x"),
+    ("text_encoder", "eos_token_id", [1]),
+    ("text_encoder", "eos_token_id", 1014),
+    ("text_encoder", "layer_norm_eps", -1),
+]
+
+
+@pytest.mark.parametrize(("part", "field", "value"), MISFITS, ids=lambda x: str(x)[:20])
+def test_numbers_that_make_no_network_are_refused_by_name(model, part, field, value):
+    folder = model(f"model/{part}", **{field: value})
+    refused(lambda: LOADERS[part](folder), field, f"{folder}/config.json ")
+
+
+def test_heads_are_one_number_or_one_a_level(model):
+    def heads(**fields):
+        return diffusers.unet_of(diffusers.read_config(model("model/unet", **fields))).heads
+
+    assert heads() == heads(attention_head_dim=None, num_attention_heads=4) == (4, 4, 4, 4)
+    # The level without attention may have any, but the last, whose number the middle takes.
+    assert heads(attention_head_dim=[2, 3, 4, 8]) == (2, 3, 4, 8)
+    assert heads(attention_head_dim=None) == (8, 8, 8, 8)
+
+
 @pytest.mark.parametrize("part", ["text_config", "vision_config"])
 @pytest.mark.parametrize("name", ["clip", "blip"])
 def test_parts_of_models_of_images_and_texts_are_checked_too(model, golden, name, part):

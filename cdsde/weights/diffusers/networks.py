@@ -144,9 +144,41 @@ def _fields(config: Mapping[str, Any], names: Mapping[str, str], where) -> dict[
     missing = [key for key in names.values() if config.get(key) is None]
     if missing:
         raise ValueError(f"{where}/config.json does not contain {', '.join(missing)}")
-    for key in (key for key in names.values() if key.endswith("eps")):
-        json_fields.number(config, key, f"{where}/config.json")
+    path = Path(where) / "config.json"
+    for key in names.values():
+        if key.endswith("eps"):
+            if json_fields.number(config, key, path) < 0:
+                raise ValueError(f"{path} sets {key} to {config[key]}; it must be at least 0")
+        elif key in json_fields.LARGEST:
+            _positive(config, key, path)
     return {field: config[key] for field, key in names.items()}
+
+
+def _positive(config: Mapping[str, Any], name: str, path: Path) -> list[int]:
+    """The numbers of a field, of which some have one a level, all at least 1.
+
+    Raises:
+      ValueError: one is not.
+    """
+    numbers = _listed(config[name])
+    if not numbers or not all(type(n) is int and n >= 1 for n in numbers):
+        each = ", one a level," if name in json_fields.A_LEVEL else ""
+        raise ValueError(
+            f"{path} sets {name} to {json_fields.shown(config[name])}; it must be a whole number"
+            f"{each} of at least 1"
+        )
+    return numbers
+
+
+def _check_divides(path: Path, name: str, number: int, widths: Mapping[str, Collection[int]]):
+    """Checks that a number of groups or heads divides all widths: `{their field: widths}`."""
+    for field, values in widths.items():
+        if any(width % number for width in values):
+            shown = ", ".join(map(str, values))
+            raise ValueError(
+                f"{path} sets {name} to {number}, which does not divide its {field} {shown}; get "
+                "the file again"
+            )
 
 
 def _transformer(
@@ -159,7 +191,29 @@ def _transformer(
     """The fields `names` of a file of transformers, after a check of all others."""
     path = Path(where) / "config.json"
     json_fields.check(config, path, names.values(), only, {*json_fields.TRANSFORMERS, *free})
-    return _fields(config, names, where)
+    read = _fields(config, names, where)
+    _check_divides(path, TRANSFORMER["heads"], read["heads"], {"hidden_size": [read["width"]]})
+    if "patch_size" in read and read["patch_size"] > read["image_size"]:
+        raise ValueError(
+            f"{path} sets patch_size to {read['patch_size']}, more than its image_size "
+            f"{read['image_size']}; get the file again"
+        )
+    return read
+
+
+def _token(config: Mapping[str, Any], name: str, path: Path, default: int | None = None) -> int:
+    """A field that names a token.
+
+    Raises:
+      ValueError: it is no id of the vocabulary.
+    """
+    token = config.get(name, default)
+    if type(token) is not int or not 0 <= token < config["vocab_size"]:
+        raise ValueError(
+            f"{path} sets {name} to {json_fields.shown(token)}; it must be a whole number of at "
+            f"least 0 and below vocab_size {config['vocab_size']}"
+        )
+    return token
 
 
 def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
@@ -187,16 +241,46 @@ def unet_of(config: Mapping[str, Any], where="unet", **fields) -> UNet:
             f"{path} sets in_channels to {inputs} and out_channels to {read['out_channels']}; both "
             "must be the channels of the latents (models for inpainting are not supported)"
         )
-    read["widths"] = tuple(_listed(read["widths"]))
-    heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 8
-    count = len(downs)
+    read["widths"] = _widths(read, path)
+    if len(read["widths"]) != len(downs):
+        raise ValueError(
+            f"{path} has {len(read['widths'])} block_out_channels and {len(downs)} "
+            "down_block_types; there must be one of each a level"
+        )
+    attention = tuple(known[name] for name in downs)
     return UNet(
         **read,
-        attention=tuple(known[name] for name in downs),
-        heads=tuple(heads) if isinstance(heads, list) else (heads,) * count,
+        attention=attention,
+        heads=_heads(config, read["widths"], attention, path),
         linear=config.get("use_linear_projection") or False,
         **fields,
     )
+
+
+def _widths(read: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    """The width of each level, which the groups of normalisation divide."""
+    widths = tuple(_listed(read["widths"]))
+    _check_divides(path, "norm_num_groups", read["groups"], {"block_out_channels": widths})
+    return widths
+
+
+def _heads(
+    config: Mapping[str, Any], widths: tuple[int, ...], attention: tuple[bool, ...], path: Path
+) -> tuple[int, ...]:
+    """The heads of each level; `attention_head_dim` means their number, as diffusers reads it."""
+    names = ("num_attention_heads", "attention_head_dim")
+    name = next((name for name in names if config.get(name) is not None), names[0])
+    given = 8 if config.get(name) is None else config[name]
+    heads = _positive({name: given}, name, path) * (1 if isinstance(given, list) else len(widths))
+    if len(heads) != len(widths):
+        raise ValueError(
+            f"{path} sets {name} to {json_fields.shown(heads)}; it must be one number, or one for "
+            f"each of its {len(widths)} levels"
+        )
+    # The middle, at the last width, has attention in any case.
+    for level in (*(n for n, has in enumerate(attention) if has), -1):
+        _check_divides(path, name, heads[level], {"block_out_channels": [widths[level]]})
+    return tuple(heads)
 
 
 def _shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -244,7 +328,7 @@ def read_vae(folder: str | Path) -> tuple[dict[str, Any], float]:
     names = {"blocks": "layers_per_block", "groups": "norm_num_groups"}
     names |= {"latent_channels": "latent_channels", "widths": "block_out_channels"}
     read = _fields(config, names, folder)
-    read["widths"] = tuple(_listed(read["widths"]))
+    read["widths"] = _widths(read, path)
     factor = json_fields.number(config, "scaling_factor", path, default=SCALING_FACTOR)
     if factor <= 0:
         raise ValueError(f"{path} sets scaling_factor to {factor}; it must be above 0")
@@ -281,7 +365,8 @@ def _renamed_attention(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.nda
 
 def _text(config: Mapping[str, Any], where, **fields) -> TextTransformer:
     read = _transformer(config, TEXT, where, supported.TEXT_ONLY)
-    return TextTransformer(**read, end=config.get("eos_token_id", 2), **fields)
+    end = _token(config, "eos_token_id", Path(where) / "config.json", default=2)
+    return TextTransformer(**read, end=end, **fields)
 
 
 def _without_positions(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -331,7 +416,10 @@ def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
     """`BLIP`, the captioner, and its parameters."""
     config = _pair(folder)
     text = config["text_config"]
-    ends = {"begin": "bos_token_id", "end": "sep_token_id", "pad": "pad_token_id"}
+
+    def token(name: str) -> int:
+        return _token(text, name, Path(folder) / "config.json")
+
     module = BLIP(
         Vision(
             **_transformer(
@@ -339,7 +427,9 @@ def load_blip(folder: str | Path) -> tuple[BLIP, dict]:
             )
         ),
         Decoder(**_transformer(text, TEXT, folder, supported.BLIP_TEXT_ONLY, supported.BLIP_FREE)),
-        **_fields(text, ends, folder),
+        begin=token("bos_token_id"),
+        end=token("sep_token_id"),
+        pad=token("pad_token_id"),
     )
     side = module.vision.image_size
     weights = _without_positions(read_weights(folder))
