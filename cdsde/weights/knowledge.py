@@ -107,6 +107,7 @@ def check_resumed(record: Mapping, config: ConfigDict, stage: str, where) -> Non
 
     Raises:
       ValueError: a key that gives the parameters their meaning differs; the message names all.
+        For another `data.root`, which a folder that was moved has, a warning is logged.
     """
     wrong = differences(architecture_of_record(record, config, stage), config, stage)
     data = record.get("data", {})
@@ -119,6 +120,15 @@ def check_resumed(record: Mapping, config: ConfigDict, stage: str, where) -> Non
         raise ValueError(
             f"{where} was trained with another config, and training cannot go on from it: "
             f"{'; '.join(wrong)}; change these keys back, or use another --workdir"
+        )
+    before = data.get("root", config.data.root)
+    if before != config.data.root:
+        logging.warning(
+            "%s was trained on the data of %s, and training goes on with config.data.root=%s: "
+            "check that they are the same",
+            where,
+            before,
+            config.data.root,
         )
 
 

@@ -74,6 +74,19 @@ def test_guides_know_both_directions(trained, tiny):
     resolve.load(tiny(**SWAPPED), workdir, "encoder")
 
 
+def test_a_training_that_goes_on_with_other_data_is_told(tiny, caplog):
+    record = json.loads(tiny().to_json_best_effort())
+    with caplog.at_level("WARNING"):
+        knowledge.check_resumed(record, tiny(), "score", "score/2")
+        knowledge.check_resumed({}, tiny(), "score", "score/2")
+        assert not caplog.messages
+        knowledge.check_resumed(record, tiny(data__root="/moved"), "score", "score/2")
+    assert caplog.messages == [
+        f"score/2 was trained on the data of {record['data']['root']}, and training goes on with "
+        "config.data.root=/moved: check that they are the same"
+    ]
+
+
 def test_names_of_other_data_are_a_warning(trained, tiny, caplog):
     workdir = trained("score")
     with caplog.at_level("WARNING"):
