@@ -44,7 +44,7 @@ def output_folder(config: ConfigDict, workdir) -> Path:
     For an editor the default is WORKDIR/edits/METHOD.
 
     Raises:
-      ValueError: the folder is a file.
+      ValueError: the folder is a file, or that of the images.
     """
     kind = "edits" if config.method in config_lib.EDITORS else "samples"
     output = config.sample.output
@@ -53,7 +53,20 @@ def output_folder(config: ConfigDict, workdir) -> Path:
         raise ValueError(
             f"results go to '{folder}', which is a file; choose another --config.sample.output"
         )
+    if any(place.expanduser().resolve() == folder.resolve() for place in _input_folders(config)):
+        raise ValueError(
+            f"results go to '{folder}', from which the images are read, so that the next run would "
+            "take them for images; choose another --config.sample.output"
+        )
     return folder
+
+
+def _input_folders(config: ConfigDict) -> list[Path]:
+    """The folders from which the images of a run are read, if they are files."""
+    if config.sample.input is not None:
+        return [Path(config.sample.input)]
+    parts = Path(config.data.root), config.sample.split
+    return [Path(*parts, domain) for domain in config_lib.sources(config)]
 
 
 def output_names(ids: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ A folder with results of other settings is refused.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,12 +73,26 @@ def sample(config: ConfigDict, workdir, loaded: tuple[Sampler, dict] | None = No
     translate = _translate_whole if config.sample.keep_size else _translate
     broken = translate(config, sampler, source, folder, names, todo)
     mesh.barrier("sampled")
-    shown = [j for j in chosen if (folder / names[j]).exists()][: config.sample.sheet]
-    if jax.process_index() == 0 and shown:
+    shown = _shown(config, source, folder, names, chosen) if jax.process_index() == 0 else []
+    if shown:
         write_png(folder / records.SHEET, sheet_of(config, source, folder, names, shown))
         logging.info("results in %s, the first of them in %s", folder, folder / records.SHEET)
     inputs.raise_broken(broken, len(mine))
     return folder
+
+
+def _shown(config: ConfigDict, source, folder: Path, names, chosen: list[int]) -> list[int]:
+    """The first `sample.sheet` images of which the picture and the result can be read."""
+    shown = []
+    for j in chosen:
+        if len(shown) == config.sample.sheet:
+            break
+        with contextlib.suppress(BrokenImage):  # is listed at the end of the run
+            if (folder / names[j]).exists():
+                decode(folder / names[j])
+                _ = source[j]
+                shown.append(j)
+    return shown
 
 
 def _finished(config: ConfigDict, folder: Path, name: str, source, j: int) -> bool:
@@ -88,10 +103,14 @@ def _finished(config: ConfigDict, folder: Path, name: str, source, j: int) -> bo
 
 
 def _is_result_of(path: Path, source, j: int) -> bool:
-    """Whether a file was made from the present content of image j of a source.
+    """Whether a file is a whole picture, made from the present content of image j of a source.
 
     Results of earlier versions do not tell, and count as such.
     """
+    try:
+        decode(path)
+    except BrokenImage:  # cut short by a full disk or a copy
+        return False
     told = told_by(path)
     return told is not None and told.get("source") in (None, content(source, j))
 

@@ -194,6 +194,44 @@ def test_more_images_of_a_finished_run_are_added(task, five, tmp_path):
     assert all(files(folder)[n] == before[n] for n in ("a.png", "b.png", "settings.json"))
 
 
+def test_a_result_that_was_cut_short_is_made_again(task, five, tmp_path):
+    config = task(sample__input=five, sample__limit=3)
+    folder = translation_run.sample(config, tmp_path)
+    made, before = results(folder), files(folder)
+    for name, part in (("a.png", 0.6), ("b.png", 0)):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(part * len(data))])
+    translation_run.sample(config, tmp_path)
+    assert_same_pictures(results(folder), made, levels=1)
+    assert files(folder)["d.png"] == before["d.png"]
+
+
+def test_a_picture_that_broke_after_a_run_is_listed(task, five, tmp_path):
+    config = task(sample__input=five)
+    folder = translation_run.sample(config, tmp_path)
+    (five / "a.png").write_bytes(b"")
+    wanted = (
+        r"^1 of 5 images have no result, the others are done: .*a\.png' .*; replace the file by"
+    )
+    for _ in range(2):
+        said(wanted, translation_run.sample, config, tmp_path)
+    assert (folder / "sheet.png").exists()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_results_do_not_go_among_the_images(suffix, task, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture(0).save(folder / f"a{suffix}")
+    for output in (folder, tmp_path / "." / "in" / ".." / "in"):
+        config = task(sample__input=folder, sample__output=output)
+        said("in', from which the images are read, so that", translation_run.sample, config, "no")
+    config = task()
+    config.sample.output = f"{config.data.root}/val/blue"
+    said("blue', from which the images are read", translation_run.sample, config, "no")
+    assert list(files(folder)) == [f"a{suffix}"]
+
+
 def test_a_picture_replaced_under_its_name_is_translated_again(task, five, tmp_path):
     config = task(sample__input=five)
     folder = translation_run.sample(config, tmp_path)
@@ -360,13 +398,14 @@ def test_a_method_that_is_not_there():
 
 
 def test_pictures_of_others_are_not_taken_for_results(task, five, tmp_path):
-    # Such as the input folder named as output: what is there already would never be translated.
-    before = files(five)
-    config = task(sample__input=five, sample__output=five)
+    # Such as another folder of pictures: what is there already would never be translated.
+    more = shutil.copytree(five, tmp_path / "more pictures")
+    before = files(more)
+    config = task(sample__input=five, sample__output=more)
     said(
-        "five pictures holds a.png, which is no result of", translation_run.sample, config, tmp_path
+        "more pictures holds a.png, which is no result of", translation_run.sample, config, tmp_path
     )
-    assert files(five) == before
+    assert files(more) == before
     # Files of other names do no harm.
     out = tmp_path / "out"
     out.mkdir()
