@@ -324,7 +324,7 @@ def warned(monkeypatch):
 
 
 def test_a_broken_image_ends_a_training_with_a_checkpoint(toy, tiny, tmp_path, monkeypatch, warned):
-    config = tiny(method="sdedit", train__steps=9, train__checkpoint_every=2)
+    config = tiny(method="sdedit", train__steps=9, train__checkpoint_every=100)
     opened = loop.open_data
 
     def with_broken(*arguments):
