@@ -86,6 +86,12 @@ def load(folder: str | Path, dtype=jnp.float32, remat: bool = False) -> Model:
     unet, unet_params = diffusers.load_unet(folder / "unet", dtype=dtype, remat=remat)
     vae, vae_params, factor = diffusers.load_vae(folder / "vae", dtype=dtype)
     text, text_params = diffusers.load_text_encoder(folder / "text_encoder")
+    known, ids = text.text.vocabulary, tokenize.words.get_vocab().values()
+    if max(ids) >= known:
+        raise ValueError(
+            f"{folder}/tokenizer/vocab.json has ids up to {max(ids)}, and the text encoder beside "
+            f"it knows {known} tokens; get both from one publisher"
+        )
     tokenize = tokenize._replace(length=min(tokenize.length, text.text.positions))
     encoder = text_directions.Encoder(text, text_params, tokenize)
     params = {"unet": unet_params, "vae": vae_params}

@@ -190,6 +190,17 @@ def test_broken_images_are_listed_once_the_others_are_edited(task, tmp_path, on_
     assert (tmp_path / "edits" / "ddim" / "sheet.png").exists()
 
 
+def test_a_tokenizer_of_another_text_encoder_is_named(tmp_path, golden):
+    shutil.copytree(golden / "latent" / "model", tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer" / "vocab.json"
+    vocabulary = json.loads(path.read_text())
+    last = max(vocabulary, key=lambda token: vocabulary[token])
+    path.write_text(json.dumps(vocabulary | {last: 40_000}))
+    with pytest.raises(ValueError, match=r"vocab.json has ids up to 40000, and .* knows \d+") as e:
+        pipeline.load(tmp_path / "model")
+    assert one_sentence(str(e.value))
+
+
 def test_a_batch_is_no_larger_than_the_images_left(task, tmp_path, on_devices, monkeypatch):
     on_devices(1)
     sizes = []
