@@ -1,11 +1,10 @@
 """Characters in mincho (thin horizontals, serifs) → gothic (strokes of even width): embedded data.
 
-    python -m cdsde.main --config=mincho2gothic --mode=train --config.train.stage=score
     python -m cdsde.main --config=mincho2gothic --mode=sample
     python -m cdsde.main --config=mincho2gothic --mode=eval
 
-The encoder is shipped; the score network is not. Training sets share no character; the true result
-of every test character is known.
+Training sets share no character; the true result of every test character is known. How the shipped
+networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains both again.
 """
 
 from cdsde import config

@@ -109,7 +109,10 @@ class Task:
             return False
         # Only the task's networks are compared, not those that the run's changes name.
         rest = {k: v for k, v in overrides.items() if not k.startswith("weights.")}
-        origins = self.load(self.configure(rest))[1]
+        try:
+            origins = self.load(self.configure(rest))[1]
+        except ValueError:  # the task has these weights no longer
+            return False
         names = [name for name in record["weights"] if f"weights.{name}" not in changes]
         return all(hash_of(record["weights"][n]) == hash_of(origins.get(n, "")) for n in names)
 

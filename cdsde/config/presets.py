@@ -5,7 +5,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 # The tasks with shipped networks, which a page offers.
-PAGE = ("gothic2mincho", "twemoji2fluent", "noto2fluent", "fluent2twemoji")
+SHIPPED_GLYPHS = ("gothic", "mincho")  # styles with a shipped score network
+PAGE = ("gothic2mincho", "mincho2gothic", "twemoji2fluent", "noto2fluent", "fluent2twemoji")
 
 
 def small_networks(c: ConfigDict) -> None:
@@ -112,7 +113,8 @@ def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
     c.weights.encoder = "shipped:encoder-emoji-32"
     c.weights.classifier = "shipped:classifier-emoji-32"
     c.weights.cut = f"shipped:cut-{c.task}-32"
-    c.weights.fastcut = f"shipped:fastcut-{c.task}-32"
+    if source != "noto":  # all generators together would be too large for the package
+        c.weights.fastcut = f"shipped:fastcut-{c.task}-32"
     c.serve.tasks = PAGE
 
 
@@ -145,8 +147,10 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
     c.eval.shapes = True
     c.serve.tasks = PAGE
     c.weights.encoder = "shipped:encoder-glyphs-64"  # knows all three styles
-    if target == "mincho":
-        c.weights.score = "shipped:score-mincho-64"
+    if target in SHIPPED_GLYPHS:
+        c.weights.score = f"shipped:score-{target}-64"
+    if source in SHIPPED_GLYPHS:
+        c.weights.source_score = f"shipped:score-{source}-64"
 
 
 def egsde_256(c: ConfigDict, source: str, target: str) -> None:
