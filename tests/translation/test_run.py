@@ -232,14 +232,14 @@ def test_a_picture_that_broke_after_a_run_is_listed(tiny, five, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_results_do_not_go_among_the_images(suffix, task, tmp_path):
+def test_results_do_not_go_among_the_images(suffix, tiny, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     picture(0).save(folder / f"a{suffix}")
     for output in (folder, tmp_path / "." / "in" / ".." / "in"):
-        config = task(sample__input=folder, sample__output=output)
+        config = tiny(method="sdedit", sample__input=folder, sample__output=output)
         said("in', from which the images are read, so that", translation_run.sample, config, "no")
-    config = task()
+    config = tiny(method="sdedit")
     config.sample.output = f"{config.data.root}/val/blue"
     said("blue', from which the images are read", translation_run.sample, config, "no")
     assert list(files(folder)) == [f"a{suffix}"]
