@@ -140,8 +140,8 @@ def test_the_exact_cycle_of_ddib_comes_back(start):
         ({"method": "ddib", "sample.eta": 1.0}, "follows an ODE"),
         ({"method": "cyclediffusion", "sample.clip": True}, "config.sample.clip=False"),
         ({"method": "cyclediffusion", "sample.eta": 0.0}, "recovers the noise"),
-        ({"method": "sddm", "sddm.start": 400}, "lower config.sddm.until"),
-        ({"method": "sddm", "sample.start": 505}, "lower config.sddm.until"),
+        ({"method": "sddm", "sddm.start": 150}, "lower config.sddm.until"),
+        ({"method": "sddm", "sample.start": 100}, "lower config.sddm.until"),
     ],
 )
 def test_settings_that_would_lose_the_source_are_refused(changes, words):
