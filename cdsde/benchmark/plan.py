@@ -81,8 +81,8 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
     """One varied setting per series.
 
     M; λ_i of the low-pass energy; λ of the contrastive energy; λ_d or λ_s of the energy that
-    contrasts domains; N of ILVR. Then M again from the source in the target's colours, without the
-    contrast of domains in Contrastive-SDE: what that energy adds beyond colours.
+    contrasts domains; N of ILVR; T0 of SDDM. Then M again from the source in the target's colours,
+    without the contrast of domains in Contrastive-SDE: what that energy adds beyond colours.
     """
     size, total = config.data.image_size, config.sde.num_steps
     runs = []
@@ -103,6 +103,10 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
                 # In proportion to the side: 16 to 128 at 256².
                 n = factor * max(1, size // 32)
                 add(method, "N", n, {"ilvr.factor": n})
+            continue
+        if method == "sddm":  # starts from noise
+            for share in STARTS:
+                add(method, "T0", round(share * total), {"sddm.until": round(share * total)})
             continue
         add_levels(method, "M", {})
         if method in GUIDES:

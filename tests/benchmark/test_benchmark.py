@@ -78,6 +78,7 @@ def test_every_planned_run_is_a_valid_config():
     assert sorted(plan.METHODS) == sorted(set(METHODS) - set(EDITORS)) and plan.GANS == GANS
 
 
+@pytest.mark.slow
 def test_the_bound_learns_from_pairs_what_the_target_looks_like():
     config = load_config("gothic2mincho", {"sample.split": "test", "score.channels": 16})
     translate = paired.trained(config, steps=30)

@@ -5,6 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from helpers import FOLDER, files, one_sentence, random_params, read_json
 from sampling_helpers import MADE, assert_same_pictures, picture, results
 
@@ -394,7 +395,7 @@ def test_weights_that_are_not_there_or_do_not_fit(task, tiny, five, tmp_path):
     config.weights.score = "shipped:none"
     said("shipped:none: the package has no such weights; there are .*score-fluent-32",
          translation_run.sample, config, tmp_path)  # fmt: skip
-    (tmp_path / "other.safetensors").write_bytes(b"other")
+    safetensors.numpy.save_file({"a": np.zeros(1)}, tmp_path / "other.safetensors")
     config.weights.score = str(tmp_path / "other.safetensors")
     said("no card other.json beside it", translation_run.sample, config, tmp_path)
     config = task()

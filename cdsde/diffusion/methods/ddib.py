@@ -7,13 +7,15 @@ Both ways follow the probability-flow ODE by DDIM with η = 0. With the levels 0
 
 Its last step, to ᾱ_S = 0, returns ε itself, and the way down starts from it as if it were the state
 at level S-1. So the published code does, and its cycle source → latent → source is therefore not
-exact. `exact` leaves the last step out; the cycle is then as exact as the steps are small. From a
-level below T there is no such last step, and the way is exact only.
+exact. `exact` leaves the last step out; the cycle is then as exact as the steps are small. So it is
+always from a level that is not noise (ᾱ_{S-1} ≥ `NOISE`), where ε alone would lose the source.
 """
 
 from __future__ import annotations
 
 from cdsde.diffusion.methods.method import Method, Setting, start_setting
+
+NOISE = 1e-3
 
 
 def invert(settings):
@@ -35,27 +37,23 @@ def invert(settings):
             return schedules.perturb(clean, eps, following), None
 
         levels = jax.tree.map(lambda column: column[::-1], (index, alpha_bar, above))
+        x, _ = jax.lax.scan(step, x0, jax.tree.map(lambda column: column[:-1], levels))
         if settings.exact:
-            levels = jax.tree.map(lambda column: column[:-1], levels)
-        return jax.lax.scan(step, x0, levels)[0], None
+            return x, None
+        last = jax.tree.map(lambda column: column[-1], levels)
+        return jax.lax.cond(alpha_bar[0] < NOISE, lambda: step(x, last)[0], lambda: x), None
 
     return up
 
 
 def check(settings, config) -> None:
-    """Checks that the way down is an ODE, and that a way from below T is `exact`.
+    """Checks that the way down is an ODE.
 
     Raises:
-      ValueError: one of them is not so.
+      ValueError: the solver draws noise.
     """
     s = config.sample
     DDIB.require(s.solver != "ancestral" and not s.eta, config, "follows an ODE")
-    start, top = s.start or settings.start, config.sde.num_steps
-    if start < top and not settings.exact:
-        raise ValueError(
-            f"ddib starts at level {start} of {top}, and its published way up ends in pure noise; "
-            "set --config.ddib.exact=True, or start at the top"
-        )
 
 
 DDIB = Method(
@@ -63,7 +61,7 @@ DDIB = Method(
     title="DDIB",
     networks=("score", "source_score"),
     settings={
-        "start": start_setting(1000)._replace(changeable=False, slider=""),
+        "start": start_setting(1000),
         "exact": Setting(
             False,
             "Leave out the published way's last step, from the noisiest level to pure noise, which "
