@@ -20,11 +20,11 @@ def arrays(*shapes):
     ("shape", "features"),
     [
         ((1, 32, 64, 32), 40),
-        ((2, 10, 10, 33), 32),
+        pytest.param((2, 10, 10, 33), 32, marks=pytest.mark.slow),
         ((1, 16, 16, 32), 32),
         ((2, 7, 6, 3), 5),
-        ((3, 32, 32, 32), 32),
-        ((1, 33, 32, 32), 32),
+        pytest.param((3, 32, 32, 32), 32, marks=pytest.mark.slow),
+        pytest.param((1, 33, 32, 32), 32, marks=pytest.mark.slow),
     ],
 )
 def test_gradients(border, shape, features):

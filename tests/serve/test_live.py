@@ -91,7 +91,7 @@ def test_what_the_page_shows_is_what_sampling_makes(task, monkeypatch):
         assert np.abs(states[-1].picture.astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("method", ["cyclediffusion", "ddib"])
+@pytest.mark.parametrize("method", ["ddib", pytest.param("cyclediffusion", marks=pytest.mark.slow)])
 def test_the_page_has_methods_that_need_the_sources_network(task, method, tmp_path):
     config = task[1].copy_and_resolve_references()
     assert method not in Translator(config, "nowhere").methods()

@@ -287,6 +287,7 @@ def test_what_the_files_sampler_would_do_is_said_once(
     assert all(re.search(said, text) and one_sentence(text) for text in found), found
 
 
+@pytest.mark.slow
 def test_another_size_than_the_files_is_said(task_of, tmp_path, caplog):
     for name, size, said in (
         ("diffusers/a_ddpm_root", 32, True),

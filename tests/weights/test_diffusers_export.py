@@ -33,7 +33,13 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+REPEATS = {"adm", "adm by convolutions, of classes"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in REPEATS else n for n in NETWORKS],
+)
 def test_a_written_network_is_the_same(name, tmp_path):
     network = NETWORKS[name]
     y = {"y": jnp.asarray([2, 0])} if getattr(network, "num_classes", None) else {}
