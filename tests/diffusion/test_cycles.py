@@ -31,7 +31,7 @@ def networks():
 
 
 # 1000 steps from √ᾱ = 0.006 magnify where coefficients are rounded; these are not rounded as there.
-OWN_ROUNDING = ("ddib/full_target", "ddib/full_target_clipped")
+OWN_ROUNDING = tuple(f"ddib/full_{name}" for name in ("target", "target_clipped", "reconstruction"))
 
 
 def assert_near(actual, expected, name):
@@ -94,9 +94,10 @@ def test_ddib(networks, name):
     check(y, "target")
     check(translated(x0, source, target, clip=True)[0], "target_clipped")
     check(translated(x0, source, source)[0], "reconstruction")
-    # Back again, from the target that was found to the source.
-    check(latent(y, True), "latent_2")
-    check(translated(y, target, source)[0], "source_2")
+    # Back again, from the target to the source.
+    found = arrays[f"{name}_target"]
+    check(latent(found, True), "latent_2")
+    check(translated(found, target, source)[0], "source_2")
     if name == "short":
         check(states[0], "decoder_states")
 
@@ -206,7 +207,7 @@ def levels_of(name):
     """Start, number of steps (None: every level), refinement's start and rounds."""
     c = SETTINGS["cyclediffusion"][name]
     total, custom, taken = c["t_0"] + 1, c["custom_steps"], c["es_steps"]
-    assert c["eta"] == 0.1
+    assert c.get("eta", 0.1) == 0.1
     if custom == total:
         return taken, None, c["refine_steps"], c["refine_iterations"]
     times = np.arange(0, total, total // custom)
