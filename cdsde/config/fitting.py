@@ -73,19 +73,26 @@ def _attention(config: ConfigDict, stage: str) -> list[int]:
     As in published lists, it may name sides that more levels would have: config files share it
     between sizes of images. An override may not (`check_given`).
     """
-    net, first = config[stage], config.data.image_size // config[stage].patch_size
-    sides = [first // 2**level for level in range(len(net.channel_mult))]
-    for side in net.attention_resolutions:
-        halvings = first // side
-        if first % side or halvings & (halvings - 1):  # not a power of 2
-            raise ValueError(_no_such_side(config, stage, side, sides))
+    sides = _sides(config, stage)
+    for side in config[stage].attention_resolutions:
+        halvings = sides[0] // side
+        if sides[0] % side or halvings & (halvings - 1):  # not a power of 2
+            raise ValueError(_no_such_side(config, stage, side))
     return sides
 
 
-def _no_such_side(config: ConfigDict, stage: str, side: int, sides: list[int]) -> str:
+def _sides(config: ConfigDict, stage: str) -> list[int]:
+    """The side of the feature maps of each level."""
+    net = config[stage]
+    first = config.data.image_size // net.patch_size
+    return [first // 2**level for level in range(len(net.channel_mult))]
+
+
+def _no_such_side(config: ConfigDict, stage: str, side: int) -> str:
+    sides = ", ".join(map(str, _sides(config, stage)))
     return (
         f"config.{stage}.attention_resolutions names {side}, and the feature maps have sides "
-        f"{', '.join(map(str, sides))} (config.data.image_size={config.data.image_size}, "
+        f"{sides} (config.data.image_size={config.data.image_size}, "
         f"patch_size {config[stage].patch_size}); choose among these, or set it to () for "
         "attention in the middle alone"
     )
@@ -108,11 +115,9 @@ def check_given(config: ConfigDict, given: Iterable[str]) -> None:
         net, size = config[stage], config.data.image_size
         value = net[name]
         if name == "attention_resolutions" and net.patch_size > 0 and size % net.patch_size == 0:
-            first = size // net.patch_size
-            sides = [first // 2**level for level in range(len(net.channel_mult))]
             for side in value:
-                if type(side) is int and side > 0 and side not in sides:
-                    raise ValueError(_no_such_side(config, stage, side, sides))
+                if type(side) is int and side > 0 and side not in _sides(config, stage):
+                    raise ValueError(_no_such_side(config, stage, side))
         if name in ADM_ONLY and stage == "score" and net.arch == "ddpm":
             if value != (usual := KEYS[key].default):
                 raise ValueError(

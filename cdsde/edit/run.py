@@ -78,7 +78,7 @@ def edit(config: ConfigDict, workdir) -> Path:
     broken = {} if config.edit.caption else _without_broken(config, source, todo)
     said = wordings_of(config, source, todo)
     texts = wording.texts_of(model, config, list(said.values())) if todo else None
-    records.claim(folder, _record(config, model), names)
+    records.claim(folder, record_of(config, model), names)
     if texts is not None:
         broken |= _edit(config, model, source, folder, names, said, texts, todo)
     mesh.barrier("edited")
@@ -296,7 +296,7 @@ def for_clip(image: np.ndarray, size: int) -> np.ndarray:
     return (np.asarray(pixels, np.float32) / 255 - mean) / std
 
 
-def _record(config: ConfigDict, model: pipeline.Model) -> dict:
+def record_of(config: ConfigDict, model: pipeline.Model) -> dict:
     """The settings that determine the pixels of the results."""
     settings = json.loads(config.edit.to_json_best_effort())
     settings.pop("templates")

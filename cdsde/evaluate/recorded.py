@@ -77,7 +77,7 @@ def _of_edits(config: ConfigDict, old: dict, source) -> dict:
     if not edit_run.has_words(source):
         config = edit_run.with_sentences(config)
     model: Any = SimpleNamespace(digests=old["weights"], files=old.get("model_files"))
-    new = edit_run._record(config, model)
+    new = edit_run.record_of(config, model)
     return {key: value for key, value in new.items() if key in old}
 
 

@@ -236,18 +236,24 @@ def infer(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             at += 1  # the block that halves
             after = kinds[at] if at < len(kinds) else "?"
             at += after in ("image", "convolution", "fir convolution")
-    if levels > 1:
-        pyramid = set(kinds) & {"image", "convolution", "fir convolution"}
-        fields["progressive"] = "none" if kinds.count("norm") == 1 else "output_skip"
-        fields["progressive_input"] = "residual" if pyramid else "none"
-        if "image" in pyramid:
-            fields["progressive_input"] = "input_skip"
-            first = kinds.index("image")
-            doubled = order[first + 1].get("Conv_0.weight", (0, 0))[1]
-            same = doubled == order[first]["Conv_0.weight"][0]
-            fields["progressive_combine"] = "sum" if same else "cat"
-        elif pyramid:
-            fields["fir"] = "fir convolution" in pyramid
+    return fields | (_pyramid(kinds, order) if levels > 1 else {})
+
+
+def _pyramid(kinds: list[str], order: list[dict]) -> dict[str, Any]:
+    """The fields of how smaller images enter and leave the network, of `infer`'s layers."""
+    found = set(kinds) & {"image", "convolution", "fir convolution"}
+    fields: dict[str, Any] = {
+        "progressive": "none" if kinds.count("norm") == 1 else "output_skip",
+        "progressive_input": "residual" if found else "none",
+    }
+    if "image" in found:
+        fields["progressive_input"] = "input_skip"
+        first = kinds.index("image")
+        doubled = order[first + 1].get("Conv_0.weight", (0, 0))[1]
+        same = doubled == order[first]["Conv_0.weight"][0]
+        fields["progressive_combine"] = "sum" if same else "cat"
+    elif found:
+        fields["fir"] = "fir convolution" in found
     return fields
 
 
