@@ -132,7 +132,8 @@ def export_weights(config: ConfigDict, workdir) -> Path:
     path = Path(config.export.path or default)
     if config.export.format == "cdsde" and path.suffix != ".safetensors":
         raise ValueError(
-            f"config.export.path={path} must end in .safetensors, of which the format cdsde is"
+            f"config.export.path={path} must end in .safetensors: config.export.format=cdsde "
+            "writes no other files"
         )
     params, origin = resolve.load(config, workdir, stage)
     if config.export.format == "published":
@@ -219,11 +220,22 @@ def scheduler_of(config: ConfigDict) -> dict:
     }
 
 
+def _log_rows(log: Path) -> list[dict[str, float]]:
+    """The rows of a training log; none if one of them is damaged."""
+    try:
+        with log.open(newline="", encoding="utf-8") as f:
+            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+    except (TypeError, ValueError):  # a row of another length, or no numbers
+        return []
+    whole = all({"step", "steps_per_second"} <= row.keys() for row in rows)
+    return rows if whole else []
+
+
 def card(config: ConfigDict, workdir, stage: str) -> dict:
     """A trained network's provenance: training config, last log row, hardware and versions.
 
     Raises:
-      ValueError: there is no checkpoint, or its training log is missing.
+      ValueError: there is no checkpoint, or its training log is missing or damaged.
     """
     instead = ", or with --config.export.format=published" if stage in MODULES else ""
     step = checkpoint.newest_whole(workdir, stage)
@@ -235,13 +247,13 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
         )
     trained = checkpoint.saved_config(workdir, stage, step)
     log = Path(workdir) / "logs" / stage / "metrics.csv"
-    if not log.exists():
+    rows = _log_rows(log) if log.exists() else []
+    if not rows:
+        fault = "is damaged" if log.exists() else "does not exist"
         raise ValueError(
-            f"{log} does not exist, but the card needs it; export from the work folder "
+            f"{log} {fault}, but the card needs it; export from the work folder "
             f"that the {stage} was trained in{instead}"
         )
-    with log.open(newline="") as f:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
     return {
         "stage": stage,
         "step": step,

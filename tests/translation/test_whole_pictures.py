@@ -96,7 +96,7 @@ def test_a_picture_of_the_networks_size_is_translated_as_without_keep_size(task,
     np.testing.assert_allclose(kept, expected[0], atol=1)
 
 
-CASES = [("sdedit", "dpmpp_2m", 0.0)]
+CASES = [pytest.param("sdedit", "dpmpp_2m", 0.0, marks=pytest.mark.slow)]
 CASES += [
     pytest.param(method, solver, eta, marks=pytest.mark.campaign)
     for method, solver, eta in (

@@ -147,3 +147,15 @@ def test_a_network_of_guided_diffusion_goes_out_with_what_its_names_do_not_tell(
     alpha_bar = np.asarray(opened.path["time"]["alpha_bar"])
     np.testing.assert_allclose(alpha_bar, build.schedule_of(config).alpha_bar, rtol=1e-4)
     assert opened.path["output"] == "eps"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "step,loss\n", "step,loss\n1,2\n", "what\nis this\n", "a\n1,2\n"]
+)
+def test_a_damaged_log_is_named(tiny, tmp_path, text, monkeypatch):
+    monkeypatch.setattr(checkpoint, "newest_whole", lambda *args: 1)
+    monkeypatch.setattr(checkpoint, "saved_config", lambda *args: {})
+    log = tmp_path / "logs" / "score" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text(text)
+    said("metrics.csv is damaged, but the card needs it", exchange.card, tiny(), tmp_path, "score")
