@@ -2,6 +2,7 @@
 
 from cdsde.config.derived import (
     adopt_sampling,
+    domain_class,
     domains,
     eval_methods,
     gan_settings,
@@ -11,12 +12,11 @@ from cdsde.config.derived import (
     method_settings,
     nearest,
     needed_stages,
-    trained_as,
-    domain_class,
     network_group,
     sources,
     stage_training,
     start_index,
+    trained_as,
 )
 from cdsde.config.keys import (
     EDITORS,

@@ -166,6 +166,8 @@ def _classes(config: ConfigDict) -> None:
             f"config.score.domains is {known}, and config.score.arch '{config.score.arch}', a "
             "network without classes; choose adm, or set score.domains to ()"
         )
+    if repeated := [name for name in known if known.count(name) > 1]:
+        raise ValueError(f"config.score.domains names '{repeated[0]}' twice; name it once")
     asked = {"target": config.data.target}
     if config.method in SDES and SOURCE_SCORE in derived.needed_stages(config):
         asked["source"] = config.data.source

@@ -22,7 +22,10 @@ from cdsde.networks import build
 CONTEXT = ("data.image_size", "sde.schedule", "sde.num_steps")
 # Keys of a GAN that its generator depends on; its other networks do not translate.
 GENERATOR = ("channels", "num_blocks", "group_channels")
-EARLIER = {"score.fourier": (), "score.domains": ()}  # what networks have whose records are older than the key
+EARLIER = {
+    "score.fourier": (),
+    "score.domains": (),
+}  # what networks have whose records are older than the key
 WITHOUT_EFFECT = ("dropout", "label", "guidance")  # on what a trained network means
 
 

@@ -101,9 +101,7 @@ def shapes(config: ConfigDict, stage: str):
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), tree)
 
 
-def _load_named(
-    config: ConfigDict, stage: str, name: str, new_domains: bool
-) -> tuple[dict, dict]:
+def _load_named(config: ConfigDict, stage: str, name: str, new_domains: bool) -> tuple[dict, dict]:
     """The parameters in a file, and the card beside it.
 
     With `new_domains`, a score network of other `score.domains` gets the config's.
