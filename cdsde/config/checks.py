@@ -37,6 +37,33 @@ def validate(config: ConfigDict) -> None:
         _edit(config)
 
 
+def check_measures(config: ConfigDict) -> None:
+    """Checks that the weights that `--mode=eval` is given measure what the method makes.
+
+    Raises:
+      ValueError: one sentence that names the key.
+    """
+    edits, e = config.method in EDITORS, config.eval
+    unused = ("inception",) if edits else ("clip", "text", "dino", "masks")
+    for key in unused:
+        if e[key] is not None:
+            one = "translations" if edits else "edits by words"
+            raise ValueError(
+                f"config.eval.{key} is {e[key]}, which measures {one}, and config.method is "
+                f"'{config.method}'; leave it out"
+            )
+    if e.text is not None and e.clip is None:
+        raise ValueError(
+            f"config.eval.text is '{e.text}', which the CLIP score compares, and there is no CLIP; "
+            "name its folder with --config.eval.clip=DIR, or leave the text out"
+        )
+    if e.inception is not None and not e.reference:
+        raise ValueError(
+            f"config.eval.inception is {e.inception}, and config.eval.reference is empty: FID "
+            "needs a reference; name a split of the target, such as train, or leave it out"
+        )
+
+
 def _each_key(config: ConfigDict) -> None:
     """Checks choices and limits of numbers, in the order of the table."""
     for key, setting in KEYS.items():

@@ -201,12 +201,22 @@ def load(path: str) -> ConfigDict:
         exec(compile(file.read_text(), str(file), "exec"), scope)
         if "get_config" in scope:
             config = scope["get_config"](*([argument] if argument else []))  # type: ignore[operator]
+            _check_complete(config)
             if file.parent.resolve() != folder().resolve():  # those have names everywhere
                 config.serve.tasks = tuple(_beside(file, name) for name in config.serve.tasks)
             return config
     except Exception as error:
         raise UserError(_failure(file, error)) from error
     raise UserError(f"{file} has no get_config(), which every config file defines")
+
+
+def _check_complete(config) -> None:
+    """Checks that what a config file returns has every key."""
+    found = derived.key_paths(config) if isinstance(config, ConfigDict) else ()
+    if missing := [key for key in keys.KEYS if key not in found]:
+        raise ValueError(
+            f"get_config returns no config with the key {missing[0]}; start from config.base()"
+        )
 
 
 def _beside(file: Path, name: str) -> str:

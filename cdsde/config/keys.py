@@ -139,6 +139,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
             "Number of processes that decode images. 0: this process decodes them and keeps small "
             "data sets in memory.",
             minimum=0,
+            maximum=256,
         ),
     },
     "sde": {
@@ -177,6 +178,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
             1,
             "Number of rounds K; each round runs down all levels from the previous result.",
             minimum=1,
+            maximum=100,
         ),
         "steps": Setting(
             int, "Network evaluations per round. None: every level below M.", minimum=1
@@ -340,7 +342,10 @@ GROUPS: dict[str, dict[str, Setting]] = {
     "eval": {
         "methods": Setting("", "Methods to compare, such as `sdedit,egsde`. Empty: `method`."),
         "bootstrap": Setting(
-            1000, "Number of bootstrap resamples for the 95% intervals.", minimum=1
+            1000,
+            "Number of bootstrap resamples for the 95% intervals.",
+            minimum=1,
+            maximum=100_000,
         ),
         "reference": Setting(
             "train",

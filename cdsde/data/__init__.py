@@ -15,6 +15,7 @@ _MODULE_OF = {
     "to_float": "images",
     "to_uint8": "images",
     "told_by": "images",
+    "told_by_whole": "images",
     "write_png": "images",
     "contact_sheet": "contact_sheets",
     "list_images": "folders",

@@ -11,6 +11,8 @@ from cdsde.data.images import extensions
 
 PICTURE = "picture"
 MOST_KINDS = 6  # in a message
+# Kinds that look like pictures and are none; a message names them before the others.
+PRETENDERS = ("broken link", "folder named like a picture")
 ACCEPTED = "png, jpg, webp, gif, tiff, avif or other picture files"
 
 
@@ -60,8 +62,9 @@ def _kind(path: Path) -> str:
 
 
 def _counts(kinds: dict[Path, str]) -> str:
-    """Counts by kind, the most frequent first: "3 .txt files (a.txt, ...), 1 sub-folder (b)"."""
-    parts, counted = [], Counter(kinds.values()).most_common()
+    """Counts by kind, the most frequent first after `PRETENDERS`: "3 .txt files (a.txt, ...)"."""
+    counted = sorted(Counter(kinds.values()).most_common(), key=lambda kc: kc[0] not in PRETENDERS)
+    parts = []
     for kind, count in counted[:MOST_KINDS]:
         first = next(path.name for path in kinds if kinds[path] == kind)
         shown = re.sub(r"\b(file|folder|link)\b", r"\1s", kind, count=1) if count > 1 else kind

@@ -276,6 +276,15 @@ def write_png(path: str | os.PathLike, image: np.ndarray, **told: str) -> None:
     write_bytes(path, data.getvalue())
 
 
+def told_by_whole(path: str | os.PathLike) -> dict[str, str] | None:
+    """What `told_by` gives, if the whole file can be decoded; None if it was cut short."""
+    try:
+        decode(path)
+    except BrokenImage:
+        return None
+    return told_by(path)
+
+
 def told_by(path: str | os.PathLike) -> dict[str, str] | None:
     """The texts that `write_png` stored in a file, without decoding it; None for a broken file."""
     try:

@@ -27,7 +27,7 @@ from cdsde.data import (
     eval_batches,
     inputs,
     to_uint8,
-    told_by,
+    told_by_whole,
     write_png,
 )
 from cdsde.data.images import BrokenImage
@@ -129,11 +129,13 @@ def _check(config: ConfigDict, source) -> None:
 
 
 def _finished(config: ConfigDict, path: Path, source, j: int) -> bool:
-    """Whether an image's result is written, from its present content and caption.
+    """Whether an image's result is written whole, from its present content and caption.
 
     Results of earlier versions do not tell, and count as such.
     """
-    if not path.exists() or (told := told_by(path)) is None:
+    if told_by_whole(path.parent / RECONSTRUCTION / path.name) is None:
+        return False
+    if (told := told_by_whole(path)) is None:
         return False
     if told.get("source") not in (None, content(source, j)):
         return False

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import metrics
+from cdsde.config import checks
 from cdsde.data import (
     captions,
     content,
@@ -58,6 +59,7 @@ def evaluate_edits(config: ConfigDict, workdir) -> dict[str, dict]:
         missing or invalid.
     """
     methods = config_lib.eval_methods(config)
+    checks.check_measures(config)
     source = inputs.open_input(config)
     chosen = edit_run.chosen_images(config, source)
     originals = translations.resized(config, source)

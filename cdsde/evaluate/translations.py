@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde import metrics
+from cdsde.config import checks
 from cdsde.data import Reading, contact_sheet, content, decode, inputs, told_by, write_png
 from cdsde.evaluate import extractors, realism, recorded, shapes
 from cdsde.evaluate.glance import glance
@@ -49,6 +50,7 @@ def evaluate(config: ConfigDict, workdir) -> dict[str, dict]:
         size, or a file does not hold a feature network's weights.
     """
     methods = config_lib.eval_methods(config)
+    checks.check_measures(config)
     if len(methods) > 1 and config.sample.output is not None:
         raise ValueError(
             f"config.eval.methods names {len(methods)} methods, config.sample.output one folder; "

@@ -187,7 +187,7 @@ class Translator:
     def _has(self, method: str) -> bool:
         try:
             for stage in config_lib.needed_stages(self.settings(method)):
-                resolve.origin(self.config, self._workdir, stage)
+                resolve.check(self.config, self._workdir, stage)
         except ValueError:
             return False
         return True

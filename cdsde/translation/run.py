@@ -28,7 +28,7 @@ from cdsde.data import (
     image_id,
     inputs,
     to_uint8,
-    told_by,
+    told_by_whole,
     write_png,
 )
 from cdsde.runtime import mesh, records
@@ -107,11 +107,7 @@ def _is_result_of(path: Path, source, j: int) -> bool:
 
     Results of earlier versions do not tell, and count as such.
     """
-    try:
-        decode(path)
-    except BrokenImage:  # cut short by a full disk or a copy
-        return False
-    told = told_by(path)
+    told = told_by_whole(path)  # a full disk or a copy cuts files short
     return told is not None and told.get("source") in (None, content(source, j))
 
 

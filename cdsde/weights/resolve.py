@@ -76,6 +76,7 @@ def origin(config: ConfigDict, workdir, stage: str) -> str:
     Raises:
       ValueError: there is none; the message names a remedy.
     """
+    stage = config_lib.trained_as(config, stage)
     step = checkpoint.latest_step(workdir, stage)
     if step is not None:
         return f"{checkpoint.stage_folder(workdir, stage)}/{step}"
@@ -94,6 +95,23 @@ def origin(config: ConfigDict, workdir, stage: str) -> str:
     return config.weights[stage]
 
 
+def check(config: ConfigDict, workdir, stage: str) -> None:
+    """Checks that a stage has weights that know the config's domains, without reading them.
+
+    Raises:
+      ValueError: it has none, or they know others.
+    """
+    source = origin(config, workdir, stage)
+    own = config_lib.trained_as(config, stage)
+    step = checkpoint.newest_whole(workdir, own)
+    if step is not None:
+        record = checkpoint.saved_config(workdir, own, step)
+    else:
+        path = _path(own, source)
+        record = exported.read_card(path) if path.with_suffix(".json").is_file() else {}
+    knowledge.check_domains(record, config, stage, source)
+
+
 def shapes(config: ConfigDict, stage: str):
     """The stage's parameter tree as ShapeDtypeStructs on one local device."""
     tree = jax.eval_shape(build.MODELS[stage](config).init, jax.random.key(0))
@@ -101,22 +119,31 @@ def shapes(config: ConfigDict, stage: str):
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), tree)
 
 
+def _path(stage: str, name: str) -> Path:
+    """The file that `config.weights.STAGE` names.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if not name.startswith(SHIPPED):
+        if not (path := hub.local(name)).exists():
+            raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
+        return path
+    path = shipped_folder() / f"{name.removeprefix(SHIPPED)}.safetensors"
+    if not path.exists():
+        raise ValueError(
+            f"config.weights.{stage}={name}: the package has no such weights; there are "
+            f"{', '.join(shipped_names()) or 'none'}"
+        )
+    return path
+
+
 def _load_named(config: ConfigDict, stage: str, name: str, new_domains: bool) -> tuple[dict, dict]:
     """The parameters in a file, and the card beside it.
 
     With `new_domains`, a score network of other `score.domains` gets the config's.
     """
-    if name.startswith(SHIPPED):
-        path = shipped_folder() / f"{name.removeprefix(SHIPPED)}.safetensors"
-        if not path.exists():
-            raise ValueError(
-                f"config.weights.{stage}={name}: the package has no such weights; there are "
-                f"{', '.join(shipped_names()) or 'none'}"
-            )
-    else:
-        path = hub.local(name)
-        if not path.exists():
-            raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
+    path = _path(stage, name)
     if config_lib.network_group(stage) == "score" and registry.format_of(name):
         if config.score.arch == "published":
             return remarks.read(config, name).params, {}

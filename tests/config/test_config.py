@@ -626,3 +626,32 @@ def test_an_empty_text_is_refused_where_it_means_nothing():
 def test_a_wrong_type_is_told_that_none_unsets():
     with pytest.raises(command_line.UserError, match="'none' is not; None unsets it"):
         from_command_line("sample.steps=none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eval.clip": "clip"}, "eval.clip is clip, which measures edits by words"),
+        ({"eval.masks": "m"}, "eval.masks is m, which measures edits by words"),
+        ({"eval.inception": "i.pth", "eval.reference": ""}, "FID needs a reference"),
+        ({"method": "pnp", "eval.inception": "i.pth"}, "inception is i.pth, which measures transl"),
+        ({"method": "pnp", "eval.text": "a cat"}, "eval.text is 'a cat', which the CLIP score"),
+    ],
+)
+def test_weights_of_metrics_that_measure_nothing_are_refused(changes, words):
+    config = load_config(FOLDER, changes)
+    with pytest.raises(ValueError, match=words) as error:
+        checks.check_measures(config)
+    assert one_sentence(str(error.value))
+    checks.check_measures(load_config(FOLDER))
+
+
+@pytest.mark.parametrize("line", ["c.sample = None", "c.sample = 3", "del c.sample", "c = None"])
+def test_a_config_file_without_a_group_is_told(line, tmp_path):
+    file = tmp_path / "own.py"
+    lines = ["c = config.base()", line, "return c"]
+    body = "".join(f"    {text}\n" for text in lines)
+    file.write_text(f"from cdsde import config\ndef get_config():\n{body}")
+    with pytest.raises(ValueError, match=r"own\.py") as error:
+        load_config(file)
+    assert one_sentence(str(error.value)), error.value

@@ -93,7 +93,15 @@ def test_an_edit_is_known_by_the_content_and_the_caption_of_its_picture(task, tm
 
     assert not done()
     write_png(path, np.zeros((8, 8, 3), np.uint8))  # an earlier version's
+    assert not done()  # each result has its reconstruction
+    beside = tmp_path / "out" / "reconstructions" / "0.png"
+    write_png(beside, np.zeros((8, 8, 3), np.uint8))
     assert done()
+    for file in (path, beside):  # cut short by a full disk or a copy
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert not done()
+        file.write_bytes(whole)
     told = {"source": content(source, 0), "caption": "a photo of a cat"}
     write_png(path, np.zeros((8, 8, 3), np.uint8), **told)
     assert done()

@@ -116,6 +116,15 @@ def test_a_page_with_matched_colours_has_its_generators_too(task):
         assert list(translator(source, own))[-1].picture.shape == (16, 16, 3)
 
 
+def test_the_page_offers_no_method_whose_network_knows_another_domain(task):
+    folder, config = task
+    config = config.copy_and_resolve_references()
+    config.weights.score = "shipped:score-fluent-32"
+    assert "sdedit" in Translator(config, folder / "empty").methods()
+    config.data.target = "noto"
+    assert "sdedit" not in Translator(config, folder / "empty").methods()
+
+
 def test_sliders_are_those_of_the_method(task):
     translator = Translator(task[1], "nowhere")
     sliders = translator.sliders("egsde")
