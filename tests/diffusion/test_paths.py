@@ -2,11 +2,14 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from vector_helpers import FOLDER
 
-from cdsde.diffusion import paths, schedules
+from cdsde.diffusion import paths, schedules, solvers
+from cdsde.diffusion.levels import Grid
 
 TABLE = json.loads((FOLDER / "pixel" / "path" / "table.json").read_text())
 X0, NOISE, OUTPUT = (np.array(TABLE[k]) for k in ("x0", "noise", "network_output"))
@@ -64,6 +67,58 @@ def test_images_from_0_to_1(row):
         near(t.k * y + t.d, x0 + sigma * NOISE)
         near(t.time, sigma)
         near(t.p * y + t.o + t.q * m, NOISE)
+
+
+@pytest.mark.parametrize("row", TABLE["rows"], ids=lambda row: f"{row['alpha_bar']:g}")
+def test_gradients_follow_the_chain_rule(row):
+    """With respect to a network's own state; `make_step` takes them with respect to y."""
+    g = np.array(TABLE["gradient_y"])
+    for state, key in (("vp", "wrt_y"), ("ve", "wrt_x_ve"), ("flow", "wrt_x_flow")):
+        near(g / tables(row["alpha_bar"], state).k, row["gradient"][key])
+    with jax.enable_x64(True):
+        x0, noise, alpha_bar = (jnp.asarray(a) for a in (X0, NOISE, row["alpha_bar"]))
+        _, pull = jax.vjp(lambda x0: schedules.perturb(x0, noise, alpha_bar), x0)
+        near(pull(jnp.asarray(g))[0], row["gradient"]["wrt_x0_at_fixed_noise"])
+
+
+@pytest.mark.parametrize("step", TABLE["steps"], ids=lambda step: f"from {step['from_row']}")
+def test_steps_are_those_of_every_path(step):
+    now, following = (TABLE["rows"][step[key]] for key in ("from_row", "to_row"))
+    a, p = now["alpha_bar"], following["alpha_bar"]
+    column = lambda value: np.array([value], np.float64)  # noqa: E731
+    grid = Grid(
+        column(1), np.array([False]), column(a), column(p), column(1 - a / p),
+        column((1 - a) / (1 - p)),
+    )  # fmt: skip
+    with jax.enable_x64(True):
+        level = jax.tree.map(lambda c: jnp.asarray(c)[0], grid)
+        y, eps, none = jnp.asarray(now["y"]), jnp.asarray(OUTPUT), jnp.zeros(())
+        found, _ = solvers.ddim().step(y, eps, none, level, 0.0, none, ())
+        ancestral = solvers.ancestral()
+        c = jax.tree.map(lambda column: jnp.asarray(column)[0], ancestral.coefficients(grid))
+        mean, _ = ancestral.step(y, eps, none, level, c, none, ())
+    for state, name in (("vp", "y"), ("ve", "x_ve"), ("flow", "x_flow")):
+        k = tables(p, state).k
+        near(k * np.asarray(found), step["ode"][name])
+        near(k * np.asarray(mean), step["ancestral"][f"{name}_mean"])
+        # The solvers keep deviations in float32.
+        assert k * float(c.std) == pytest.approx(step["ancestral"][f"{name}_std"], rel=1e-6)
+
+
+@pytest.mark.parametrize("row", TABLE["linear_table"], ids=lambda row: str(row["index"]))
+def test_levels_of_the_linear_table(row):
+    # `schedules.linear` is rounded as the published float32 table; these levels are not.
+    alpha_bar = np.cumprod(1 - np.linspace(*TABLE["linear_betas_start_end_count"][:2], 1000))
+    assert alpha_bar[row["index"]] == pytest.approx(row["alpha_bar"], rel=1e-11)
+    assert schedules.linear().alpha_bar[row["index"]] == pytest.approx(row["alpha_bar"], rel=1e-5)
+    t = row["alpha_bar"]
+    assert schedules.log_snr(np.array(t)) == pytest.approx(row["log_snr"], rel=1e-11)
+    for time, expected in (
+        ({"kind": "sigma"}, row["sigma"]),
+        ({"kind": "flow"}, row["t_flow"]),
+        ({**VP, "scale": 1}, row["sde_vp_t"]),
+    ):
+        near(tables(t, time=time).time, expected)
 
 
 def test_on_its_own_levels_a_network_is_told_whole_numbers():

@@ -121,7 +121,7 @@ def test_every_dress_is_the_same_noise(dressed, dress, data):
     ("method", "dresses"),
     [
         ("sdedit", DRESSES),
-        pytest.param("egsde", ("ddpm", "VE-SDE", "EDM"), marks=pytest.mark.slow),
+        pytest.param("egsde", DRESSES, marks=pytest.mark.slow),
     ],
 )
 def test_methods_do_not_see_the_dress(dressed, method, dresses):
