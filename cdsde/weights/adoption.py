@@ -39,10 +39,16 @@ def adopted(config: ConfigDict, workdir, importing: bool = False) -> ConfigDict:
     texts = {stage: text for stage, text in found.items() if text is not None}
     if not any(texts.values()):
         if config.score.label is not None or config.score.guidance != 1:
-            raise ValueError(
+            asked = (
                 f"config.score.label is {config.score.label} and config.score.guidance "
-                f"{config.score.guidance}, and the score network takes no class; leave both out"
+                f"{config.score.guidance}, and"
             )
+            if not texts:
+                raise ValueError(
+                    f"{asked} there is no score network yet; name a file that knows classes with "
+                    "--config.weights.score=PATH"
+                )
+            raise ValueError(f"{asked} the score network takes no class; leave both out")
         _check_variance(config, "config.score.learn_sigma is False")
         return config
     if len(set(texts.values())) > 1:

@@ -71,6 +71,27 @@ def test_a_file_is_named_and_translates(task_of, tmp_path, name):
     assert config.score.arch == "adm"  # the given config stays as it is
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_gradients_with_respect_to_the_image_are_slopes(task_of, tmp_path, name):
+    """For energies of the predicted image; some networks' layers have gradients by hand."""
+    config = adoption.adopted(task_of(name), tmp_path)
+    params, _ = resolve.load(config, tmp_path, "score")
+    apply = build.score_model(config).apply
+    r = np.random.default_rng(0)
+    x, cotangent, along = r.standard_normal((3, 2, 16, 16, 3)).astype("f4")
+
+    @jax.jit
+    def value(x):
+        return (apply(params, x, 200) * cotangent).sum()
+
+    slope = float((jax.jit(jax.grad(value))(x) * along).sum())
+    step = 1e-2
+    ahead, behind = (np.float64(value(x + sign * step * along)) for sign in (1, -1))
+    assert abs(slope) > 0.1
+    assert slope == pytest.approx((ahead - behind) / (2 * step), rel=1e-2)
+
+
 def test_every_file_of_the_vectors_is_recognised(golden):
     formats = {name: registry.format_of(str(golden / "pixel" / name)) for name in FILES}
     assert all(kind == name.split("/")[0] for name, kind in formats.items())
@@ -106,8 +127,11 @@ def test_a_label_and_what_is_refused(task_of, tiny, tmp_path):
         ValueError, match="guidance is 4.0, and the network of config.weights.score k"
     ):
         adoption.adopted(task_of(conditional, score__guidance=4.0), tmp_path)
-    with pytest.raises(ValueError, match="the score network takes no class; leave both out"):
+    with pytest.raises(ValueError, match="there is no score network yet; name a file that knows"):
         adoption.adopted(tiny(score__label=1), tmp_path)
+    with pytest.raises(ValueError, match="the score network takes no class; leave both out"):
+        own = tiny(score__label=1, weights__score="shipped:score-fluent-32")
+        adoption.adopted(own, tmp_path)
     with pytest.raises(ValueError, match="takes no class"):
         adoption.adopted(task_of("edm/ddpmpp_vp.pkl", score__label=1), tmp_path)
     with pytest.raises(ValueError, match="set it to 16"):
