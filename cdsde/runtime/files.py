@@ -14,6 +14,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNFINISHED: set[Path] = set()  # the temporary files that this process writes now
 
@@ -68,6 +73,41 @@ def _is_running(process: int) -> bool:
     except OSError as error:
         return isinstance(error, PermissionError)
     return True
+
+
+@contextlib.contextmanager
+def alone(folder: str | os.PathLike, what: str) -> Iterator[None]:
+    """A context in which no other program is in such a context of the same folder.
+
+    A program that ends in whatever way leaves it. Where the system or the disk knows no such locks,
+    nothing is checked.
+
+    Args:
+      folder: is created if it does not exist.
+      what: what the programs do there, such as "trains score", for the message.
+
+    Raises:
+      ValueError: another program is there.
+    """
+    with writing(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another program {what} in {folder}; wait until it has ended, or choose another "
+                "--workdir"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(held)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -134,8 +135,12 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
     stage = stages.make(config, name, workdir)
     batches = open_data(config, stage, name)
     step, init = compiled(config, name, stage, devices)
-    checkpoint.set_aside_broken(workdir, name)
-    with checkpoint.manager(workdir, name, config.train.keep) as saved:
+    folder, first_process = checkpoint.stage_folder(workdir, name), jax.process_index() == 0
+    with contextlib.ExitStack() as until_the_end:
+        if first_process:
+            until_the_end.enter_context(files.alone(folder, f"trains {name}"))
+        checkpoint.set_aside_broken(workdir, name)
+        saved = until_the_end.enter_context(checkpoint.manager(workdir, name, config.train.keep))
         run = Run(config, name, Path(workdir), c, step, devices, saved)
         current = _first_state(run, stage, init())
         first = int(current.step)
@@ -151,7 +156,7 @@ def train_stage(config: ConfigDict, workdir, name: str) -> state.TrainState:
             c.batch_size,
             f", resumed from {saved.directory}" if first else "",
         )
-        if jax.process_index() == 0:
+        if first_process:
             table = parameter_overview.get_parameter_overview(current.params, include_stats=False)
             path = run.workdir / "logs" / name / "parameters.txt"
             files.write_bytes(path, f"{table}\n".encode())

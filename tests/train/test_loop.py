@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
-from helpers import FOLDER, TINY, compile_cached
+from helpers import FOLDER, TINY, compile_cached, one_sentence
 from train_helpers import assert_same_bits, distance, rows
 
 from cdsde import load_config
 from cdsde.data import images
 from cdsde.networks import build
-from cdsde.runtime import mesh, preemption, progress
+from cdsde.runtime import files, mesh, preemption, progress
 from cdsde.train import loop, previews, stages, state
 from cdsde.weights import checkpoint, resolve
 
@@ -495,6 +495,17 @@ def test_the_source_domains_score_network_is_a_stage_like_any_other(toy, tiny, t
     loop.train(tiny(**changes), tmp_path)
     assert loop.pending_stages(tiny(**changes), tmp_path) == ()
     assert (tmp_path / "checkpoints" / "source_score" / "2").exists()
+
+
+def test_two_programs_do_not_train_the_same_network_in_one_folder(toy, tiny, tmp_path):
+    config = tiny(train__steps=2)
+    with files.alone(checkpoint.stage_folder(tmp_path, "score"), "trains score"):
+        with pytest.raises(ValueError, match="another program trains score in .*score; wait") as e:
+            loop.train_stage(config, tmp_path, "score")
+        assert one_sentence(str(e.value))
+        loop.train_stage(config, tmp_path / "elsewhere", "score")
+    assert int(loop.train_stage(config, tmp_path, "score").step) == 2
+    assert not list((tmp_path / "checkpoints" / "score").glob(".*"))
 
 
 def test_pending_stages(toy, tiny, tmp_path):
