@@ -28,6 +28,7 @@ SHOWN = 6  # differences between records in a message
 # Newer keys are left out of a record where they have no effect, so that older records match.
 NEUTRAL = (("sample", "match_colours", 0), ("sample", "guide_every", 1), ("data", "fit", "crop"))
 NEUTRAL += (("sample", "keep_size", False), ("contrastive_sde", "clean", False))
+NEUTRAL += (("score", "label", None), ("score", "guidance", 1.0))
 LATER = ("model_files",)  # keys that records of earlier versions do not have
 # Keys of earlier versions in records, and the value without an effect.
 RETIRED = {
@@ -96,9 +97,14 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     record = {key: plain[key] for key in ("method", "dtype", "sde", "sample")}
     record[config.method] = json.loads(config_lib.method_settings(config).to_json())
     record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}
+    if config.method in config_lib.SDES:
+        record["score"] = {key: plain["score"][key] for key in ("label", "guidance")}
+        record["data"] |= _classes(config)
     for part, key, neutral in NEUTRAL:
-        if record.get(part, {}).get(key) == neutral:
+        if record.get(part, {}).get(key, ...) == neutral:
             del record[part][key]
+    if not record.get("score", True):
+        del record["score"]
     if config.method in config_lib.GANS:
         kept = {"keep_size": True} if config.sample.keep_size else {}
         record["sample"] = {"split": plain["sample"]["split"], **kept}
@@ -109,6 +115,15 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     # Without the number of images: users may add images or remove broken ones between runs.
     record["input"] = re.sub(r" of \d+ images", "", repr(source))
     return record
+
+
+def _classes(config: ConfigDict) -> dict[str, str]:
+    """The domains that a score network of several is asked for, which its file does not tell."""
+    if not config.score.domains or config.score.arch == "published":
+        return {}
+    keys = {"score": "target", config_lib.SOURCE_SCORE: "source"}
+    stages = config_lib.needed_stages(config)
+    return {key: config.data[key] for stage, key in keys.items() if stage in stages}
 
 
 def read(folder: Path) -> dict | None:
@@ -205,7 +220,7 @@ def _complete(record: dict) -> dict:
     """A record with the keys that it leaves out because they have no effect."""
     parts = {key: dict(value) for key, value in record.items() if isinstance(value, dict)}
     for part, key, neutral in NEUTRAL:
-        parts.get(part, {}).setdefault(key, neutral)
+        parts.setdefault(part, {}).setdefault(key, neutral)
     return record | parts
 
 

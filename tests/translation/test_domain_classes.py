@@ -6,8 +6,10 @@ import pytest
 from helpers import one_sentence, random_params
 
 from cdsde.networks import build
+from cdsde.runtime import records
 from cdsde.train import loop
 from cdsde.translation import compiled
+from cdsde.translation import run as translation
 from cdsde.weights import checkpoint, domain_classes, exported, resolve
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -117,3 +119,28 @@ def test_domains_that_do_not_fit_are_refused(tiny, changes, words):
     with pytest.raises(ValueError, match=words) as error:
         tiny(**changes)
     assert one_sentence(str(error.value))
+
+
+def test_results_of_one_class_do_not_pass_for_those_of_another(tiny, tmp_path):
+    folder = tmp_path / "three"
+    three = ("yellow", "blue", "green")
+    keys = {"score__domains": three, "data__domains": three, "method": "sdedit"}
+    config = tiny(**keys, data__source="blue", data__target="yellow", sample__split="val")
+    checkpoint.save_imported(folder, "score", random_params(config, "score"), {})
+    translation.sample(config, folder)
+    translation.sample(config, folder)  # nothing is left to do
+    other = tiny(**keys, data__source="blue", data__target="green", sample__split="val")
+    with pytest.raises(ValueError, match="data.target was yellow and is green") as error:
+        translation.sample(other, folder)
+    assert one_sentence(str(error.value))
+
+
+def test_results_of_one_label_do_not_pass_for_those_of_another(tiny, tmp_path):
+    records_of = [
+        records.settings_record(tiny(method="sdedit", **changes), {}, "pictures")
+        for changes in ({}, {"score__label": 3}, {"score__label": 3, "score__guidance": 4.0})
+    ]
+    assert "score" not in records_of[0]
+    for other, words in ((1, "score.label was None and is 3"), (2, "score.guidance was 1.0 and")):
+        with pytest.raises(ValueError, match=words):
+            records.refuse_others(tmp_path, records_of[0], records_of[other], "take another")
