@@ -9,12 +9,16 @@ same level index i (a scalar). Each image has its own energy: images of a batch 
     patch contrast              mean over positions p of                                        (4)
                                 -log exp(cos(E_p(y), E_p(x_t))/τ) / Σ_q exp(cos(E_p(y), E_q(x_t))/τ)
     contrast of domains         mean over positions p of u(F_p(y)) · (s̄ - t̄), u(v) = v/‖v‖       (5)
+    contrast of score networks  log p_s(y) - log p_t(y), known by its gradient                   (6)
+                                (ε_t(y) - ε_s(y))/√(1-ᾱ), p_s and p_t the perturbed domains
 
 F denotes features of a time-dependent network: the domain classifier in (1), the contrastive
 encoder in (5). s̄ and t̄ are the means of u(F_p) over source and target images perturbed to level i.
 φ is the low-pass filter. Sources: (1) and (2) Zhao et al. 2022 (EGSDE, equations 8-11), with ILVR's
 resizer as φ; (3) arXiv 2510.03821; (4) Park et al. 2020 (CUT, equation 4). (5) is specific to this
-project: it is the limit of InfoNCE, -τ log Σ_k exp(u·t_k/τ) / Σ_k exp(u·s_k/τ), for large τ.
+project: it is the limit of InfoNCE, -τ log Σ_k exp(u·t_k/τ) / Σ_k exp(u·s_k/τ), for large τ. (6) is
+what EGSDE's classifier is trained for, from two score networks: classifier-free guidance (Ho and
+Salimans 2022) with the source's network in place of the unconditional one.
 """
 
 from __future__ import annotations
@@ -200,6 +204,23 @@ def domain_contrast(features: Callable, direction: DomainDirection) -> Energy:
     def energy(y, x_t, i):
         nearest = jnp.argmin(jnp.abs(levels - i))
         return jnp.mean(unit(features(y, i)) @ normal[nearest], axis=(1, 2))
+
+    return energy
+
+
+def score_contrast(target: Callable, source: Callable) -> Energy:
+    """Contrast of score networks, equation (6): y · ∇, with the gradient as a constant.
+
+    Args:
+      target, source: `(y, i) -> ε [B, H, W, C]`, the score networks of the domains.
+
+    Returns:
+      An energy of y with the gradient (6); its x_t is √(1-ᾱ).
+    """
+
+    def energy(y, noise, i):
+        away = jax.lax.stop_gradient(target(y, i) - source(y, i)) / noise
+        return jnp.sum(y * away, axis=(1, 2, 3))
 
     return energy
 

@@ -28,6 +28,7 @@ SHOWN = 6  # differences between records in a message
 # Newer keys are left out of a record where they have no effect, so that older records match.
 NEUTRAL = (("sample", "match_colours", 0), ("sample", "guide_every", 1), ("data", "fit", "crop"))
 NEUTRAL += (("sample", "keep_size", False), ("contrastive_sde", "clean", False))
+NEUTRAL += (("contrastive_sde", "score_weight", 0.0),)
 NEUTRAL += (("score", "label", None), ("score", "guidance", 1.0))
 LATER = ("model_files",)  # keys that records of earlier versions do not have
 # Keys of earlier versions in records, and the value without an effect.

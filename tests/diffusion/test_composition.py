@@ -52,6 +52,38 @@ def translate(method, grid, given=None, x0=X0, solver=ANCESTRAL, settings=None, 
 
 
 @pytest.mark.parametrize("solver", ALL)
+def test_the_contrast_of_score_networks_moves_the_predicted_noise(solver):
+    """λ_s times it is the target's network plus λ_s times its difference to the source's."""
+    weight, grid = 0.75, make_grid(40)
+
+    def other_eps(y, i):
+        return jnp.sin(3 * y) + 0.1
+
+    def away(y, i):
+        eps = some_eps(y, i)
+        return eps + weight * (eps - other_eps(y, i))
+
+    c = base().contrastive_sde
+    c.update(weight=0.0, content_weight=0.0, factor=2, score_weight=weight)
+    method = methods.METHODS["contrastive_sde"]
+    assert method.needed(c) == ("score", "encoder", "source_score")
+    networks = {"score": some_eps, "source_score": other_eps, "encoder": lambda x, i, space: x}
+
+    def run(method, settings, networks):
+        levels = composition.make_levels(method, settings, grid, solver)
+        return jax.jit(
+            lambda x0: composition.translate(
+                x0, method, settings, networks, levels, noise=drawn(grid), solver=solver
+            )
+        )(X0)[0]
+
+    expected = run(method_of(), ConfigDict(), {"score": away})
+    found = run(method, c, networks)
+    assert np.abs(expected - run(method_of(), ConfigDict(), {"score": some_eps})).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("solver", ALL)
 def test_weight_zero_is_no_guidance(solver):
     grid = make_grid(40)
     parts = energies.content(2), energies.content(4, "cosine")

@@ -1,10 +1,12 @@
 r"""Contrastive-SDE (arXiv 2510.03821): keeps the source's domain-invariant features.
 
-    E(y, x_t, t) = -λ sim(E(y, t), E(x_t, t)) + λ_i ‖φ(y) - φ(x_t)‖² + λ_d E_d(y, t)
+    E(y, x_t, t) = -λ sim(E(y, t), E(x_t, t)) + λ_i ‖φ(y) - φ(x_t)‖² + λ_d E_d(y, t) + λ_s E_s(y, t)
 
-with the contrastive encoder E. The second term is EGSDE's content energy. The third term is
-specific to this project: the contrast of domains E_d (energies.py, equation 5) leads from the
-source domain's mean features to the target's. It is present only where `domain_images` is above 0.
+with the contrastive encoder E. The second term is EGSDE's content energy. The other two are
+specific to this project. The contrast of domains E_d (energies.py, equation 5) leads from the
+source domain's mean features to the target's; it is present where `domain_images` is above 0. The
+contrast of score networks E_s (equation 6) leads from what the source's score network takes for
+likely to what the target's does.
 """
 
 from __future__ import annotations
@@ -36,12 +38,20 @@ def terms(settings) -> tuple[Term, ...]:
 
         return energies.domain_contrast(features, networks["domain_direction"])
 
+    def scores(networks):
+        return energies.score_contrast(networks["score"], networks["source_score"])
+
+    def deviation(view, e, alpha_bar):
+        return jnp.sqrt(1 - alpha_bar)
+
     parts = [
         Term(contrastive, settings.weight, reference=itself if settings.clean else None),
         Term(content, settings.content_weight, quadratic=True),
     ]
     if settings.domain_images:
         parts.append(Term(domains, settings.domain_weight))
+    if settings.score_weight:
+        parts.append(Term(scores, settings.score_weight, reference=deviation))
     return tuple(parts)
 
 
@@ -63,12 +73,19 @@ def check(settings, config) -> None:
             "domain_images 0, so there are no domains to contrast; set domain_images to 128, for "
             "example, or the weight to 0"
         )
+    if settings.score_weight and config.sample.variance == "learned":
+        raise ValueError(
+            f"config.contrastive_sde.score_weight is {settings.score_weight}, which compares "
+            "noises, and config.sample.variance 'learned'; set it to fixedsmall, or the weight to 0"
+        )
 
 
 CONTRASTIVE_SDE = Method(
     name="contrastive_sde",
     title="Contrastive-SDE",
-    networks=("score", "encoder"),
+    networks=lambda settings: (
+        ("score", "encoder", "source_score") if settings.score_weight else ("score", "encoder")
+    ),
     settings={
         "start": start_setting(500),
         "weight": Setting(
@@ -117,6 +134,12 @@ CONTRASTIVE_SDE = Method(
             minimum=0,
             changeable=True,
             slider="λ_d, towards the target",
+        ),
+        "score_weight": Setting(
+            0.0,
+            "λ_s of the contrast of score networks, which needs that of the source domain, too, "
+            "and leads away from it; 0 switches it off.",
+            minimum=0,
         ),
     },
     terms=terms,
