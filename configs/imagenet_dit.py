@@ -10,7 +10,8 @@ Class 207 is the golden retriever. The method is SDEdit on the latents of Stable
 autoencoder, guided by the class; energies see pixels, and do not go with it. Each step evaluates
 the network twice; `score.guidance=1` switches the guidance off.
 
-Not run: no copy of its weights was at hand.
+DiT is not trained here: --mode=train would make a score network of pixels. Not run: no copy of
+its weights was at hand.
 """
 
 from cdsde import config

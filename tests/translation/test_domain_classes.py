@@ -110,10 +110,6 @@ def test_a_file_of_several_domains_serves_each_of_them_and_no_other(tiny, tmp_pa
              "sample__solver": "ddim", "sample__eta": 0.1},
             "data.source is 'blue', which is not one of",
         ),
-        (
-            {"score__domains": ("yellow", "red"), "score__guidance": 4.0},
-            "data.source is 'blue', which is not one of",
-        ),
         ({"score__domains": BOTH, "score__arch": "ddpm"}, "ddpm', a network without classes"),
         ({"score__domains": BOTH, "train__stage": "source_score"}, "train it as score"),
         ({"score__domains": ("yellow", "yellow")}, "names 'yellow' twice"),
