@@ -41,7 +41,7 @@ def trained(config: ConfigDict, steps: int = STEPS) -> Callable[[np.ndarray], np
     """
     config = config.copy_and_resolve_references()
     config.sample.split = SPLIT
-    config.score.update(prediction="eps", fourier=(), domains=())  # the U-Net's own output
+    config.score.update(prediction="eps", fourier=())  # the U-Net's own output
     network = build.score_model(config)
 
     def predict(params, x):

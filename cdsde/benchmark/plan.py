@@ -10,16 +10,15 @@ convergence  the guiding network trained for few and for many steps
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from cdsde.config import GANS
+from cdsde.config import GANS, base
 from cdsde.diffusion import methods as diffusion_methods
 
 METHODS = (*reversed(diffusion_methods.METHODS), *GANS)  # tables begin with the plain ones
 # The network that guides a method, in addition to the score network.
 GUIDES = {
-    name: method.needed(SimpleNamespace(**{k: s.default for k, s in method.settings.items()}))[1]
+    name: method.needed(base()[name])[1]
     for name, method in diffusion_methods.METHODS.items()
     if "domain_weight" in method.settings
 }

@@ -2,7 +2,6 @@
 
 from cdsde.config.derived import (
     adopt_sampling,
-    domain_class,
     domains,
     eval_methods,
     gan_settings,
@@ -16,7 +15,6 @@ from cdsde.config.derived import (
     sources,
     stage_training,
     start_index,
-    trained_as,
 )
 from cdsde.config.keys import (
     EDITORS,
@@ -52,8 +50,6 @@ __all__ = [
     "method_settings",
     "nearest",
     "needed_stages",
-    "trained_as",
-    "domain_class",
     "network_group",
     "sources",
     "stage_training",

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cdsde.config import derived, fitting
-from cdsde.config.keys import EDITORS, GANS, GUIDED, GUIDED_SDES, KEYS, SDES, SOURCE_SCORE
+from cdsde.config.keys import EDITORS, GANS, GUIDED, GUIDED_SDES, KEYS, SDES
 from cdsde.diffusion.methods.method import Setting
 
 # Programs compute in 32 bits.
@@ -171,7 +171,6 @@ def _domains(config: ConfigDict) -> None:
             f"config.data.load_size is {d.load_size}, less than config.data.image_size="
             f"{d.image_size}; training images are cropped from larger ones"
         )
-    _classes(config)
     names = derived.sources(config)
     if not names:
         raise ValueError("config.data.source is empty; name the domain to translate")
@@ -182,33 +181,6 @@ def _domains(config: ConfigDict) -> None:
                 f"config.data.{key} names '{name}', which is not one of config.data.domains "
                 f"({', '.join(trained_on)}); choose one of these, or list it there"
             )
-
-
-def _classes(config: ConfigDict) -> None:
-    known = config.score.domains
-    if not known or config.score.arch == "published":
-        return
-    if config.score.arch != "adm":
-        raise ValueError(
-            f"config.score.domains is {known}, and config.score.arch '{config.score.arch}', a "
-            "network without classes; choose adm, or set score.domains to ()"
-        )
-    if repeated := [name for name in known if known.count(name) > 1]:
-        raise ValueError(f"config.score.domains names '{repeated[0]}' twice; name it once")
-    asked = {"target": config.data.target}
-    if config.method in SDES and SOURCE_SCORE in derived.needed_stages(config):
-        asked["source"] = config.data.source
-    for key, name in asked.items():
-        if name not in known:
-            raise ValueError(
-                f"config.data.{key} is '{name}', which is not one of config.score.domains "
-                f"({', '.join(known)}); choose one of these, or list it there and train the network"
-            )
-    if config.train.stage == SOURCE_SCORE:
-        raise ValueError(
-            f"config.train.stage is source_score, and config.score.domains {known}: one network "
-            "knows both domains; train it as score"
-        )
 
 
 def _training(config: ConfigDict) -> None:

@@ -54,19 +54,6 @@ def needed_stages(config: ConfigDict) -> tuple[str, ...]:
     return LATENT if method in EDITORS else (method,)
 
 
-def trained_as(config: ConfigDict, stage: str) -> str:
-    """The stage whose training makes a stage's network: of two domains, there may be one."""
-    return "score" if stage == SOURCE_SCORE and config.score.domains else stage
-
-
-def domain_class(config: ConfigDict, stage: str) -> int | None:
-    """The class that a score network is asked for; None where `score.domains` is empty."""
-    if not config.score.domains:
-        return None
-    name = config.data.source if stage == SOURCE_SCORE else config.data.target
-    return config.score.domains.index(name)
-
-
 def adopt_sampling(config: ConfigDict, given: Iterable[str]) -> None:
     """Sets the keys that a method chosen by an override brings.
 

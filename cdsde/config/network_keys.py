@@ -66,12 +66,6 @@ NETWORKS: dict[str, Group] = {
             "cost.",
             minimum=0,
         ),
-        "domains": Setting(
-            (),
-            "Domains that one network knows, each as a class: it is trained on all of them, "
-            "denoises as the target's, and inverts as the source's. Empty: the target alone, "
-            "without a class.",
-        ),
         **_adm(1, (16,)),
         "num_heads": _NUM_HEADS,
         "use_scale_shift_norm": Setting(

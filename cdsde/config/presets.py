@@ -142,7 +142,7 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
     c.contrastive_sde.update(
         start=600, weight=500.0, content_weight=0.0, similarity="nce", temperature=0.1, clean=True
     )
-    c.contrastive_sde.score_weight = 0.5  # with 0.25 and 1 style and legibility are traded, on val
+    c.contrastive_sde.score_weight = 0.5
     # Without `clip`: clipped predictions of white are on average below white.
     c.sample.update(steps=20, solver="dpmpp_2m", eta=1.0, spacing="log_snr", follow=True)
     c.eval.shapes = True

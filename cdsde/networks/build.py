@@ -93,7 +93,6 @@ def score_module(config: ConfigDict):
         out = (6 if net.learn_sigma else 3) * patch**2
         return ADMUNet(
             out_channels=out,
-            num_classes=len(net.domains) or None,
             num_heads=net.num_heads,
             use_scale_shift_norm=net.use_scale_shift_norm,
             conv_resample=net.conv_resample,
@@ -115,22 +114,17 @@ def score_module(config: ConfigDict):
     )
 
 
-def score_model(config: ConfigDict, stage: str = "score") -> Model:
+def score_model(config: ConfigDict) -> Model:
     """The score network of `config.score`: predicts ε whatever `config.score.prediction`.
 
-    With `variance=True` it returns `(ε, v)` of a network with `learn_sigma`. A network of
-    `config.score.domains` takes `y`, `[B]` int, by default the class of the stage's domain.
+    With `variance=True` it returns `(ε, v)` of a network with `learn_sigma`.
     """
     net, schedule = config.score, schedule_of(config)
     if net.arch == "published":
         return _published_score(config)
-    own = config_lib.domain_class(config, stage)
-    classes = {} if own is None else {"y": jnp.full(1, own)}
-    init, apply = _patched(config, net, score_module(config), **classes)
+    init, apply = _patched(config, net, score_module(config))
 
     def apply_eps(params, x, t, variance=False, **kwargs):
-        if own is not None:
-            kwargs = {"y": jnp.full(x.shape[0], own), **kwargs}
         # A learned variance follows the noise in the channels; most published samplers ignore it.
         out = depth_to_space(apply(params, x, t, **kwargs), net.patch_size)
         if variance:
@@ -220,11 +214,10 @@ def classifier_model(config: ConfigDict) -> Model:
     return _patched(config, config.classifier, classifier_module(config))
 
 
-def _patched(config: ConfigDict, net: ConfigDict, module, **classes) -> Model:
+def _patched(config: ConfigDict, net: ConfigDict, module) -> Model:
     """The module on patches of `net.patch_size`² pixels, as channels of a smaller image.
 
-    The channels of a score network are the image and its Fourier features. `classes` are what it
-    is initialised with beside one image.
+    The channels of a score network are the image and its Fourier features.
     """
     size, patch, exponents = config.data.image_size, net.patch_size, net.get("fourier", ())
 
@@ -232,7 +225,7 @@ def _patched(config: ConfigDict, net: ConfigDict, module, **classes) -> Model:
         return space_to_depth(blocks.with_fourier_features(x, exponents), patch)
 
     def init(key):
-        return module.init(key, seen(jnp.zeros((1, size, size, 3))), jnp.zeros(1), **classes)
+        return module.init(key, seen(jnp.zeros((1, size, size, 3))), jnp.zeros(1))
 
     def apply(params, x, t, **kwargs):
         return module.apply(params, seen(x), t, **kwargs)
@@ -269,7 +262,7 @@ def vgg_model(config: ConfigDict) -> Model:
 
 MODELS = {
     "score": score_model,
-    "source_score": functools.partial(score_model, stage="source_score"),
+    "source_score": score_model,
     "vgg": vgg_model,
     "encoder": encoder_model,
     "classifier": classifier_model,

@@ -100,7 +100,6 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}
     if config.method in config_lib.SDES:
         record["score"] = {key: plain["score"][key] for key in ("label", "guidance")}
-        record["data"] |= _classes(config)
     for part, key, neutral in NEUTRAL:
         if record.get(part, {}).get(key, ...) == neutral:
             del record[part][key]
@@ -116,15 +115,6 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     # Without the number of images: users may add images or remove broken ones between runs.
     record["input"] = re.sub(r" of \d+ images", "", repr(source))
     return record
-
-
-def _classes(config: ConfigDict) -> dict[str, str]:
-    """The domains that a score network of several is asked for, which its file does not tell."""
-    if not config.score.domains or config.score.arch == "published":
-        return {}
-    keys = {"score": "target", config_lib.SOURCE_SCORE: "source"}
-    stages = config_lib.needed_stages(config)
-    return {key: config.data[key] for stage, key in keys.items() if stage in stages}
 
 
 def read(folder: Path) -> dict | None:

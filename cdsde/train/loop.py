@@ -43,8 +43,7 @@ def _wanted(config: ConfigDict) -> list[str]:
     """`train.stage`, or all stages that the method needs and that are trained here."""
     if config.train.stage:
         return [config.train.stage]
-    needed = [config_lib.trained_as(config, s) for s in config_lib.needed_stages(config)]
-    return [s for s in dict.fromkeys(needed) if s not in config_lib.FEATURES]
+    return [s for s in config_lib.needed_stages(config) if s not in config_lib.FEATURES]
 
 
 def train(config: ConfigDict, workdir) -> None:

@@ -1,6 +1,6 @@
 r"""The training stages: the data and the loss of each network.
 
-    score         ε-matching on the target domain only, or on `score.domains`, each as a class
+    score         ε-matching on the target domain only
     source_score  the same on the source domain, for methods that go up with its network
     encoder       NT-Xent on all domains: the pair is (√ᾱ x + √(1-ᾱ) ε1, √ᾱ φ(x) + √(1-ᾱ) ε2),
                   φ the low-pass, or another view (views.py)
@@ -81,9 +81,8 @@ def score(config: ConfigDict, domains: tuple[str, ...]) -> Stage:
         e = jax.random.normal(keys[2], x0.shape)
         alpha_bar = schedules.gather(schedule.alpha_bar, i)
         rngs = {"dropout": keys[3]} if dropout else None
-        classes = {"y": batch["domain"]} if config.score.domains else {}
         prediction = model.apply(
-            params, schedules.perturb(x0, e, alpha_bar), i, train=True, rngs=rngs, **classes
+            params, schedules.perturb(x0, e, alpha_bar), i, train=True, rngs=rngs
         )
         return losses.eps_matching(prediction, e, alpha_bar, training.snr_clip or None), {}
 
@@ -220,8 +219,6 @@ def make(config: ConfigDict, stage: str, workdir=None) -> Stage:
         return Stage(config_lib.domains(config), **text_to_image.latent(config, workdir))
     if stage == "autoencoder":
         return Stage(config_lib.domains(config), **text_to_image.autoencoder(config))
-    if config_lib.network_group(stage) == "score" and config.score.domains:
-        return score(config, tuple(config.score.domains))
     if stage == config_lib.SOURCE_SCORE:
         return score(config, config_lib.sources(config))
     if stage == "score":

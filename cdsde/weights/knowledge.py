@@ -9,7 +9,7 @@ over, or have the one value that there was (EARLIER).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -22,10 +22,7 @@ from cdsde.networks import build
 CONTEXT = ("data.image_size", "sde.schedule", "sde.num_steps")
 # Keys of a GAN that its generator depends on; its other networks do not translate.
 GENERATOR = ("channels", "num_blocks", "group_channels")
-EARLIER = {
-    "score.fourier": (),
-    "score.domains": (),
-}  # what networks have whose records are older than the key
+EARLIER = {"score.fourier": ()}  # what networks have whose records are older than the key
 WITHOUT_EFFECT = ("dropout", "label", "guidance")  # on what a trained network means
 
 
@@ -83,9 +80,8 @@ def check_domains(record: Mapping, config: ConfigDict, stage: str, where: str) -
     data = record.get("data", {})
     if stage in config_lib.FEATURES or not {"source", "target"} <= set(data):
         return
-    network = record.get("architecture", {}).get("network") or record.get("score", {})
-    then = domains_read(data, record.get("stage", stage), network.get("domains"))
-    now = domains_read({**config.data, "domains": ()}, stage, None)
+    then = domains_read(data, record.get("stage", stage))
+    now = domains_read({**config.data, "domains": ()}, stage)
     if then == now:
         return
     # A generator knows one direction; other networks may know more domains than are translated.
@@ -116,8 +112,7 @@ def check_resumed(record: Mapping, config: ConfigDict, stage: str, where) -> Non
     wrong = differences(architecture_of_record(record, config, stage), config, stage)
     data = record.get("data", {})
     if {"source", "target"} <= set(data):
-        then = domains_read(data, stage, record.get("score", {}).get("domains"))
-        now = domains_read(config.data, stage, config.score.domains)
+        then, now = domains_read(data, stage), domains_read(config.data, stage)
         if then != now:
             names = f"config's {_keys(stage)} {', '.join(now)}"
             wrong.append(f"the {names}, the weights have {', '.join(then)}")
@@ -137,16 +132,8 @@ def check_resumed(record: Mapping, config: ConfigDict, stage: str, where) -> Non
         )
 
 
-def domains_read(data: Mapping, stage: str, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The domains that the training of a stage reads, in order.
-
-    Args:
-      data: the group `data` of a config.
-      stage: the network.
-      classes: `score.domains`.
-    """
-    if config_lib.network_group(stage) == "score" and classes:
-        return tuple(classes)
+def domains_read(data: Mapping, stage: str) -> tuple[str, ...]:
+    """The domains that the training of a stage reads, in order, by the group `data` of a config."""
     sources = tuple(name.strip() for name in data["source"].split(",") if name.strip())
     if stage == "score":
         return (data["target"],)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde.networks import build
 from cdsde.runtime.trees import digest, not_finite
-from cdsde.weights import checkpoint, domain_classes, exported, hub, knowledge
+from cdsde.weights import checkpoint, exported, hub, knowledge
 from cdsde.weights.formats import registry, remarks
 
 SHIPPED = "shipped:"
@@ -47,18 +47,17 @@ def load(config: ConfigDict, workdir, stage: str, new_domains: bool = False):
       ValueError: there are none, or they do not fit the config, or they know other domains; the
         message names a remedy.
     """
-    asked, stage = stage, config_lib.trained_as(config, stage)
     step = checkpoint.newest_whole(workdir, stage)
     if step is None:
         source = origin(config, workdir, stage)
-        params, record = _load_named(config, stage, source, new_domains)
+        params, record = _load_named(config, stage, source)
     else:
         source = f"{checkpoint.stage_folder(workdir, stage)}/{step}"
         record = checkpoint.saved_config(workdir, stage, step)
         _check_fit(knowledge.architecture_of_record(record, config, stage), config, stage, source)
         params = checkpoint.open_ema(workdir, stage, shapes(config, stage), step)
     if not new_domains:
-        knowledge.check_domains(record, config, asked, source)
+        knowledge.check_domains(record, config, stage, source)
     params = jax.tree.map(np.asarray, params)
     if damaged := not_finite(params):
         raise ValueError(
@@ -76,7 +75,6 @@ def origin(config: ConfigDict, workdir, stage: str) -> str:
     Raises:
       ValueError: there is none; the message names a remedy.
     """
-    stage = config_lib.trained_as(config, stage)
     step = checkpoint.latest_step(workdir, stage)
     if step is not None:
         return f"{checkpoint.stage_folder(workdir, stage)}/{step}"
@@ -102,12 +100,11 @@ def check(config: ConfigDict, workdir, stage: str) -> None:
       ValueError: it has none, or they know others.
     """
     source = origin(config, workdir, stage)
-    own = config_lib.trained_as(config, stage)
-    step = checkpoint.newest_whole(workdir, own)
+    step = checkpoint.newest_whole(workdir, stage)
     if step is not None:
-        record = checkpoint.saved_config(workdir, own, step)
+        record = checkpoint.saved_config(workdir, stage, step)
     else:
-        path = _path(own, source)
+        path = _path(stage, source)
         record = exported.read_card(path) if path.with_suffix(".json").is_file() else {}
     knowledge.check_domains(record, config, stage, source)
 
@@ -138,11 +135,8 @@ def _path(stage: str, name: str) -> Path:
     return path
 
 
-def _load_named(config: ConfigDict, stage: str, name: str, new_domains: bool) -> tuple[dict, dict]:
-    """The parameters in a file, and the card beside it.
-
-    With `new_domains`, a score network of other `score.domains` gets the config's.
-    """
+def _load_named(config: ConfigDict, stage: str, name: str) -> tuple[dict, dict]:
+    """The parameters in a file, and the card beside it."""
     path = _path(stage, name)
     if config_lib.network_group(stage) == "score" and registry.format_of(name):
         if config.score.arch == "published":
@@ -159,14 +153,8 @@ def _load_named(config: ConfigDict, stage: str, name: str, new_domains: bool) ->
             f"of cdsde; bring published weights in with --mode=import"
         )
     about = exported.read_card(path)
-    if not new_domains or config_lib.network_group(stage) != "score":
-        _check_fit(about["architecture"], config, stage, name)
-        return exported.read_parameters(path, shapes(config, stage)), about
-    before = config.copy_and_resolve_references()
-    before.score.domains = tuple(about["architecture"]["network"].get("domains") or ())
-    _check_fit(about["architecture"], before, stage, name)
-    params = exported.read_parameters(path, shapes(before, stage))
-    return domain_classes.moved(params, before.score.domains, config.score.domains), about
+    _check_fit(about["architecture"], config, stage, name)
+    return exported.read_parameters(path, shapes(config, stage)), about
 
 
 def shipped_names() -> list[str]:

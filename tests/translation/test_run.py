@@ -427,3 +427,14 @@ def test_pictures_of_others_are_not_taken_for_results(task, five, tmp_path):
     config.sample.output = str(out)
     translation_run.sample(config, tmp_path)
     assert set(results(out)) == {*MADE, "mine.png"}
+
+
+def test_results_of_one_label_do_not_pass_for_those_of_another(tiny, tmp_path):
+    records_of = [
+        records.settings_record(tiny(method="sdedit", **changes), {}, "pictures")
+        for changes in ({}, {"score__label": 3}, {"score__label": 3, "score__guidance": 4.0})
+    ]
+    assert "score" not in records_of[0]
+    for other, words in ((1, "score.label was None and is 3"), (2, "score.guidance was 1.0 and")):
+        with pytest.raises(ValueError, match=words):
+            records.refuse_others(tmp_path, records_of[0], records_of[other], "take another")

@@ -1,11 +1,11 @@
 r"""Contrastive-SDE (arXiv 2510.03821): keeps the source's domain-invariant features.
 
-    E(y, x_t, t) = -λ sim(E(y, t), E(x_t, t)) + λ_i ‖φ(y) - φ(x_t)‖² + λ_d E_d(y, t) + λ_s E_s(y, t)
+    E(y, x_t, t) = -λ sim(E(y, t), E(x_t, t)) + λ_i ‖φ(y) - φ(x_t)‖² + λ_d E_d(y, t) + λ_c E_c(y, t)
 
 with the contrastive encoder E. The second term is EGSDE's content energy. The other two are
 specific to this project. The contrast of domains E_d (energies.py, equation 5) leads from the
 source domain's mean features to the target's; it is present where `domain_images` is above 0. The
-contrast of score networks E_s (equation 6) leads from what the source's score network takes for
+contrast of score networks E_c (equation 6) leads from what the source's score network takes for
 likely to what the target's does.
 """
 
@@ -137,7 +137,7 @@ CONTRASTIVE_SDE = Method(
         ),
         "score_weight": Setting(
             0.0,
-            "λ_s of the contrast of score networks, which needs that of the source domain, too, "
+            "λ_c of the contrast of score networks, which needs that of the source domain, too, "
             "and leads away from it; 0 switches it off.",
             minimum=0,
         ),
