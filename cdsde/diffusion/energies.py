@@ -9,16 +9,12 @@ same level index i (a scalar). Each image has its own energy: images of a batch 
     patch contrast              mean over positions p of                                        (4)
                                 -log exp(cos(E_p(y), E_p(x_t))/τ) / Σ_q exp(cos(E_p(y), E_q(x_t))/τ)
     contrast of domains         mean over positions p of u(F_p(y)) · (s̄ - t̄), u(v) = v/‖v‖       (5)
-    contrast of score networks  log p_s(y) - log p_t(y), known by its gradient                   (6)
-                                (ε_t(y) - ε_s(y))/√(1-ᾱ), p_s and p_t the perturbed domains
 
 F denotes features of a time-dependent network: the domain classifier in (1), the contrastive
 encoder in (5). s̄ and t̄ are the means of u(F_p) over source and target images perturbed to level i.
 φ is the low-pass filter. Sources: (1) and (2) Zhao et al. 2022 (EGSDE, equations 8-11), with ILVR's
 resizer as φ; (3) arXiv 2510.03821; (4) Park et al. 2020 (CUT, equation 4). (5) is specific to this
-project: it is the limit of InfoNCE, -τ log Σ_k exp(u·t_k/τ) / Σ_k exp(u·s_k/τ), for large τ. (6) is
-what EGSDE's classifier is trained for, from two score networks: classifier-free guidance (Ho and
-Salimans 2022) with the source's network in place of the unconditional one.
+project: it is the limit of InfoNCE, -τ log Σ_k exp(u·t_k/τ) / Σ_k exp(u·s_k/τ), for large τ.
 """
 
 from __future__ import annotations
@@ -135,18 +131,18 @@ def content(factor: int, similarity: str = "neg_l2") -> Energy:
     return energy
 
 
-def contrastive(encode: Callable, encode_reference: Callable | None = None) -> Energy:
+def contrastive(encode: Callable, encoded: bool = False) -> Energy:
     """Contrastive energy, equation (3): distance in the encoder's domain-invariant space.
 
     Args:
       encode: `(x, i) -> [B, D]` or `[B, h, w, C]`; for a map, the cosine is computed at each
         position and averaged.
-      encode_reference: the same for the reference, if it is not at level i. None: `encode`.
+      encoded: whether the reference is given as the encoder's output.
     """
-    encode_reference = encode_reference or encode
 
     def energy(y, x_t, i):
-        return -cosine_map(encode(y, i), jax.lax.stop_gradient(encode_reference(x_t, i)))
+        reference = x_t if encoded else jax.lax.stop_gradient(encode(x_t, i))
+        return -cosine_map(encode(y, i), reference)
 
     return energy
 
@@ -157,9 +153,7 @@ def patch_nce(queries: jax.Array, keys: jax.Array, temperature: float) -> jax.Ar
     return jax.nn.logsumexp(logits, axis=-1) - jnp.einsum("bpp->bp", logits)
 
 
-def patch_contrast(
-    encode: Callable, temperature: float = 0.07, encode_reference: Callable | None = None
-) -> Energy:
+def patch_contrast(encode: Callable, temperature: float = 0.07, encoded: bool = False) -> Energy:
     """Patch contrast, equation (4): each position should match the source at the same position.
 
     The source's other positions are the negatives.
@@ -167,12 +161,11 @@ def patch_contrast(
     Args:
       encode: `(x, i) -> [B, h, w, C]`.
       temperature: τ; with a small τ only the hardest negative counts.
-      encode_reference: the same for the reference, if it is not at level i. None: `encode`.
+      encoded: whether the reference is given as the encoder's output.
     """
-    encode_reference = encode_reference or encode
 
     def energy(y, x_t, i):
-        a, b = encode(y, i), jax.lax.stop_gradient(encode_reference(x_t, i))
+        a, b = encode(y, i), x_t if encoded else jax.lax.stop_gradient(encode(x_t, i))
         a, b = (unit(z.reshape(z.shape[0], -1, z.shape[-1])) for z in (a, b))
         return jnp.mean(patch_nce(a, b, temperature), axis=-1)
 
@@ -204,23 +197,6 @@ def domain_contrast(features: Callable, direction: DomainDirection) -> Energy:
     def energy(y, x_t, i):
         nearest = jnp.argmin(jnp.abs(levels - i))
         return jnp.mean(unit(features(y, i)) @ normal[nearest], axis=(1, 2))
-
-    return energy
-
-
-def score_contrast(target: Callable, source: Callable) -> Energy:
-    """Contrast of score networks, equation (6): y · ∇, with the gradient as a constant.
-
-    Args:
-      target, source: `(y, i) -> ε [B, H, W, C]`, the score networks of the domains.
-
-    Returns:
-      An energy of y with the gradient (6); its x_t is √(1-ᾱ).
-    """
-
-    def energy(y, noise, i):
-        away = jax.lax.stop_gradient(target(y, i) - source(y, i)) / noise
-        return jnp.sum(y * away, axis=(1, 2, 3))
 
     return energy
 

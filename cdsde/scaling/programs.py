@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.diffusion import energies, histograms, methods, schedules
+from cdsde.diffusion.methods import composition
 from cdsde.edit import pipeline
 from cdsde.editing import ddim, editors
 from cdsde.evaluate import extractors
@@ -96,24 +97,33 @@ def score_forward(config: ConfigDict, devices, batch: int) -> Program:
     return Program("score forward", function, (_params(config, "score", devices), y, t), batch)
 
 
+def _params_of(config: ConfigDict, stages, devices) -> dict:
+    """The parameters of stages by name, and the domain direction if the method has one."""
+    params = {s: _params(config, s, devices) for s in stages}
+    if domain_statistics.needs_direction(config):
+        params["domain_direction"] = _everywhere(
+            domain_statistics.direction_shapes(config), devices
+        )
+    return params
+
+
 def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
     """The gradient of the weighted energies of the config's method, all in one backward pass."""
     size = config.data.image_size
-    (guide,) = [s for s in config_lib.needed_stages(config) if s != "score"]
-    apply = build.MODELS[guide](config).apply
     terms = methods.METHODS[config.method].terms(config[config.method])
+    scores = ("score", config_lib.SOURCE_SCORE)
+    guides = [s for s in config_lib.needed_stages(config) if s not in scores]
 
     def gradient(params, y, x_t, t, weights):
-        def bound(*args, **kwargs):
-            return apply(params, *args, **kwargs)
-
-        total = energies.total([term.energy({guide: bound}) for term in terms])
-        return jax.grad(total)(y, [x_t] * len(terms), t, weights)
+        networks = compiled.networks(config, params)
+        total = energies.total([term.energy(networks) for term in terms])
+        references = composition.references_of(terms, networks, x_t)
+        return jax.grad(total)(y, references(0.0, 1.0), t, weights)
 
     y = _rows((batch, size, size, 3), jnp.float32, devices)
     t, weights = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (len(terms),)))
     rest = _everywhere((t, weights), devices)
-    arguments = (_params(config, guide, devices), y, y, *rest)
+    arguments = (_params_of(config, guides, devices), y, y, *rest)
     return Program(f"energies {config.method}", compiler.jit(gradient), arguments, batch)
 
 
@@ -122,11 +132,7 @@ def translation(config: ConfigDict, devices, batch: int) -> Program:
     size = config.data.image_size
     levels = compiled.levels(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = {s: _params(config, s, devices) for s in config_lib.needed_stages(config)}
-    if domain_statistics.needs_direction(config):
-        params["domain_direction"] = _everywhere(
-            domain_statistics.direction_shapes(config), devices
-        )
+    params = _params_of(config, config_lib.needed_stages(config), devices)
     if domain_statistics.needs_colours(config):
         params["colours"] = _everywhere(
             jax.ShapeDtypeStruct(histograms.SHAPE, jnp.float32), devices

@@ -296,3 +296,32 @@ def test_energies_refer_to_the_source_perturbed_with_the_round_s_noise():
     e, alpha_bar = normal(4, 1, *IMAGES)[0], SCHEDULE.alpha_bar[49]
     np.testing.assert_allclose(x_t, schedules.perturb(X0, e, alpha_bar), atol=1e-6)
     np.testing.assert_allclose(y, x_t, atol=1e-6)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "nce"])
+def test_with_clean_the_state_is_compared_with_the_source_itself(similarity):
+    grid, method = make_grid(40), methods.METHODS["contrastive_sde"]
+
+    def encoder(x, i, space):
+        return jnp.concatenate([x, jnp.sin(2 * x) + 0.01 * i], axis=-1)
+
+    def unit_patches(x, i):
+        return energies.unit(encoder(x, i, "embedding")).reshape(len(x), -1, 6)
+
+    def energy(y, x_t, i):
+        a, b = unit_patches(y, i), unit_patches(X0, 0)
+        if similarity == "cosine":
+            return -jnp.mean(jnp.sum(a * b, axis=-1), axis=-1)
+        return jnp.mean(energies.patch_nce(a, b, 0.1), axis=-1)
+
+    c = base().contrastive_sde
+    c.update(weight=30.0, content_weight=0.0, factor=2, similarity=similarity, clean=True)
+    c.temperature = 0.1
+    networks = {"score": some_eps, "encoder": encoder}
+    levels = composition.make_levels(method, c, grid, ANCESTRAL)
+    found = composition.translate(
+        X0, method, c, networks, levels, noise=drawn(grid), solver=ANCESTRAL
+    )[0]
+    expected = translate(method_of((energy, 30.0)), grid)[0]
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    assert np.abs(expected - translate(method_of((energy, 0.0)), grid)[0]).max() > 1e-3

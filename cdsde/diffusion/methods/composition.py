@@ -169,7 +169,8 @@ def make_round(
 ) -> Round:
     """Builds the parts of a round of equation (1); the arguments are those of `translate`."""
     terms = method.terms(settings)
-    references = _references(terms, x0)
+    eps_fn = method.noise(settings, networks)
+    references = references_of(terms, networks, x0)
     term_energies = [term.energy(networks) for term in terms]
     each_gradient = _gradients(term_energies)
     gradient = _combined(term_energies, each_gradient, method.combine)
@@ -212,7 +213,7 @@ def make_round(
         def project(y, position, level):
             return projection.apply(y, x0, noise.reference(r, position, level.index), level)
 
-        parts: dict[str, Any] = {"eps_fn": networks["score"], "clip": clip}
+        parts: dict[str, Any] = {"eps_fn": eps_fn, "clip": clip}
         parts["noise_fn"] = _noise_of_steps(noise, drawn.steps, r, extra.again, refines)
         parts["project_fn"] = project if projection else None
         if steering:
@@ -224,9 +225,9 @@ def make_round(
     return Round(begin, step, lambda carry: carry[0])
 
 
-def _references(terms: Sequence[Term], x0) -> Callable:
-    """`(e, alpha_bar) -> [reference of each term]`."""
-    views = [term.view(x0) for term in terms]
+def references_of(terms: Sequence[Term], networks: Mapping[str, Any], x0) -> Callable:
+    """`(e, alpha_bar) -> [reference of each term]` for sources `[B, H, W, C]`."""
+    views = [term.view(networks, x0) for term in terms]
 
     def references(e, alpha_bar):
         return [

@@ -1,33 +1,34 @@
 r"""Contrastive-SDE (arXiv 2510.03821): keeps the source's domain-invariant features.
 
-    E(y, x_t, t) = -λ sim(E(y, t), E(x_t, t)) + λ_i ‖φ(y) - φ(x_t)‖² + λ_d E_d(y, t) + λ_c E_c(y, t)
+    E(y, x_t, t) = -λ sim(E(y, t), E(x_t, t)) + λ_i ‖φ(y) - φ(x_t)‖² + λ_d E_d(y, t)
 
-with the contrastive encoder E. The second term is EGSDE's content energy. The other two are
-specific to this project. The contrast of domains E_d (energies.py, equation 5) leads from the
-source domain's mean features to the target's; it is present where `domain_images` is above 0. The
-contrast of score networks E_c (equation 6) leads from what the source's score network takes for
-likely to what the target's does.
+with the contrastive encoder E. The second term is EGSDE's content energy. The contrast of domains
+E_d (energies.py, equation 5) leads from the source domain's mean features to the target's; it is
+specific to this project, and present where `domain_images` is above 0. With λ_c > 0 the predicted
+noise is that of the contrast of score networks (score_contrast.py).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from cdsde.diffusion.methods.method import Method, Setting, Term, itself, start_setting
 
 
 def terms(settings) -> tuple[Term, ...]:
     """The terms of the energy, in the order of the equation."""
-    import jax.numpy as jnp
-
     from cdsde.diffusion import energies
 
     def contrastive(networks):
         def encode(x, i):
             return networks["encoder"](x, i, space=settings.space)
 
-        reference = (lambda x, i: encode(x, jnp.zeros_like(i))) if settings.clean else encode
         if settings.similarity == "nce":
-            return energies.patch_contrast(encode, settings.temperature, reference)
-        return energies.contrastive(encode, reference)
+            return energies.patch_contrast(encode, settings.temperature, settings.clean)
+        return energies.contrastive(encode, settings.clean)
+
+    def encoded(networks, x0):
+        return networks["encoder"](x0, 0.0, space=settings.space)
 
     def content(networks):
         return energies.content(settings.factor, "neg_l2")
@@ -38,21 +39,23 @@ def terms(settings) -> tuple[Term, ...]:
 
         return energies.domain_contrast(features, networks["domain_direction"])
 
-    def scores(networks):
-        return energies.score_contrast(networks["score"], networks["source_score"])
-
-    def deviation(view, e, alpha_bar):
-        return jnp.sqrt(1 - alpha_bar)
-
-    parts = [
-        Term(contrastive, settings.weight, reference=itself if settings.clean else None),
-        Term(content, settings.content_weight, quadratic=True),
-    ]
+    near = Term(contrastive, settings.weight)
+    if settings.clean:
+        near = near._replace(view=encoded, reference=itself)
+    parts = [near, Term(content, settings.content_weight, quadratic=True)]
     if settings.domain_images:
         parts.append(Term(domains, settings.domain_weight))
-    if settings.score_weight:
-        parts.append(Term(scores, settings.score_weight, reference=deviation))
     return tuple(parts)
+
+
+def predicted_noise(settings, networks) -> Callable:
+    """The target network's noise, or the contrast of both networks'."""
+    from cdsde.diffusion import score_contrast
+
+    target = networks["score"]
+    if not settings.score_weight:
+        return target
+    return score_contrast.contrasted(target, networks["source_score"], settings.score_weight)
 
 
 def check(settings, config) -> None:
@@ -142,6 +145,7 @@ CONTRASTIVE_SDE = Method(
             minimum=0,
         ),
     },
+    noise=predicted_noise,
     terms=terms,
     domain_images=lambda settings: settings.domain_images,
     check=check,

@@ -65,15 +65,16 @@ class Term(NamedTuple):
       energy: `networks -> Energy` (energies.py); `networks` maps each network's name to a function
         with bound parameters, and "domain_direction" to an `energies.DomainDirection`.
       weight: λ, a number, or `index [S] -> λ [S]` where it depends on the noise level.
-      view: `x0 -> x0`; the energy's reference is this view of the source, perturbed to the level.
-      reference: `(view, e, alpha_bar) -> reference`, if it is not the perturbed view.
+      view: `(networks, x0) -> view`, what the energy compares with, computed once from the source;
+        the source itself by default.
+      reference: `(view, e, alpha_bar) -> reference` at a level; None: the perturbed view.
       quadratic: whether the energy has the form ‖Ay - b‖². With `sample.follow`, such an energy
         gets the weight of composition.py, equation (2).
     """
 
     energy: Callable
     weight: float | Callable
-    view: Callable = lambda x0: x0
+    view: Callable = lambda networks, x0: x0
     reference: Callable | None = None
     quadratic: bool = False
 
@@ -122,6 +123,8 @@ class Method(NamedTuple):
         None where they are drawn, both found from the source x0; `rows` are those of solvers.rows.
       refine: `settings -> (M, rounds)`; the result is perturbed to level M-1 and denoised by the
         SDE, `rounds` times; `(0, 0)`: not.
+      noise: `(settings, networks) -> ((y, i) -> ε)`, the predicted noise: by default that of the
+        network "score".
       terms: `settings -> (Term, ...)`.
       steer: `settings -> Steering`, or None.
       projection: `settings -> Projection`, or None for no projection.
@@ -144,6 +147,7 @@ class Method(NamedTuple):
     start: Callable | None = None
     invert: Callable = lambda settings: None
     refine: Callable = lambda settings: (0, 0)
+    noise: Callable = lambda settings, networks: networks["score"]
     terms: Callable = lambda settings: ()
     steer: Callable = lambda settings: None
     projection: Callable = lambda settings: None
@@ -192,7 +196,7 @@ def from_noise(x, e, alpha_bar):
 
 
 def itself(view, e, alpha_bar):
-    """A `reference`: the view without noise, `[B, H, W, C]`."""
+    """A `reference`: the view without noise."""
     return view
 
 
