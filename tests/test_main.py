@@ -41,7 +41,7 @@ def test_help_explains_modes_and_overrides():
     assert len(shown.splitlines()) < 40 and "Traceback" not in shown
 
 
-# What is said of mistakes is tested in test_config.py; here, that it reaches people, and how.
+# What is said of mistakes is tested in tests/config; here, that it reaches people, and how.
 MISTAKES = {
     "key": (["--config.sample.stepz=3"],
             "config has no key 'sample.stepz'; the nearest are sample.steps,"),
