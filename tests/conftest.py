@@ -1,5 +1,7 @@
 """Test set-up: 8 virtual CPU devices, strict rank promotion, absl flags marked as parsed."""
 
+import signal
+
 import jax
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from cdsde.runtime import mesh
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Programs that the tests start hear Ctrl-C, also where a shell runs the tests in the background.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Loaders with worker processes refuse to start before flags are parsed.
 flags.FLAGS.mark_as_parsed()
 

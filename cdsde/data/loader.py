@@ -9,6 +9,8 @@ import functools
 import operator
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from multiprocessing import resource_tracker
@@ -219,9 +221,21 @@ def _batches(dataset: grain.MapDataset, size: int, workers: int) -> grain.Datase
     if workers:
         _start_tracker()
         iterable = iterable.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            functools.partial(_end_with, os.getpid()),
         )
     return iter(iterable)
+
+
+def _end_with(parent: int, worker: int, count: int) -> None:
+    """Ends a worker whose program was killed, and so could not end it."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _start_tracker() -> None:

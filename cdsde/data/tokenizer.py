@@ -301,5 +301,12 @@ def word_positions(tokenize: ClipTokenizer, text: str, words: str) -> np.ndarray
         cut = (
             f" within the first {tokenize.length} tokens" if tokenize.count(text) > len(row) else ""
         )
-        raise ValueError(f"the text '{text}' does not hold the word '{words}'{cut}")
+        raise ValueError(
+            f"the text '{beginning(text)}' does not hold the word '{beginning(words)}'{cut}"
+        )
     return matches
+
+
+def beginning(text: str) -> str:
+    """A text's first 80 characters, for messages."""
+    return text if len(text) <= 80 else text[:79] + "…"

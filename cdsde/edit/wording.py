@@ -121,9 +121,10 @@ def _check_windows(tokenize, texts: Iterable[tuple[str, Sequence[str]]]) -> None
             start = place_of(word, text)
             end = None if start is None else start + len(word)
             if end is not None and tokenize.count(text[:end]) > tokenize.length:
+                whole, part = tokenizer.beginning(text), tokenizer.beginning(word)
                 raise ValueError(
-                    f"the text encoder reads {tokenize.length} tokens, and in '{text}' the word "
-                    f"'{word}', which is edited, comes after them; shorten the text"
+                    f"the text encoder reads {tokenize.length} tokens, and in '{whole}' the word "
+                    f"'{part}', which is edited, comes after them; shorten the text"
                 )
 
 

@@ -41,6 +41,7 @@ from cdsde.weights import diffusers, hub
 BATCH = 8
 FEWEST = 8  # images per word, to compute a mean
 TITLE = "the edit"
+COLOUR = 32  # difference of an object mask's channels, of 255, beyond what compression makes
 BACKGROUND = ("MSE", "PSNR", "SSIM")  # beside LPIPS, where masks are given
 MASKED = "the data's own"
 
@@ -255,8 +256,13 @@ def _masks(config, workdir, source, chosen) -> tuple[dict[int, np.ndarray], str]
         return None
 
     def read(name):
-        mask = resize(decode(folder / name, name), size, "bilinear", config.data.fit)
-        return mask[..., 0] > 127
+        picture = decode(folder / name, name)
+        if (np.ptp(picture, axis=-1) > COLOUR).any():
+            raise ValueError(
+                f"{folder / name} is a picture in colour; a mask (config.eval.masks) is white "
+                "where the object is, and black elsewhere"
+            )
+        return resize(picture, size, "bilinear", config.data.fit)[..., 0] > 127
 
     return {j: read(names[j]) for j in chosen}, about
 

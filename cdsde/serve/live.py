@@ -88,7 +88,7 @@ class Translator:
         return inputs.reading(self.config).inside(*picture.shape[:2])
 
     def sliders(self, method: str) -> dict[str, Slider]:
-        """`{name: slider}` of the method's settings that the page shows."""
+        """`{name: slider}` of the method's settings that the page shows and this task can use."""
         if method not in config_lib.SDES:
             return {}
         config = self.settings(method)
@@ -99,7 +99,9 @@ class Translator:
                 sliders[name] = Slider(setting.slider, start, 1, config.sde.num_steps, True)
             elif setting.slider:
                 value = config[method][name]
-                sliders[name] = Slider(setting.slider, value, 0, 5 * value or 100, False)
+                most = 5 * value or 100
+                if _fits(config, name, most):
+                    sliders[name] = Slider(setting.slider, value, 0, most, False)
         return sliders
 
     def steps(self, method: str) -> int:
@@ -191,6 +193,17 @@ class Translator:
         except ValueError:
             return False
         return True
+
+
+def _fits(config: ConfigDict, name: str, value: float) -> bool:
+    """Whether the method's setting may have this value beside the task's others."""
+    config = config.copy_and_resolve_references()
+    config[config.method][name] = value
+    try:
+        methods.METHODS[config.method].check(config[config.method], config)
+    except ValueError:
+        return False
+    return True
 
 
 def _number(name: str, value) -> float:

@@ -257,16 +257,18 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
             keep = last or stop or n % t.checkpoint_every == 0
             if keep:  # only a state that was checked is saved
                 _report(run, writer, rate, n, metrics)
-                _save(run, n, current)
             elif n % t.log_every == 0:
                 unreported = n, metrics
-            if stop:
-                break
+            # Before the checkpoint: a program that is killed between them makes the sheet again.
             if preview is not None and (last or n % t.sample_every == 0):
                 sheet = preview(mesh.to_host(current.ema, run.devices))
                 if writer is not None:
                     writer.image(n, "samples", sheet)
                     write_png(folder / f"sheet_{n:07d}.png", sheet)
+            if keep:
+                _save(run, n, current)
+            if stop:
+                break
         run.saved.wait_until_finished()
         if stop or watch.received:  # also after the last step: there may be further stages
             raise watch.stopped(

@@ -38,10 +38,11 @@ def wrong(tmp_path_factory):
     """`{kind: value}`."""
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "noise.bin").write_bytes(os.urandom(1000))
+    (folder / "empty").mkdir()
     return {
         "mistyped": "no such thing",
         "long": "x" * 5000,
-        "a folder": str(folder),
+        "a folder": str(folder / "empty"),
         "a file of noise": str(folder / "noise.bin"),
         "another hub": "hf:no/such@thing",
     }
@@ -113,6 +114,8 @@ def test_a_wrong_text_is_told_in_three_lines(given, wrong, key, kind, tmp_path):
         changes = changes | {"method": method}
     workdir = started(before, tmp_path)
     program = run(mode, file, changes | {key: wrong[kind]}, workdir, tmp_path)
+    for path in Path(wrong["a folder"]).iterdir():  # what one program writes, the next would read
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     said = [line for line in program.stderr.splitlines() if not line.startswith(("I", "W"))]
     assert "Traceback" not in program.stderr
     if program.returncode:

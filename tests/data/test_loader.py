@@ -1,4 +1,5 @@
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -260,6 +261,29 @@ def test_workers_give_the_same_stream_and_resume(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["done", "False", "False"]
+
+
+KILLED = """
+import os, signal
+from absl import flags
+from cdsde import data
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    source = data.EmbeddedSource("emoji", "noto", "val")
+    batches = data.train_iterator([source], data.Reading(16), batch_size=2, seed=7, workers=2)
+    next(batches)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_program_that_is_killed(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(KILLED)
+    # The workers have the same pipes: this waits for the last of them.
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 # --- evaluation ---

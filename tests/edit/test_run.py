@@ -182,6 +182,9 @@ def test_what_is_edited_lies_within_the_window(golden, caplog):
         texts("a cat", "ledits", **{key: "x " * (most - 1) + "cat"})
         with pytest.raises(ValueError, match="'x x x .* comes after them; shorten the text"):
             texts("a cat", "ledits", **{key: "x " * 90 + "a cat"})
+    with pytest.raises(ValueError) as e:  # texts are cut off in messages
+        texts("a cat", "ledits", edit__target="x" * 5000)
+    assert one_sentence(str(e.value)) and len(str(e.value)) < 400
     long = ("x " * 90 + "{}",)
     with pytest.raises(ValueError, match="which is edited, comes after them"):
         texts("a cat", "pix2pix_zero", edit__templates=long)

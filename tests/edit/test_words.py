@@ -373,6 +373,9 @@ def test_backgrounds_are_compared_where_the_word_is_not(trained, tmp_path, on_de
         Image.new("RGB", (32, 32), "white").save(path)
     config.eval.masks = str(folder)
     assert "BG-LPIPS-Alex" not in edits.evaluate_edits(config, workdir)["ddim"]
+    Image.new("RGB", (32, 32), "red").save(shown[0])
+    with pytest.raises(ValueError, match="is a picture in colour; a mask"):
+        edits.evaluate_edits(config, workdir)
     Image.new("RGB", (32, 32)).save(shown[0])
     row = edits.evaluate_edits(config, workdir)["ddim"]
     assert row["BG-LPIPS-Alex"]["images"] == row["BG-PSNR"]["images"] == 1

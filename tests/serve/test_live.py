@@ -136,6 +136,16 @@ def test_sliders_are_those_of_the_method(task):
     assert own.egsde.domain_weight == 7.0 and own.egsde.content_weight == 2.0
 
 
+def test_a_setting_that_the_task_refuses_has_no_slider():
+    """The contrast of domains on a task without images of the domains to contrast."""
+    for task, usable in {"gothic2mincho": False, "twemoji2fluent": True}.items():
+        translator = Translator(load_config(task), "nowhere")
+        assert ("domain_weight" in translator.sliders("contrastive_sde")) == usable
+        for name, slider in translator.sliders("contrastive_sde").items():
+            for value in (slider.least, slider.most):
+                translator.settings("contrastive_sde", {name: value}, steps=1)
+
+
 def test_a_visitor_who_leaves_blocks_nobody(task):
     translator = Translator(task[1], "nowhere")
     source = translator.source(np.full((40, 30, 3), 90, np.uint8))

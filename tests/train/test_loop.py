@@ -241,9 +241,21 @@ def test_sheets_show_the_average_while_training(toy, tiny, tmp_path, monkeypatch
 
     monkeypatch.setattr(previews, "Preview", Sheet)
     loop.train_stage(tiny(train__steps=5, train__sample_every=2), tmp_path, "score")
-    names = sorted(p.name for p in (tmp_path / "logs" / "score").glob("*.png"))
+    sheets = tmp_path / "logs" / "score"
+    names = sorted(p.name for p in sheets.glob("*.png"))
     assert names == ["sheet_0000002.png", "sheet_0000004.png", "sheet_0000005.png"]
     assert len(made) == 1
+    # A kill after a checkpoint leaves its sheet, too.
+    real, there = checkpoint.save, []
+
+    def save(manager, step, *rest):
+        there.append((sheets / f"sheet_{step:07d}.png").exists())
+        return real(manager, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    often = {"train__steps": 9, "train__sample_every": 2, "train__checkpoint_every": 2}
+    loop.train_stage(tiny(**often), tmp_path, "score")
+    assert there == [True, True, True]
 
 
 def test_rows_of_a_table_are_never_lost_when_columns_change(tmp_path):
