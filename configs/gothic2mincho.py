@@ -4,7 +4,8 @@
     python -m cdsde.main --config=gothic2mincho --mode=eval
 
 Training sets share no character; the true result of every test character is known. How the shipped
-networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains both again.
+networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains
+both score networks and the encoder again.
 """
 
 from cdsde import config

@@ -4,7 +4,7 @@
     python -m cdsde.main --config=noto2fluent --mode=eval
 
 How the shipped networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains
-all three again, in about two and a half hours on 2 CPU cores.
+the score network and the encoder again.
 """
 
 from cdsde import config

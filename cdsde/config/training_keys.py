@@ -58,7 +58,8 @@ TRAINING: dict[str, Group] = {
     "train": {
         "stage": Setting(
             "",
-            "Network to train. Empty: every network that the method needs and that has no weights.",
+            "Network to train. Empty: every network that the method needs and that the work folder "
+            "does not have; weights that `weights.*` names do not count.",
             ("", *STAGES),
         ),
         "steps": Setting(

@@ -108,7 +108,14 @@ SETTINGS = {
     "energy": Setting(
         "features", "Energies: VGG's first `features`, EGSDE's, or all three.", tuple(NETWORKS)
     ),
-    "weight": Setting(25.0, "Factor in (1).", minimum=0, changeable=True, slider="λ, energies"),
+    "weight": Setting(
+        25.0,
+        "Length of each energy's gradient, as a multiple of β/√(1-β) times the length of the "
+        "step's own move.",
+        minimum=0,
+        changeable=True,
+        slider="λ, energies",
+    ),
     "detail": Setting(False, "Combine the gradients in each block by itself."),
     "factor": Setting(32, "Factor N of the content energy's low-pass.", minimum=1),
 }
