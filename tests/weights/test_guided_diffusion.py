@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from helpers import one_sentence
 from pixel_vectors import (
     PIXEL,
     at_times,
@@ -169,10 +170,11 @@ def test_full_size_trees(name):
     state = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
     inferred = convert.infer_architecture(state, "adm")
     told, arguments = guided_diffusion._published(inferred, state, FILE)
-    if FULL[name]["arguments"]["resblock_updown"]:
-        assert told["new_attention_order"] == FULL[name]["arguments"]["use_new_attention_order"]
-        assert arguments["noise_schedule"] == FULL[name]["arguments"]["noise_schedule"]
-        assert told["num_head_channels"] == FULL[name]["arguments"]["num_head_channels"]
+    expected = FULL[name]["arguments"]
+    assert told["new_attention_order"] == expected["use_new_attention_order"]
+    assert told["num_head_channels"] == expected["num_head_channels"]
+    if expected["resblock_updown"]:  # improved-diffusion published both noises
+        assert arguments["noise_schedule"] == expected["noise_schedule"]
 
 
 def test_configurations(tmp_path, caplog):
@@ -201,5 +203,21 @@ def test_configurations(tmp_path, caplog):
         with pytest.raises(ValueError, match=message) as error:
             read(**changes)
         assert "model000100" in str(error.value)
-    guided_diffusion.read(path)
+    assert guided_diffusion.read(path).side is None
     assert "4 heads in the old order and linear noise" in caplog.text
+    assert read().side == arguments["image_size"]
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+@pytest.mark.parametrize("told", [True, False])
+def test_networks_of_other_images_are_refused(tmp_path, channels, told):
+    """Super-resolution networks take the small image beside the noisy one; others grey ones."""
+    weights = convert.read_state_dict(FILE, plain=True)
+    stem = weights["input_blocks.0.0.weight"]
+    weights["input_blocks.0.0.weight"] = np.repeat(stem[:, :1], channels, 1)
+    save(tmp_path / "w.pt", weights)
+    config = read_json(FILE.with_suffix(".config.json")) if told else None
+    message = rf"w\.pt: its first convolution takes {channels} channels, and images here have 3;"
+    with pytest.raises(ValueError, match=message) as error:
+        guided_diffusion.read(tmp_path / "w.pt", config)
+    assert one_sentence(str(error.value))

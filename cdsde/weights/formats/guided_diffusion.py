@@ -55,9 +55,9 @@ AT_LEAST_ONE = "image_size num_channels num_res_blocks diffusion_steps NUM_CLASS
 WITHOUT_EFFECT = (
     "dropout use_checkpoint use_fp16 timestep_respacing use_kl rescale_learned_sigmas"
 ).split()
-# What the published networks have that no shape tells; OpenAI's 64² network differs.
-NOISE = {"diffusion_steps": 1000, "noise_schedule": "linear"}
+# What the published networks have that no shape tells; two of OpenAI's networks differ.
 IMAGENET_64 = {"channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3}
+IMAGENET_128 = {"channels": 256, "channel_mult": (1, 1, 2, 3, 4), "num_res_blocks": 2}
 HEAD = 64  # channels
 
 
@@ -73,8 +73,8 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
       The network; `path` has the form of `path_of`.
 
     Raises:
-      ValueError: the file would execute code, is damaged, is another network, or contradicts the
-        configuration.
+      ValueError: the file would execute code, is damaged, is another network, takes other images
+        than coloured ones, or contradicts the configuration.
     """
     path = beside.file_of(path)
     config = beside.config_of(path, config)
@@ -82,11 +82,12 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
     if re.fullmatch(r"model\d+", path.stem):
         logging.warning("%s holds weights that are not averaged; ema_* is the better file.", path)
     try:
+        check_images(weights)
         if config is None:
             inferred = convert.infer_architecture(weights, "adm")
             told, arguments = _published(inferred, weights, path)
         else:
-            arguments = _arguments(config, beside.config_path(path))
+            arguments = arguments_told(config, beside.config_path(path))
             told = fields_of(arguments)
             levels = len(told["channel_mult"])
             networks.check_blocks(levels, told["num_res_blocks"], weights, path)
@@ -98,7 +99,22 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
         text, named = str(error).rstrip("."), str(path.with_suffix(""))
         raise ValueError(f"{text}." if named in text else f"{path}: {text}.") from None
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
-    return Opened("adm", plain, form, params)
+    side = None if config is None else arguments["image_size"]
+    return Opened("adm", plain, form, params, side)
+
+
+def check_images(weights: Mapping[str, np.ndarray]) -> None:
+    """Checks that a network takes coloured images and nothing beside them.
+
+    Raises:
+      ValueError: its first convolution takes another number of channels than 3.
+    """
+    stem = getattr(weights.get("input_blocks.0.0.weight"), "shape", ())
+    if len(stem) == 4 and stem[1] != 3:
+        raise ValueError(
+            f"its first convolution takes {stem[1]} channels, and images here have 3; name a "
+            "network of coloured images (those for super-resolution and grey images do not fit)"
+        )
 
 
 def _published(
@@ -106,10 +122,11 @@ def _published(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fields and arguments of the published networks, for what `inferred` leaves open."""
     widths = {v.shape[0] for k, v in weights.items() if k.endswith(".proj_out.bias")}
-    split = all(width % HEAD == 0 for width in widths)
+    # Networks of improved-diffusion have no such blocks, and always a number of heads.
+    newer = inferred["resblock_updown"]
+    split = newer and not _has(inferred, IMAGENET_128) and all(w % HEAD == 0 for w in widths)
     fields: dict[str, Any] = {"num_heads": 4, "num_head_channels": HEAD if split else -1}
-    is_64 = all(inferred[name] == value for name, value in IMAGENET_64.items())
-    fields["new_attention_order"] = is_64 and inferred["resblock_updown"]
+    fields["new_attention_order"] = newer and _has(inferred, IMAGENET_64)
     arguments = dict(DEFAULTS)
     if fields["new_attention_order"]:
         arguments["noise_schedule"] = "cosine"
@@ -120,7 +137,11 @@ def _published(
     return fields, arguments
 
 
-def _arguments(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+def _has(inferred: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    return all(inferred[name] == value for name, value in fields.items())
+
+
+def arguments_told(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """All arguments of a configuration, with the command line's defaults.
 
     Raises:
@@ -200,7 +221,10 @@ def arguments_of(
         if np.allclose(alpha_bar, np.cumprod(1 - schedules.exact_beta(name, len(alpha_bar))))
     ]
     if not noise:
-        raise ValueError("its noise is neither linear nor cosine")
+        raise ValueError(
+            "its noise is neither the linear nor the cosine one of guided-diffusion, which alone "
+            "its files can name; choose another config.export.format"
+        )
     sides = [image_size // factor for factor in fields["attention_factors"]]
     return {
         "image_size": image_size,
