@@ -114,6 +114,7 @@ class Path(NamedTuple):
       time: what it is told of the noise: `{"kind": a key of TIMES, ...}` with that kind's numbers.
       data: the range of its images, (-1, 1) or (0, 1).
       sigma_data: σ_d of "edm" and "F".
+      sigma_min: the lowest σ of its training, for images in `data`; None: its table's, or any.
       sigma_max: the highest σ of its training, for images in `data`; None: its table's, or any.
     """
 
@@ -122,6 +123,7 @@ class Path(NamedTuple):
     time: Mapping[str, Any]
     data: tuple[float, float] = (-1, 1)
     sigma_data: float = 0.5
+    sigma_min: float | None = None
     sigma_max: float | None = None
 
 
@@ -160,9 +162,12 @@ def tables(path: Path, alpha_bar: np.ndarray) -> Tables:
     s = sigma * a
     y_scale, y_shift = half * a / signal, middle * a  # y' of y
     factor = STATES[path.state](a, s, path.sigma_data)
+    # Below its lowest noise the network is told that noise, by which it also divides a score.
+    told = np.maximum(sigma, path.sigma_min or 0)
     p, q = OUTPUTS[path.output](a, s, path.sigma_data)
+    q = -told if path.output == "score_ve" else q
     numbers = {name: value for name, value in path.time.items() if name != "kind"}
-    time = TIMES[path.time["kind"]](sigma, **numbers)
+    time = TIMES[path.time["kind"]](told, **numbers)
     return Tables(p * y_scale, q, p * y_shift, factor * y_scale, factor * y_shift, time)
 
 

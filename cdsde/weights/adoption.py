@@ -21,6 +21,7 @@ from cdsde.weights.formats.opened import Opened
 from cdsde.weights.resolve import SHIPPED
 
 SCORES = ("score", config_lib.SOURCE_SCORE)
+EDM = ("SongUNet", "DhariwalUNet")
 
 
 def adopted(config: ConfigDict, workdir, importing: bool = False) -> ConfigDict:
@@ -62,7 +63,9 @@ def adopted(config: ConfigDict, workdir, importing: bool = False) -> ConfigDict:
     if description.channels != 3:
         description = _on_latents(config, description)
     config.score.arch, config.score.published = "published", published.to_text(description)
-    config.score.learn_sigma = published.learns_variance(description)
+    # EDM never uses the half of an output that is a variance.
+    learned = published.learns_variance(description) and description.arch not in EDM
+    config.score.learn_sigma = learned
     check(config, description)
     return config
 
@@ -71,9 +74,8 @@ def describe(opened: Opened) -> Description:
     """The description of an opened network."""
     fields = opened.fields
     classes = fields.get("num_classes") or fields.get("num_class_embeds") or None
-    square = opened.arch in ("NCSNpp", "SongUNet", "DhariwalUNet")  # as many channels in as out
-    # Networks with a null class, and EDM's, also do without one.
-    free = opened.arch in ("SongUNet", "DhariwalUNet") or fields.get("null_class", False)
+    as_many = fields["out_channels"] if opened.arch == "NCSNpp" else 3  # in as out
+    free = opened.unlabelled or fields.get("null_class", False)
     return Description(
         opened.arch,
         fields,
@@ -81,7 +83,7 @@ def describe(opened: Opened) -> Description:
         side=fields.get("image_size") or fields.get("input_size"),
         classes=classes,
         needs_class=classes is not None and not free,
-        channels=fields.get("in_channels") or (fields["out_channels"] if square else 3),
+        channels=opened.channels or fields.get("in_channels") or as_many,
     )
 
 

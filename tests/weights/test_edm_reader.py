@@ -166,6 +166,7 @@ WRONG = {
     "no levels": ({"channel_mult": []}, "do not make 0 levels"),
     "long list": ({"channel_mult": [1] * 99}, "argument channel_mult="),
     "type": ({"num_blocks": "1"}, "argument num_blocks=1"),
+    "dropout of labels": ({"label_dropout": "1"}, "argument label_dropout=1"),
     "zero": ({"channel_mult": [1, 0]}, "argument channel_mult="),
     "negative": ({"num_blocks": -1}, "argument num_blocks=-1"),
     "classes": ({"label_dim": 7}, "missing .*map_label.weight"),
@@ -250,6 +251,7 @@ def test_what_a_file_says_is_told(tmp_path, weights):
         "time": time,
         "data": [-1, 1],
         "sigma_data": 0.25,
+        "sigma_min": None,
         "sigma_max": None,
     }
     np.testing.assert_array_equal(

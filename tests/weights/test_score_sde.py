@@ -129,10 +129,12 @@ def test_without_a_configuration_the_published_pairs_are_taken(name, opened, tmp
     shutil.copy(FOLDER / f"{name}.pth", tmp_path)
     bare = score_sde.read(tmp_path / f"{name}.pth")
     assert "no " + name + ".config.json" in caplog.text
+    assert ("not a sub-VP one, for granted" in caplog.text) == name.startswith("ddpmpp")
     assert module_of(bare.fields) == module_of(opened[name].fields)
     whole, found = opened[name].path, bare.path
-    assert found.pop("sigma_max") == pytest.approx(whole["sigma_max"])
-    assert found == {key: value for key, value in whole.items() if key != "sigma_max"}
+    ends = [end for end in ("sigma_min", "sigma_max") if end in whole]  # float32 in the weights
+    assert all(found.pop(end) == pytest.approx(whole[end]) for end in ends)
+    assert found == {key: value for key, value in whole.items() if key not in ends}
 
 
 @pytest.mark.parametrize("name", RECIPE)
@@ -197,6 +199,27 @@ def test_cat_is_told_by_the_shapes():
     shapes = shapes_of(NCSNpp(**fields), jnp.zeros((1, 8, 8, 3)), jnp.ones(1))
     found = score_sde.infer({key: np.broadcast_to(0, shape) for key, shape in shapes.items()})
     assert {key: beside.tupled(found)[key] for key in fields} == fields
+
+
+def test_positions_with_a_residual_pyramid_need_a_configuration(tmp_path):
+    """They are published with VP, sub-VP and VE of discrete levels (cifar10_ncsnpp)."""
+    fields = {"channels": 8, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_factors": ()}
+    fields |= {"progressive_input": "residual", "fir": True, "embedding": "positional"}
+    module = NCSNpp(**fields, progressive="none", scale_by_sigma=False)
+    state = recipe_weights(shapes_of(module, jnp.zeros((1, 8, 8, 3)), jnp.ones(1)), 1)
+    content = {"model": state, "ema": {"shadow_params": list(state.values())}}
+    save(tmp_path / "w.pth", content)
+    message = r"w\.pth does not say its process: .* write .* into w\.config\.json beside it"
+    with pytest.raises(ValueError, match=message) as error:
+        score_sde.read(tmp_path / "w.pth")
+    assert "\n" not in str(error.value)
+    model = {**next(iter(RECIPE.values()))["config"]["model"]}
+    model |= {"nf": 8, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": []}
+    model |= {"progressive_input": "residual", "progressive": "none", "fir": True}
+    model |= {"embedding_type": "positional", "scale_by_sigma": False}
+    config = {"model": model, "data": {"image_size": 8, "centered": True}}
+    opened = score_sde.read(tmp_path / "w.pth", {**config, "training": {"sde": "subvpsde"}})
+    assert opened.path["state"] == "subvp"
 
 
 def changed(name, tmp_path, change):

@@ -289,7 +289,7 @@ def _ve_path(folder: Path) -> dict:
         "output": "score_ve",
         "time": {"kind": "sigma"},
         "data": [0, 1],
-        "sigma_max": sigma["sigma_max"],
+        **sigma,
     }
 
 

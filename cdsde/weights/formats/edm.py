@@ -47,7 +47,7 @@ SONG = {
     "resample_filter": "resample_filter",
 }
 ARGUMENTS = {"SongUNet": SHARED | SONG, "DhariwalUNet": SHARED}
-OTHERS = {"in_channels", "dropout", "label_dropout"}  # told by shapes, or of training alone
+OTHERS = {"in_channels", "dropout", "label_dropout"}  # no fields of the network
 NEEDED = ("img_resolution", "in_channels", "out_channels")
 LONGEST = 16  # list among the arguments
 
@@ -91,7 +91,9 @@ def _opened(snapshot: edm_pickle.Snapshot) -> Opened:
     module = NETWORKS[network](**tupled(fields))
     shapes = jax.eval_shape(module.init, jax.random.key(0), x, 1.0)
     params = convert.fit(shapes, weights, published, consume=True)
-    return Opened(network, fields, path, params)
+    # The network of iDDPMPrecond has twice the channels of the images, of which EDM drops half.
+    images, unlabelled = arguments["in_channels"], arguments.get("label_dropout", 0) > 0
+    return Opened(network, fields, path, params, channels=images, unlabelled=unlabelled)
 
 
 def tupled(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +119,11 @@ def fields_of(network: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if missing := [name for name in NEEDED if name not in arguments]:
         raise ValueError(f"its {network} lacks the argument {', '.join(missing)}")
     for name, value in arguments.items():
-        if name in ("dropout", "label_dropout"):
+        if name == "dropout":
+            continue
+        if name == "label_dropout":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"its {network} has the argument {name}={str(value)[:40]}")
             continue
         default = getattr(NETWORKS[network], names.get(name, "image_size"))
         values = value if isinstance(default, tuple) else [value]
@@ -156,9 +162,10 @@ def path_of(
             raise ValueError(f"its {kind} has {name}={str(value)[:40]}, which is no such constant")
         return value
 
-    known = constants.get("sigma_max") not in (None, math.inf)
     path: dict[str, Any] = {"data": [-1, 1]}
-    path["sigma_max"] = number("sigma_max", 0) if known else None
+    for end, without in (("sigma_min", 0), ("sigma_max", math.inf)):
+        known = constants.get(end) not in (None, without)
+        path[end] = number(end, 0) if known else None
     if kind == "EDMPrecond":
         time = {"kind": "log_sigma", "factor": 0.25}
         data = number("sigma_data", 0.5)

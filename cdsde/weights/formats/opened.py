@@ -17,6 +17,9 @@ class Opened(NamedTuple):
       params: `{"params": tree}`, float32 arrays.
       side: side of the images that the file was made for, where the network takes others, too.
       sampler: the fields of the file that say how its publisher samples from the network.
+      channels: channels of the images, where no field tells them.
+      unlabelled: whether a network with classes was also trained on images without a label, where
+        no field tells it.
     """
 
     arch: str
@@ -25,3 +28,5 @@ class Opened(NamedTuple):
     params: dict[str, Any]
     side: int | None = None
     sampler: Mapping[str, Any] | None = None
+    channels: int | None = None
+    unlabelled: bool = False

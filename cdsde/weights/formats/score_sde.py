@@ -84,14 +84,14 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
       path: a `.pth`.
       config: the repository's configuration, `{"training": .., "data": .., "model": ..}`; None is
         the one in `NAME.config.json`, and without one the published pairs: Fourier features with
-        VE, positions with VP.
+        VE, positions without a residual pyramid with VP.
 
     Returns:
       The network; `path` has the forms of `path_of`.
 
     Raises:
-      ValueError: the file would execute code, is damaged, has no average, or contradicts the
-        configuration.
+      ValueError: the file would execute code, is damaged, has no average, does not tell its
+        process, or contradicts the configuration.
     """
     path = beside.file_of(path)
     config = beside.config_of(path, config)
@@ -103,7 +103,9 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
         raise ValueError(f"{path}: {error}") from None
     if config is None:
         ve = found["embedding"] == "fourier"
-        kind = "a VE process with pictures in [0, 1]" if ve else "a VP process of β 0.1 to 20"
+        _check_told(found, path)
+        kind = "a VE process with pictures in [0, 1]"
+        kind = kind if ve else "a VP process of β 0.1 to 20, not a sub-VP one,"
         beside.tell_assumed(path, f"{kind} for granted")
         config = {"training": {"sde": SDES[2 * ve]}, "data": {"centered": not ve}, "model": {}}
         fields = {**found, "scale_by_sigma": ve, "centered": not ve}
@@ -124,6 +126,20 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
     inputs = (jnp.zeros((1, side, side, fields["out_channels"])), jnp.ones(1))
     params = beside.fitted(module, inputs, weights, path)
     return Opened("NCSNpp", fields, form, params, config.get("data", {}).get("image_size"))
+
+
+def _check_told(found: Mapping[str, Any], path: Path) -> None:
+    """Checks that a network without a configuration is of a published pair.
+
+    Raises:
+      ValueError: it has positions and a residual pyramid, as networks of all three processes.
+    """
+    if (found["embedding"], found.get("progressive_input")) == ("positional", "residual"):
+        raise ValueError(
+            f"{path} does not say its process: networks with positions and a residual pyramid are "
+            "those of cifar10_ncsnpp with VP, sub-VP or VE of discrete levels; write the "
+            f"configuration of its training into {beside.config_path(path).name} beside it"
+        )
 
 
 def _averaged(content: Any) -> dict[str, Any]:
@@ -308,10 +324,10 @@ def path_of(config: Mapping[str, Any], sigmas: np.ndarray | None = None) -> dict
       sigmas: the file's noise levels of VE, decreasing.
 
     Returns:
-      state, output, time, data and sigma_max. VE: the output is the score of x0 + σ n. VP: the
-      output is ε, since the score is that over -s; the time is 999 times the continuous one, or,
-      where training was not continuous, the index of a level. Sub-VP: the same with the state
-      a x0 + (1 - a²) n.
+      state, output, time, data and sigma_max, of VE also sigma_min. VE: the output is the score of
+      x0 + σ n. VP: the output is ε, since the score is that over -s; the time is 999 times the
+      continuous one, or, where training was not continuous, the index of a level. Sub-VP: the same
+      with the state a x0 + (1 - a²) n.
 
     Raises:
       ValueError: another process, or levels that contradict the weights.
@@ -372,5 +388,6 @@ def _ve(model: Mapping[str, Any], continuous: bool, sigmas: np.ndarray | None) -
         "state": "ve",
         "output": "score_ve",
         "time": {"kind": "sigma"},
+        "sigma_min": float(low),
         "sigma_max": float(high),
     }
