@@ -192,6 +192,45 @@ def test_bare_state_dicts(tmp_path):
         dit.read(tmp_path / "w.pt")
 
 
+def of_trainer(path, state, **arguments):
+    """A file as a trainer writes it, with argparse's arguments."""
+    save(path, {"model": state, "ema": state, "args": {"fields": arguments}})
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    told = b"".join(b"V%s\nV%s\ns" % (k.encode(), v.encode()) for k, v in arguments.items())
+    start = parts["w/data.pkl"].index(b"Vargs\n") + len(b"Vargs\n")
+    record = b"cargparse\nNamespace\n)\x81}" + told + b"bs."
+    parts["w/data.pkl"] = b"\x80\x02" + parts["w/data.pkl"][:start] + record
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"model": "SiT-XL/2", "path_type": "Linear", "prediction": "velocity"},
+         "the model 'SiT-XL/2', path_type 'Linear', prediction 'velocity'"),
+        ({"model": "MDT-S/2"}, "the model 'MDT-S/2'"),
+        ({"model": "DiT-S/2", "prediction": "velocity"}, "prediction 'velocity'"),
+        (None, "the model 'SiT-XL-2-256x256'"),
+        ({"model": "DiT-S/2"}, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sit_and_others_with_the_names_of_dit_are_refused(tmp_path, arguments, told):
+    if arguments is None:  # a bare state dict, of which the name alone tells
+        save(path := tmp_path / "SiT-XL-2-256x256.pt", weights())
+    else:
+        of_trainer(path := tmp_path / "w.pt", weights(), **arguments)
+    if told is None:
+        assert dit.read(path, {"constructor": CONFIG}).fields["num_heads"] == 2
+        return
+    with pytest.raises(ValueError, match=f"it is no DiT but has {told}; networks of SiT") as error:
+        dit.read(path, {"constructor": CONFIG})
+    assert path.name in str(error.value) and "\n" not in str(error.value)
+
+
 def test_files_without_an_average_or_with_other_tensors(tmp_path):
     path = tmp_path / "w.pt"
     save(path, {"model": weights()})

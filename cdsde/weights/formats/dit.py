@@ -28,6 +28,8 @@ from cdsde.weights.torch import pickle_reader, plain_objects
 # Heads of the published sizes: of a name, and of a depth and width.
 HEADS = {"XL": 16, "L": 16, "B": 12, "S": 6}
 SIZES = {(28, 1152): 16, (24, 1024): 16, (12, 768): 12, (12, 384): 6}
+# Arguments of trainers of other networks with DiT's names: SiT's, of flow matching.
+FLOW = ("path_type", "prediction")
 CONSTRUCTOR = (
     "input_size patch_size in_channels hidden_size depth num_heads mlp_ratio class_dropout_prob "
     "num_classes learn_sigma"
@@ -46,8 +48,8 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
       The network. Published ones work on latents of SD-1.x's autoencoder, times 0.18215.
 
     Raises:
-      ValueError: the file would execute code, is damaged, has no average, does not tell the number
-        of heads, or contradicts the configuration.
+      ValueError: the file would execute code, is damaged, has no average, is one of SiT, does not
+        tell the number of heads, or contradicts the configuration.
     """
     path = beside.file_of(path)
     config = beside.config_of(path, config)
@@ -55,6 +57,7 @@ def read(path: str | Path, config: Mapping[str, Any] | None = None) -> Opened:
     weights, arguments = content["weights"], content["arguments"]
     del content  # so that nothing but `weights` holds them
     try:
+        _check_dit(path, arguments)
         classes = arguments.get("num_classes")
         fields = infer(weights, classes if isinstance(classes, int) else None)
         if config is not None:
@@ -81,6 +84,23 @@ def path_of() -> dict[str, Any]:
     alpha_bar = np.cumprod(1 - schedules.exact_beta("linear"))
     time = {"kind": "levels", "alpha_bar": alpha_bar.tolist()}
     return {"state": "vp", "output": "eps", "time": time, "data": [-1, 1]}
+
+
+def _check_dit(path: Path, arguments: Mapping[str, Any]) -> None:
+    """Checks that nothing says another network with the names and shapes of DiT, such as SiT.
+
+    Raises:
+      ValueError: something does; the state dict alone could not tell.
+    """
+    model = str(arguments.get("model", path.stem))
+    told = [f"{name} '{arguments[name]}'"[:80] for name in FLOW if name in arguments]
+    if ("model" in arguments and not model.startswith("DiT")) or model.startswith("SiT"):
+        told = [f"the model '{model[:40]}'", *told]
+    if told:
+        raise ValueError(
+            f"it is no DiT but has {', '.join(told)}; networks of SiT and others that are trained "
+            "on other noise than DDPM's are not supported, so name a checkpoint of DiT"
+        )
 
 
 def _averaged(content: Any) -> dict[str, Any]:
