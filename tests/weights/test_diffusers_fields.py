@@ -44,12 +44,15 @@ def refused(make, *parts):
 # --- the scheduler ---
 
 
-def test_the_clean_level_is_one_where_the_file_is_silent(model):
-    plain = schedule(model)
-    assert plain.clean_alpha_bar == plain.alpha_bar[0] < 1
-    for silent in (schedule(model, ["set_alpha_to_one"]), schedule(model, set_alpha_to_one=True)):
-        assert silent.clean_alpha_bar == 1
-        assert ddim.sampling(silent, 50).end[-1] == 1
+def test_the_clean_level_is_that_of_the_class_where_the_file_is_silent(model):
+    """As in diffusers: DDIM's sampling ends at 1, and PNDM's at ᾱ_0."""
+    plain, key = schedule(model), "set_alpha_to_one"
+    ddim_file = {"_class_name": "DDIMScheduler", "clip_sample": False}
+    silent = [schedule(model, [key], **fields) for fields in (ddim_file, {})]
+    assert silent[1].clean_alpha_bar == plain.clean_alpha_bar == plain.alpha_bar[0] < 1
+    for one in (silent[0], schedule(model, set_alpha_to_one=True)):
+        assert one.clean_alpha_bar == 1
+        assert ddim.sampling(one, 50).end[-1] == 1
 
 
 def test_betas_are_honoured(model):
@@ -256,6 +259,9 @@ def test_parts_of_models_of_images_and_texts_are_checked_too(model, golden, name
         refused(lambda folder=folder: load(folder), field, "config.json")
     folder = model(name, drop=[part])
     refused(lambda: load(folder), part)
+    for value in (None, "x", 3, [inner]):
+        folder = model(name, **{part: value})
+        refused(lambda folder=folder: load(folder), f"sets {part} to", "must be an object")
 
 
 def test_fields_without_an_effect_are_taken(model):

@@ -390,11 +390,17 @@ def _pair(folder: str | Path) -> dict[str, Any]:
     """The config of a model of images and texts, whose parts are in `vision_config`, `text_config`.
 
     Raises:
-      ValueError: a part is missing, or a field is unknown.
+      ValueError: a part is missing or no object, or a field is unknown.
     """
-    config = read_config(folder)
+    config, path = read_config(folder), Path(folder) / "config.json"
     free = {*json_fields.TRANSFORMERS, *supported.PAIR_FREE, "model_type"}
-    json_fields.check(config, Path(folder) / "config.json", supported.PAIR, {}, free)
+    json_fields.check(config, path, supported.PAIR, {}, free)
+    for name in ("vision_config", "text_config"):
+        if not isinstance(config.get(name, {}), dict):
+            raise ValueError(
+                f"{path} sets {name} to {json_fields.shown(config[name])}; it must be an object "
+                "with the fields of that part"
+            )
     _fields(config, {name: name for name in supported.PAIR}, folder)
     return config
 

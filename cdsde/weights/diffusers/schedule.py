@@ -2,7 +2,8 @@
 
 `read_scheduler` reads every field that changes the mathematics; `read_schedule` turns that into the
 schedule of a latent model and refuses what sampling of latents does not do. An absent field means
-what diffusers' DDPMScheduler and DDIMScheduler make of it.
+what diffusers' DDPMScheduler and DDIMScheduler make of it, and of `clip_sample` and
+`set_alpha_to_one` what the class makes of it that the file names.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ SAMPLERS = (
 ).split()
 # Of these, the ones that clip the predicted image where the file does not say otherwise.
 CLIPPING = tuple(name for name in SAMPLERS if name.startswith(("DDIM", "DDPM")))
+FIRST_LEVEL = ("PNDMScheduler",)  # and the ones that end at ᾱ_0 instead of 1
 DDPM = ("DDPMScheduler", "DDPMParallelScheduler")
 SPACINGS = ("leading", "trailing", "linspace")
 # fixed_large_log is missing: with it diffusers takes the root of a logarithm, and gets NaN.
@@ -105,8 +107,9 @@ def read_scheduler(folder: str | Path, sampler: str | None = None) -> Scheduler:
     fields.check(config, path, HONOURED, ONLY, WITHOUT_EFFECT)
     beta = _betas(config, path)
     alpha_bar = schedules.from_beta(beta).alpha_bar
-    clips = config.get("_class_name", CLIPPING[0]) in CLIPPING
-    one = _flag(config, "set_alpha_to_one", path, True)
+    name = config.get("_class_name", CLIPPING[0])
+    clips = name in CLIPPING
+    one = _flag(config, "set_alpha_to_one", path, name not in FIRST_LEVEL)
     clip = _flag(config, "clip_sample", path, clips)
     threshold = _threshold(config, path)
     varies = config.get("variance_type") is not None
