@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde.config import checks, command_line
+from cdsde.config import checks, command_line, derived, unused
 from cdsde.data import decode, image_id, inputs
 from cdsde.runtime.padding import pad
 from cdsde.translation import tiles
@@ -37,6 +37,7 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
     """
     try:
         config = command_line.load(os.fspath(path))
+        before = config.method
         leaves = config_lib.key_paths(config)
         for key, value in (overrides or {}).items():
             command_line.check_key(leaves, key)
@@ -44,8 +45,10 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
             command_line.set_key(config, key, value)
     except command_line.UserError as error:
         raise ValueError(str(error)) from error
-    config_lib.adopt_sampling(config, overrides or {})
+    config_lib.adopt_sampling(config, overrides or {}, before)
     checks.validate(config)
+    unused.check(config, overrides or {})
+    derived.expand_home(config)
     return config
 
 
@@ -66,7 +69,8 @@ def translate(
       names: one name per image, which determines its noise; default: the file name of a path, else
         the position.
       workdir: folder whose checkpoints have priority over `config.weights`.
-      sampler: a compiled sampler from `load_sampler`, for repeated calls; default: a new one.
+      sampler: a compiled sampler from `load_sampler`, for repeated calls, which takes over the
+        config's levels, weights and seed; default: a new one.
 
     Returns:
       uint8 `[B, S, S, 3]`, S = `config.data.image_size`, in the order of `images`. With
@@ -96,6 +100,9 @@ def translate(
     read, ids = inputs.reading(config), np.array([image_id(str(n)) for n in names], np.uint32)
     if sampler is None:
         sampler, _ = load_sampler(config, workdir)
+    else:
+        sampler.update(config)
+    config = sampler.config
     if config.sample.keep_size:
         whole = tiles.Whole(sampler, config)
         return [whole(x, i) for x, i in zip(pixels, ids, strict=True)]

@@ -7,6 +7,7 @@ This is the only module that reads flags.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from cdsde.runtime import interrupts
@@ -62,7 +63,7 @@ def run(argv) -> None:
         raise app.UsageError(f"unexpected argument '{argv[1]}'; overrides are --config.KEY=VALUE")
     given = flags.FLAGS
     config, mode = given.config, given.mode
-    workdir = given.workdir or f"runs/{config.task}"
+    workdir = os.path.expanduser(given.workdir or f"runs/{config.task}")
     try:
         checks.validate(config)
         _check_mode(mode, config)

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cdsde.config import derived, keys, renamed
+from cdsde.config import checks, derived, keys, renamed, unused
 
 OVERRIDE = re.compile(r"^--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 NONE = "None"  # as the value of an override
@@ -76,6 +76,7 @@ def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         )
     else:
         config = load(path)
+        before = config.method
         check_overrides(config, rest)
         rest, unset = _without_unset(config, rest)
         config_flags.DEFINE_config_dict("config", config, HELP, values, sys_argv=rest)
@@ -83,10 +84,21 @@ def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     if path is not None:
         given = config_flags.get_override_values(values["config"])
         try:
-            derived.adopt_sampling(values.config, [*given, *unset])
+            derived.adopt_sampling(values.config, [*given, *unset], before)
+            derived.expand_home(values.config)
+            if _is_valid(values.config):  # the program tells of a wrong value
+                unused.check(values.config, given)
         except ValueError as error:
             raise UserError(str(error)) from error
     return rest
+
+
+def _is_valid(config: ConfigDict) -> bool:
+    try:
+        checks.validate(config)
+    except ValueError:
+        return False
+    return True
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -54,7 +55,7 @@ def needed_stages(config: ConfigDict) -> tuple[str, ...]:
     return LATENT if method in EDITORS else (method,)
 
 
-def adopt_sampling(config: ConfigDict, given: Iterable[str]) -> None:
+def adopt_sampling(config: ConfigDict, given: Iterable[str], before: str = "") -> None:
     """Sets the keys that a method chosen by an override brings.
 
     They are keys of `sample` (`Method.sampling`), or of an editor keys of `edit` (`PUBLISHED`).
@@ -62,19 +63,36 @@ def adopt_sampling(config: ConfigDict, given: Iterable[str]) -> None:
     Args:
       config: changed in place.
       given: the overridden keys, which keep their values.
+      before: the method of the config's file, whose settings are the file's own.
 
     Raises:
       ValueError: an overridden key of a network has no effect, see `fitting.check_given`.
     """
     given = set(given)
     fitting.check_given(config, sorted(given))
-    if "method" not in given:
+    if "method" not in given or config.method == before:
         return
     if config.method in SDES:
         group, own = "sample", GUIDED_SDES[config.method].brings(config)
     else:
         group, own = "edit", PUBLISHED.get(config.method, {})
     config[group].update({k: v for k, v in own.items() if f"{group}.{k}" not in given})
+
+
+# Keys that name a file or folder.
+PATHS = ("cache", "data.root", "data.data_dir", "sample.input", "sample.output", "export.path")
+PATHS += ("model.path", "model.captioner", "edit.source_bank", "edit.target_bank")
+PATHS += tuple(key for key in KEYS if key.startswith("weights."))
+PATHS += tuple(f"eval.{n}" for n in ("cache", "inception", "clip", "dino", "masks"))
+PATHS += ("eval.lpips_alex", "eval.lpips_vgg")
+
+
+def expand_home(config: ConfigDict) -> None:
+    """Puts the home folder for a path's `~`, in place: shells leave it in options."""
+    for key in PATHS:
+        value, (group, _, name) = get(config, key), key.rpartition(".")
+        if isinstance(value, str) and value.startswith("~"):
+            (config[group] if group else config)[name] = os.path.expanduser(value)
 
 
 def network_group(stage: str) -> str:

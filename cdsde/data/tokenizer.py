@@ -235,10 +235,14 @@ def of_vocabulary(vocabulary: dict[str, int], merges, length: int = LENGTH) -> C
 
 
 def learn(texts: Sequence[str], size: int, length: int = LENGTH) -> ClipTokenizer:
-    """Learns a tokenizer with at most `size` ids from texts; deterministic."""
+    """Learns a tokenizer with at most `size` ids from texts; deterministic.
+
+    Raises:
+      ValueError: the texts have more characters.
+    """
     words = _words(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     trainer = trainers.BpeTrainer(
-        vocab_size=size - 2,
+        vocab_size=max(size - 2, 0),
         end_of_word_suffix="</w>",
         continuing_subword_prefix="",
         show_progress=False,
@@ -246,6 +250,11 @@ def learn(texts: Sequence[str], size: int, length: int = LENGTH) -> ClipTokenize
     words.train_from_iterator(texts, trainer)
     model = json.loads(words.to_str())["model"]
     vocabulary = dict(model["vocab"])
+    if len(vocabulary) > size - 2:
+        raise ValueError(
+            f"config.latent.vocabulary is {size}, and the captions have {len(vocabulary)} "
+            f"characters; set it to {len(vocabulary) + 2} or more"
+        )
     # The end token has the largest id, as in CLIP, even where the vocabulary has fewer tokens.
     vocabulary |= {START: size - 2, END: size - 1}
     return of_vocabulary(vocabulary, [tuple(merge) for merge in model["merges"]], length)

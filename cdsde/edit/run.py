@@ -311,6 +311,7 @@ def record_of(config: ConfigDict, model: pipeline.Model) -> dict:
     record = {"edit": settings, "dtype": config.dtype, "weights": model.digests}
     record["model_files"] = model.files
     record["captioner"] = config.model.captioner
+    record["data"] = {"filter": config.data.filter, "fit": config.data.fit}
     if config.method in pipeline.GUIDED:
         # Hashes the sentences, not the names of their files.
         sentences = json.dumps(wording.banks(config.edit))

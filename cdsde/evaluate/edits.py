@@ -273,7 +273,7 @@ def _attention_masks(config, workdir, source, chosen, names) -> Path:
     e, size, devices = config.edit, config.data.image_size, mesh.make_mesh(jax.local_devices())
     texts = edit_run.captions_of(config, source, chosen)
     decisive = [list(texts.values()), e.source, size, e.steps, e.inversion]
-    decisive += [model.digests, model.files]
+    decisive += [model.digests, model.files, config.data.filter, config.data.fit]
     name = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:8]
     folder = Path(workdir) / "eval" / f"masks-{name}"
     with files.writing(folder):

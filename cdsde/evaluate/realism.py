@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -98,8 +99,10 @@ def statistics(
         images = _digest_of_all([_digest(read(j)) for j in mine], mine)
         key = hashlib.sha256(f"{LAYOUT} {extractor.name} {extractor.hash} {images} {keep}".encode())
         path = Path(cache) / f"{extractor.name}-{key.hexdigest()[:16]}.npz"
-        if path.exists():
-            return _read(path, images)
+        known = _read(path, images)
+        # A folder of its own on each machine has the file on some of them.
+        if mesh.in_every_process(known is not None):
+            return known
     result = _compute(extractor, read, count, devices, keep)
     if path is not None and jax.process_index() == 0:
         _write(path, result)
@@ -213,8 +216,19 @@ def _write(path: Path, result: Statistics) -> None:
     write_bytes(path, data.getvalue())
 
 
-def _read(path: Path, images: str) -> Statistics:
-    with np.load(path) as f:
+def _read(path: Path, images: str) -> Statistics | None:
+    """What `_write` wrote; None where there is no whole file."""
+    try:
+        return _parsed(np.load(path), images)
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        logging.warning("%s cannot be read and is computed again: %s", path, error)
+        return None
+
+
+def _parsed(file, images: str) -> Statistics:
+    with file as f:
         kept = {k.removeprefix("kept/"): f[k] for k in f.files if k.startswith("kept/")}
         sums = {
             k: metrics.Moments(int(f[f"count/{k}"]), f[f"total/{k}"], f[f"outer/{k}"])

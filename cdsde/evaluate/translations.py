@@ -251,11 +251,12 @@ def measure(
     mine = list(mesh.share(len(chosen)))
     told = {j: told_by(folder / names[j]) for j in (chosen[n] for n in mine)}
     stale = [j for j, t in told.items() if t and t.get("source") not in (None, content(source, j))]
-    if stale:
+    if not mesh.in_every_process(not stale):
+        first = f" (first: {names[stale[0]]})" if stale else ""
         raise ValueError(
             f"{len(stale)} of {len(told)} results in {folder} were made from other images than "
-            f"those that now have their names (first: {names[stale[0]]}); run --mode={mode} with "
-            "the same config, which makes these again"
+            f"those that now have their names{first}; run --mode={mode} with the same config, "
+            "which makes these again"
         )
     against = {TO_SOURCE: source} | ({TO_PAIR: pairs} if pairs is not None else {})
     result, truth = (

@@ -127,13 +127,11 @@ def score_model(config: ConfigDict) -> Model:
     def apply_eps(params, x, t, variance=False, **kwargs):
         # A learned variance follows the noise in the channels; most published samplers ignore it.
         out = depth_to_space(apply(params, x, t, **kwargs), net.patch_size)
-        if variance:
-            return out[..., :3], out[..., 3:]
-        out = out[..., :3]
-        if net.prediction == "eps":
-            return out
-        index = jnp.asarray(t).astype(jnp.int32)
-        return schedules.v_to_eps(x, out, schedules.gather(schedule.alpha_bar, index))
+        eps, spread = out[..., :3], out[..., 3:]
+        if net.prediction == "v":
+            index = jnp.asarray(t).astype(jnp.int32)
+            eps = schedules.v_to_eps(x, eps, schedules.gather(schedule.alpha_bar, index))
+        return (eps, spread) if variance else eps
 
     return Model(init, apply_eps)
 

@@ -193,6 +193,13 @@ def of_first_process(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
+def in_every_process(value: bool) -> bool:
+    """Whether the value is true in all processes; each of them must call it."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
+
+
 def barrier(name: str) -> None:
     """Waits until every process reaches this call; returns at once with one process."""
     if jax.process_count() > 1:

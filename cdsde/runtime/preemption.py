@@ -1,6 +1,6 @@
 """Stops a training on SIGTERM or Ctrl-C, and loses no work.
 
-Clusters send SIGTERM before they reclaim a machine. Programs call `Watch.reached(step)` after every
+Clusters send SIGTERM before they reclaim a machine. Programs call `Watch.reached()` after every
 step. With one process, `Watch` records the signal. With several, JAX's preemption service informs
 all of them, and `reached` becomes true at the same step in each, so that they write one checkpoint
 together.
@@ -8,6 +8,7 @@ together.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -18,6 +19,9 @@ from jax.experimental import multihost_utils
 
 from cdsde.runtime import interrupts
 
+# JAX's service counts from 0 when the program starts: steps of a resumed training, or of a second
+# stage, would be numbers that it never asks for.
+_CALLS = itertools.count(1)
 # EX_TEMPFAIL of sysexits.h: not an error; the same command resumes. Launchers restart on it.
 EXIT_CODE = 75
 
@@ -66,12 +70,12 @@ class Watch:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def reached(self, step: int) -> bool:
+    def reached(self) -> bool:
         """Whether to save and stop after this step; all processes get True at the same step."""
         self._unsaved = True
         if self._single_process:
             return self.received
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(next(_CALLS))
 
     def stopped(self, what: str, rest: str) -> Preempted:
         """The exception to raise once the work is saved: "WHAT was stopped by SIGNAL REST"."""

@@ -5,6 +5,7 @@ Two runs with the same record make the same results: `claim` rejects a folder wi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
@@ -29,8 +30,8 @@ SHOWN = 6  # differences between records in a message
 NEUTRAL = (("sample", "match_colours", 0), ("sample", "guide_every", 1), ("data", "fit", "crop"))
 NEUTRAL += (("sample", "keep_size", False), ("contrastive_sde", "clean", False))
 NEUTRAL += (("contrastive_sde", "score_weight", 0.0),)
-NEUTRAL += (("score", "label", None), ("score", "guidance", 1.0))
-LATER = ("model_files",)  # keys that records of earlier versions do not have
+NEUTRAL += (("score", "label", None), ("score", "guidance", 1.0), ("score", "published", None))
+LATER = ("model_files", "data")  # keys that records of earlier versions do not have
 # Keys of earlier versions in records, and the value without an effect.
 RETIRED = {
     "contrastive_sde": {"reference": "perturbed", "band": 0, "cutoff": 0, "domain_band": 0},
@@ -100,6 +101,9 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}
     if config.method in config_lib.SDES:
         record["score"] = {key: plain["score"][key] for key in ("label", "guidance")}
+        about = plain["score"]["published"]
+        digest = None if about is None else hashlib.sha256(about.encode()).hexdigest()[:12]
+        record["score"]["published"] = digest
     for part, key, neutral in NEUTRAL:
         if record.get(part, {}).get(key, ...) == neutral:
             del record[part][key]

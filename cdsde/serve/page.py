@@ -23,6 +23,7 @@ from cdsde.data import TooLargeImage, decode
 from cdsde.data.inputs import open_split
 from cdsde.diffusion import methods
 from cdsde.serve import live
+from cdsde.weights import adoption
 
 EXAMPLES = 12
 QUEUE = "translate"  # translations wait for each other
@@ -41,7 +42,8 @@ class Page:
     """The logic of the page, without its widgets.
 
     Args:
-      config: the task of the command line; the page also offers `config.serve.tasks`.
+      config: the task of the command line; the page also offers `config.serve.tasks`, with the
+        checkpoints of their own work folders, runs/TASK.
       workdir: the folder of checkpoints.
 
     Raises:
@@ -55,14 +57,14 @@ class Page:
                 others.append(api.load_config(name))
             except ValueError as error:
                 raise ValueError(f"config.serve.tasks: {error}") from error
-        configs = {config.task: config} | {c.task: c for c in others if c.task != config.task}
         self.translators = {}
-        for task, config_of_task in configs.items():
-            translator = live.Translator(config_of_task, workdir)
+        for c in [config, *(c for c in others if c.task != config.task)]:
+            place = workdir if c is config else f"runs/{c.task}"
+            translator = live.Translator(adoption.adopted(c, place), place)
             if translator.methods():
-                self.translators[task] = translator
+                self.translators[c.task] = translator
             else:
-                logging.warning("%s has no trained network and is left out", task)
+                logging.warning("%s has no trained network and is left out", c.task)
         if not self.translators:
             raise ValueError(
                 f"{config.task} has no trained networks: train them with --mode=train, or name "
@@ -242,7 +244,8 @@ def build(page: Page):
 
     choose_example.__annotations__["event"] = gr.SelectData  # Gradio reads it; no name of a module
 
-    with gr.Blocks(title="cdsde", analytics_enabled=False) as blocks:
+    # Uploads and results are deleted after an hour, looked for every hour.
+    with gr.Blocks(title="cdsde", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown(f"# cdsde\n{ABOUT}")
         example = gr.State(None)
         with gr.Row():

@@ -253,7 +253,7 @@ def _loop(run: Run, current: state.TrainState, data, watch: preemption.Watch) ->
                 rate.restart(n)
             trace.after(n, metrics)
             last = n == run.training.steps
-            stop = watch.reached(n)
+            stop = watch.reached()
             keep = last or stop or n % t.checkpoint_every == 0
             if keep:  # only a state that was checked is saved
                 _report(run, writer, rate, n, metrics)
@@ -331,7 +331,7 @@ def _check_finite(run: Run, values: dict, n: int) -> None:
     # NaN stays in parameters and moments, so that a check at every log row misses none.
     if np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"]):
         return
-    group = "cut" if run.name in config_lib.GANS else run.name
+    group = "cut" if run.name in config_lib.GANS else config_lib.network_group(run.name)
     warmup = " or raise its warmup" if "warmup" in run.config.train[group] else ""
     raise NonFiniteLoss(
         f"{run.name}: the loss is {values['loss']} and the gradient {values['gradient_norm']} at "

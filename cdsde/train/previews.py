@@ -21,8 +21,9 @@ class Preview:
     def __init__(self, config: ConfigDict):
         config = ConfigDict(config.copy_and_resolve_references())
         config.method = "sdedit"
-        start = config.sdedit.start
-        config.sample.update(dict(start=start, steps=min(25, start), clip=True, rounds=1))
+        start = min(config.sdedit.start, config.sde.num_steps)
+        plain = dict(rounds=1, match_colours=0, variance="fixedsmall")
+        config.sample.update(dict(start=start, steps=min(25, start), clip=True, **plain))
         source = _val_or_train(config)
         count = min(IMAGES, len(source))
         batches = eval_batches(source, reading(config), batch_size=count, indices=range(count))

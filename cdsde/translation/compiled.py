@@ -16,7 +16,7 @@ from cdsde.diffusion import histograms, methods, noise, solvers
 from cdsde.diffusion.levels import make_grid
 from cdsde.diffusion.methods import composition
 from cdsde.networks import build
-from cdsde.runtime import compiler, mesh
+from cdsde.runtime import compiler, mesh, trees
 from cdsde.translation import domain_statistics, latents
 from cdsde.weights import adoption, diffusers, resolve
 
@@ -42,6 +42,9 @@ class Sampler:
 
     Weights, levels and seed are arguments of the compiled program: `update` changes them without
     recompiling.
+
+    Attributes:
+      config: the task, with the description of a published network.
     """
 
     def __init__(self, config: ConfigDict, params: dict, devices=None):
@@ -65,6 +68,10 @@ class Sampler:
             allowed.
         """
         checks.validate(config)
+        mine = self.config.score
+        if mine.arch == "published" and config.score.published is None:
+            config = config.copy_and_resolve_references()
+            config.score.update({key: mine[key] for key in ("arch", "published", "learn_sigma")})
         self._adopt(config)
 
     def _adopt(self, config: ConfigDict) -> None:
@@ -78,6 +85,7 @@ class Sampler:
                 f"config.{key} was {before} when this sampler was compiled and is {now} now; make "
                 "a new one with cdsde.load_sampler"
             )
+        self.config = config
         if config.method in config_lib.GANS:  # deterministic: it has no levels and no noise
             self._rounds, self._arguments, self.evaluations = 1, (), 1
             return
@@ -299,6 +307,7 @@ def load_params(config: ConfigDict, workdir) -> tuple[dict, dict[str, str]]:
         loaded["colours"] = domain_statistics.colour_table(config)
     if latents.autoencoder(config):
         folder = adoption.autoencoder_folder(config)
-        loaded[latents.PARAMS] = diffusers.load_vae(folder)[1], str(folder)
+        vae = diffusers.load_vae(folder)[1]
+        loaded[latents.PARAMS] = vae, f"{folder} (sha256 {trees.digest(vae)[:12]})"
     params = {name: value for name, (value, _) in loaded.items()}
     return params, {name: origin for name, (_, origin) in loaded.items()}

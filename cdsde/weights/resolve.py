@@ -94,15 +94,16 @@ def origin(config: ConfigDict, workdir, stage: str) -> str:
 
 
 def check(config: ConfigDict, workdir, stage: str) -> None:
-    """Checks that a stage has weights that know the config's domains, without reading them.
+    """Checks that a stage has weights that fit the config, without reading them.
 
     Raises:
-      ValueError: it has none, or they know others.
+      ValueError: it has none, they are of another network, or they know other domains.
     """
     source = origin(config, workdir, stage)
     step = checkpoint.newest_whole(workdir, stage)
     if step is not None:
         record = checkpoint.saved_config(workdir, stage, step)
+        _check_fit(knowledge.architecture_of_record(record, config, stage), config, stage, source)
     else:
         path = _path(stage, source)
         record = exported.read_card(path) if path.with_suffix(".json").is_file() else {}

@@ -169,3 +169,70 @@ def test_parse_prints_one_line_and_exits_with_2(capsys):
     assert stop.value.code == 2
     shown = capsys.readouterr()
     assert shown.out == "" and re.fullmatch(r"error: config has no key .*\n", shown.err)
+
+
+# --- overrides without an effect ---
+
+UNUSED = [
+    ("cat2dog", {"sample.eta": 0.5}, "config.sample.solver is 'ancestral'"),
+    ("twemoji2fluent", {"sample.variance": "fixedlarge"}, "config.sample.solver is 'dpmpp_2m'"),
+    ("twemoji2fluent", {"method": "cut", "sample.start": 90}, "config.method is 'cut'"),
+    ("twemoji2fluent", {"method": "cut", "sample.rounds": 3}, "config.method is 'cut'"),
+    ("edit_cat2dog", {"method": "ddim", "edit.skip": 0.2}, "config.method is 'ddim'"),
+    ("edit_cat2dog", {"method": "pnp", "edit.iterations": 9}, "config.method is 'pnp'"),
+    ("edit_cat2dog", {"method": "dds", "edit.attention": 0.1}, "config.method is 'dds'"),
+    (
+        "twemoji2fluent",
+        {"train.score.optimizer": "adam", "train.score.muon_rate": 0.1},
+        "config.train.score.optimizer is 'adam'",
+    ),
+    (
+        "twemoji2fluent",
+        {"train.score.levels": "index", "train.score.log_snr_mean": 1.0},
+        "config.train.score.levels is 'index'",
+    ),
+    ("twemoji2fluent", {"score.num_heads": 2}, "config.score.num_head_channels is 32"),
+]
+
+
+@pytest.mark.parametrize("path, changes, reason", UNUSED)
+def test_an_override_without_effect_is_refused(path, changes, reason):
+    key, value = list(changes.items())[-1]
+    wanted = f"config.{key} is {value}, which has no effect where {reason}; leave it out"
+    with pytest.raises(ValueError) as error:
+        load_config(path, changes)
+    assert str(error.value) == wanted
+    texts = [f"{k}={v}" for k, v in changes.items()]
+    with pytest.raises(command_line.UserError) as error:
+        from_command_line(*texts, path=path)
+    assert str(error.value) == wanted
+
+
+def test_a_key_that_one_of_several_methods_reads_may_be_given():
+    for path, changes in (
+        ("edit_cat2dog", {"method": "ddim", "eval.methods": "ddim,p2p", "edit.attention": 0.1}),
+        ("twemoji2fluent", {"method": "cut", "eval.methods": "cut,sdedit", "sample.start": 90}),
+        ("cat2dog", {"sample.eta": 0.0}),
+    ):
+        load_config(path, changes)
+
+
+def test_naming_the_method_that_a_config_has_changes_nothing():
+    for load in (
+        lambda *given: load_config("pie_bench", dict(given)),
+        lambda *given: from_command_line(*(f"{k}={v}" for k, v in given), path="pie_bench"),
+    ):
+        assert load(("method", load().method)).to_dict() == load().to_dict()
+        assert load().edit.attention == 0.6
+    assert load_config("edit_cat2dog", {"method": "p2p"}).edit.attention == 0.4
+
+
+def test_a_home_folder_is_meant_wherever_a_path_is_given(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = {"sample.output": "~/out", "eval.cache": "~/cache", "weights.score": "~/a.pt"}
+    for config in (
+        load_config(FOLDER, given),
+        from_command_line(*(f"{k}={v}" for k, v in given.items())),
+    ):
+        assert config.sample.output == "/home/me/out" and config.eval.cache == "/home/me/cache"
+        assert config.weights.score == "/home/me/a.pt"

@@ -144,7 +144,8 @@ def test_numbers_of_python_are_held_to_the_range_whatever_their_type(key):
 
 
 def test_a_number_of_numpy_is_taken():
-    assert load_config(FOLDER, {"sample.eta": np.float64(0.5)}).sample.eta == 0.5
+    given = {"sample.solver": "ddim", "sample.eta": np.float64(0.5)}
+    assert load_config(FOLDER, given).sample.eta == 0.5
 
 
 def test_numbers_at_their_limits_are_taken():

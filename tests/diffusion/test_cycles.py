@@ -140,6 +140,14 @@ def test_the_exact_cycle_of_ddib_comes_back(start, exact):
         ({"method": "ddib", "sample.eta": 1.0}, "follows an ODE"),
         ({"method": "cyclediffusion", "sample.clip": True}, "config.sample.clip=False"),
         ({"method": "cyclediffusion", "sample.eta": 0.0}, "recovers the noise"),
+        (
+            {
+                "method": "cyclediffusion",
+                "sample.solver": "ancestral",
+                "sample.variance": "learned",
+            },
+            "a deviation that is known",
+        ),
         ({"method": "sddm", "sddm.start": 150}, "lower config.sddm.until"),
         ({"method": "sddm", "sample.start": 100}, "lower config.sddm.until"),
     ],

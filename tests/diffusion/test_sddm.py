@@ -186,6 +186,21 @@ def test_a_run_with_the_detail_step(networks):
     assert_near(last, arrays["run_detail_final"], "sddm_runs/run_detail_final")
 
 
+def test_there_are_no_moves_where_nothing_steers():
+    """They would take noise away without going to a lower level."""
+    grid = make_grid(EXACT, 500, 5)
+    c = config.base().sddm
+    c.update(blocks=4, until=250)
+    moves = composition.make_levels(METHOD, c, grid, SOLVER).moves
+    assert moves.sum() == 4 and moves[grid.index <= 250].sum() == 0
+    c.weight = 0.0
+    assert composition.make_levels(METHOD, c, grid, SOLVER).moves.sum() == 0
+    c.weight = 25.0
+    rarely = composition.make_levels(METHOD, c, grid, SOLVER, every=5)
+    assert rarely.weights[0].any()  # the first step alone: the last one above T0 has no moves
+    assert rarely.moves.sum() == 0
+
+
 # --- its parts in other methods ---
 
 

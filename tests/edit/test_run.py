@@ -13,6 +13,7 @@ from cdsde import load_config
 from cdsde.data import content, inputs, write_png
 from cdsde.edit import pipeline, text_directions, wording
 from cdsde.edit import run as edit_run
+from cdsde.runtime import records
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 CONFIG = "configs/edit_cat2dog.py"
@@ -35,12 +36,11 @@ def task(golden, tmp_path):
             "edit.caption": CAPTION,
             "data.image_size": 128,
             "edit.steps": 3,
-            "edit.iterations": 2,
-            "edit.num_patches": 32,
-            "edit.step": 0.02,
         }
         more = {key.replace("__", "."): value for key, value in changes.items()}
-        return load_config(CONFIG, plain | more)
+        config = load_config(CONFIG, plain | more)
+        config.edit.update(iterations=2, num_patches=32, step=0.02)  # editors without them, too
+        return config
 
     return make
 
@@ -120,6 +120,20 @@ def test_what_says_how_to_use_the_weights_is_in_the_record(golden, tmp_path):
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("0.012", "0.013"))
     assert pipeline._digest_of_files(folder) != before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data.fit", "stretch"), ("data.filter", "bicubic"), ("edit.steps", 7)]
+)
+def test_edits_of_other_settings_do_not_pass_for_these(golden, tmp_path, key, value):
+    model = pipeline.load(golden / "latent" / "model")
+    first = edit_run.record_of(load_config("edit_cat2dog"), model)
+    other = edit_run.record_of(load_config("edit_cat2dog", {key: value}), model)
+    with pytest.raises(ValueError, match=f"{key} was .* and is {value}"):
+        records.refuse_others(tmp_path, first, other, "take another")
+    # Edits of earlier versions did not tell how their pictures were read.
+    earlier = {k: v for k, v in first.items() if k != "data"}
+    records.refuse_others(tmp_path, earlier, first, "take another")
 
 
 @pytest.mark.slow

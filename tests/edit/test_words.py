@@ -262,6 +262,9 @@ def test_a_tokenizer_learned_and_kept(tmp_path):
     np.testing.assert_array_equal(learned(told), loaded(told))
     assert loaded(told).shape == (5, 12) and loaded.end == 59
     assert (tokenizer.learn(texts, 60, length=12)(told) == learned(told)).all()
+    for size in (0, 1, 2, 10):
+        with pytest.raises(ValueError, match="config.latent.vocabulary is .* characters; set it"):
+            tokenizer.learn(texts, size, length=12)
     where = tokenizer.word_positions(learned, "twemoji smiling face", "smiling")
     ids = learned(["twemoji smiling face"])[0]
     assert list(ids[where]) == learned.words.encode("smiling").ids

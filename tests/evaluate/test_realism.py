@@ -159,6 +159,16 @@ def test_statistics_are_kept_under_a_hash_of_every_pixel(monkeypatch, tmp_path):
     for other, network in ((changed, extractor), (images, extractor._replace(hash="01"))):
         realism.statistics(network, *reading(other), cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+    # A file that is cut off, or that only some of the machines have, is computed again.
+    file.write_bytes(file.read_bytes()[:100])
+    realism.statistics(extractor, *reading(images), cache=tmp_path)
+    np.testing.assert_array_equal(
+        realism.statistics(idle, *reading(images), cache=tmp_path).kept["corners"],
+        first.kept["corners"],
+    )
+    monkeypatch.setattr(mesh, "in_every_process", lambda mine: False)
+    with pytest.raises(AssertionError, match="computed again"):
+        realism.statistics(idle, *reading(images), cache=tmp_path)
 
 
 def test_of_a_long_list_some_features_are_kept(monkeypatch):

@@ -1,6 +1,7 @@
 """Trajectories, and the page: what it shows is what `--mode=sample` makes, without compiling."""
 
 import contextlib
+import json
 import time
 
 import numpy as np
@@ -16,7 +17,7 @@ from cdsde.serve.page import Page, serve, shown
 from cdsde.translation import film
 from cdsde.translation import run as translation_run
 from cdsde.translation.compiled import Sampler, load_sampler
-from cdsde.weights import exported, resolve
+from cdsde.weights import checkpoint, exported, resolve
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -237,6 +238,32 @@ def test_the_page_shows_the_whole_picture_with_pad(task, tmp_path):
     page = Page(config, tmp_path)
     last = list(page.translate(config.task, "sdedit", wide, {"start": 100}, 3, 0))[-1]
     assert last.picture.shape == (8, 16, 3)
+
+
+def test_each_task_of_a_page_has_its_own_checkpoints(task, tmp_path, monkeypatch, golden):
+    """Those of the command line's task are no networks of the others."""
+    monkeypatch.chdir(tmp_path)
+    _, config = task
+    config = config.copy_and_resolve_references()
+    trained = json.loads(config.to_json_best_effort())
+    checkpoint.save_imported(tmp_path, "score", random_params(config, "score"), trained)
+    (tmp_path / "other.py").write_text(
+        "from cdsde.api import load_config\ndef get_config():\n"
+        f"    c = load_config({str(FOLDER)!r}, {TINY!r})\n"
+        "    c.task, c.method = 'other', 'sdedit'\n"
+        f"    c.weights.score = {str(golden / 'pixel' / 'diffusers' / 'a_ddpm_root')!r}\n"
+        "    return c\n"
+    )
+    config.serve.tasks = (str(tmp_path / "other.py"), "twemoji2fluent", "mincho2gothic")
+    page = Page(config, tmp_path)
+    assert list(page.translators) == [config.task, "other", "twemoji2fluent", "mincho2gothic"]
+    assert "sdedit" in page.translators["mincho2gothic"].methods()
+    other = page.translators["other"]
+    states = list(other(other.source(np.zeros((16, 16, 3), np.uint8)), other.settings("sdedit")))
+    assert states[-1].step == states[-1].steps
+    # What does not fit is not offered.
+    config.score.channels = 64
+    assert "sdedit" not in Translator(config, tmp_path).methods()
 
 
 def test_tasks_lie_beside_their_config_wherever_one_stands(task, tmp_path, monkeypatch):

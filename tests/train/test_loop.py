@@ -149,6 +149,8 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_what_was_good(toy, tiny, tmp
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path, "score"))
     with pytest.raises(loop.NonFiniteLoss, match="no checkpoint was written yet"):
         loop.train_stage(wild, tmp_path / "new", "score")
+    with pytest.raises(loop.NonFiniteLoss, match=r"Lower config.train.score.learning_rate"):
+        loop.train_stage(wild, tmp_path / "new", "source_score")
 
 
 def test_a_broken_image_ends_a_training_with_a_checkpoint(toy, tiny, tmp_path, monkeypatch, warned):

@@ -90,3 +90,28 @@ def test_values_set_after_loading_are_looked_at(key, value, wanted, task):
         with pytest.raises(ValueError, match=re.escape(wanted)) as error:
             call()
         assert one_sentence(str(error.value))
+
+
+def test_a_sampler_takes_over_what_a_config_changes(task, five):
+    config, path = task(), five / "a.png"
+    sampler, _ = load_sampler(config, ".")
+    first = api.translate(config, [path], sampler=sampler)
+    for key, value in (("sample.seed", 5), ("sample.start", 3)):
+        config = task(**{key.replace(".", "__"): value})
+        again = api.translate(config, [path], sampler=sampler)
+        np.testing.assert_array_equal(again, api.translate(config, [path]))
+        assert (again != first).any()
+    with pytest.raises(ValueError, match="config.sample.clip was .* make a new one"):
+        api.translate(task(sample__clip=not config.sample.clip), [path], sampler=sampler)
+
+
+def test_a_published_network_serves_at_a_pictures_own_size_and_again(tiny, five, golden):
+    file = {"weights__score": str(golden / "pixel" / "diffusers" / "a_ddpm_root")}
+    config = tiny(method="sdedit", sample__start=300, sample__keep_size=True, **file)
+    (whole,) = api.translate(config, [five / "a.png"])
+    assert whole.shape == (16, 20, 3)
+    config.sample.keep_size = False
+    sampler, _ = load_sampler(config, ".")
+    first = api.translate(config, [five / "a.png"], sampler=sampler)
+    config.sample.seed = 4
+    assert (api.translate(config, [five / "a.png"], sampler=sampler) != first).any()

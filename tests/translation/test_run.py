@@ -438,3 +438,15 @@ def test_results_of_one_label_do_not_pass_for_those_of_another(tiny, tmp_path):
     for other, words in ((1, "score.label was None and is 3"), (2, "score.guidance was 1.0 and")):
         with pytest.raises(ValueError, match=words):
             records.refuse_others(tmp_path, records_of[0], records_of[other], "take another")
+
+
+def test_results_of_a_published_network_are_known_by_what_its_file_says(tiny, tmp_path):
+    """Its parameters may stay while its prediction or its noise is corrected."""
+    told = []
+    for text in (None, '{"path": 1}', '{"path": 2}'):
+        config = tiny(method="sdedit")
+        config.score.published = text
+        told.append(records.settings_record(config, {}, "pictures"))
+    assert "score" not in told[0]
+    with pytest.raises(ValueError, match=r"score.published was \w{12} and is \w{12}"):
+        records.refuse_others(tmp_path, told[1], told[2], "take another")

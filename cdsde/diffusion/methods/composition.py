@@ -106,7 +106,9 @@ def make_levels(
     empty = np.zeros((len(grid.index), 0), np.float32)
     weights = np.stack(columns, axis=1) if columns else empty
     count, steering = len(grid.index), method.steer(settings)
-    moves = steering.moves(grid.index) if steering else np.zeros(count)
+    # Moves without steering would denoise the state and stay at its level.
+    guides = np.any(weights != 0, axis=1)
+    moves = steering.moves(grid.index) * guides if steering else np.zeros(count)
     again = np.zeros(count, np.int32)
     levels = Levels(grid, coefficients, weights, again, moves.astype(np.int32))
     return _with_refinements(levels, solver, *method.refine(settings))

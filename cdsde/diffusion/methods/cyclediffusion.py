@@ -58,6 +58,11 @@ def check(settings, config) -> None:
     s = config.sample
     draws = s.solver == "ancestral" or (s.solver == "ddim" and s.eta)
     CYCLEDIFFUSION.require(draws, config, "recovers the noise of each step")
+    if s.variance == "learned":
+        raise ValueError(
+            "config.sample.variance is 'learned', and cyclediffusion recovers noises with a "
+            "deviation that is known; set --config.sample.variance=fixedsmall"
+        )
     if s.clip:
         raise ValueError(
             "config.sample.clip is True, and cyclediffusion recovers the noise of steps that "

@@ -1,0 +1,93 @@
+"""Overrides that would have no effect beside the config's other keys: they are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ml_collections import ConfigDict
+
+from cdsde.config import derived
+from cdsde.config.keys import KEYS, SDES
+
+# The methods that read a key of `edit`; the other keys are read by all of them, or checked where
+# their values are.
+EDITORS = {
+    "edit.skip": ("edit_friendly", "ledits"),
+    "edit.source_scale": ("edit_friendly",),
+    "edit.threshold": ("ledits",),
+    "edit.cross_attention": ("p2p",),
+    "edit.attention": ("p2p", "pnp"),
+    "edit.convolution": ("pnp",),
+    "edit.iterations": ("dds", "cds"),
+    "edit.rate": ("dds", "cds"),
+}
+EDITORS |= dict.fromkeys(
+    ("edit.regularise", "edit.step", "edit.map_weight"), ("pix2pix_zero", "pix2pix_zerocon")
+)
+EDITORS |= dict.fromkeys(
+    ("edit.feature_weight", "edit.patches", "edit.num_patches", "edit.temperature", "edit.layers"),
+    ("pix2pix_zerocon", "cds"),
+)
+# Keys of `sample` that only the reverse SDE reads.
+OF_SDES = ("rounds", "steps", "start", "spacing", "solver", "eta", "variance", "follow")
+OF_SDES += ("guide_every", "clip")
+
+
+def check(config: ConfigDict, given: Iterable[str]) -> None:
+    """Checks that overrides have an effect.
+
+    Args:
+      config: with the overrides, not yet validated.
+      given: the overridden keys; one that has its default value says nothing.
+
+    Raises:
+      ValueError: one sentence that names the key, and the one beside which it has no effect.
+    """
+    for key in given:
+        value = derived.get(config, key)
+        if value == KEYS[key].default or key not in RULES:
+            continue
+        if reason := RULES[key](config):
+            raise ValueError(
+                f"config.{key} is {value}, which has no effect where {reason}; leave it out"
+            )
+
+
+def _read_by(known: Iterable[str]) -> Callable[[ConfigDict], str]:
+    """The rule of a key that some methods read."""
+
+    def rule(config):
+        methods = derived.eval_methods(config)
+        used = any(method in known for method in (*methods, config.method))
+        return "" if used else f"config.method is '{config.method}'"
+
+    return rule
+
+
+def _beside(key: str, unused: Callable) -> Callable[[ConfigDict], str]:
+    """The rule of a key that has no effect where `unused` is true of another key's value."""
+
+    def rule(config):
+        value = derived.get(config, key)
+        return f"config.{key} is {value!r}" if unused(value) else ""
+
+    return rule
+
+
+def _either(*rules: Callable) -> Callable[[ConfigDict], str]:
+    """The first reason of several rules."""
+    return lambda config: next((reason for rule in rules if (reason := rule(config))), "")
+
+
+RULES = {key: _read_by(methods) for key, methods in EDITORS.items()}
+RULES |= {f"sample.{name}": _read_by(SDES) for name in OF_SDES}
+RULES["sample.eta"] = _either(
+    RULES["sample.eta"], _beside("sample.solver", lambda solver: solver == "ancestral")
+)
+RULES["sample.variance"] = _either(
+    RULES["sample.variance"], _beside("sample.solver", lambda solver: solver != "ancestral")
+)
+RULES["train.score.muon_rate"] = _beside("train.score.optimizer", lambda name: name != "muon")
+for _name in ("log_snr_mean", "log_snr_std"):
+    RULES[f"train.score.{_name}"] = _beside("train.score.levels", lambda name: name == "index")
+RULES["score.num_heads"] = _beside("score.num_head_channels", lambda width: width != -1)
