@@ -73,9 +73,8 @@ def save_imported(workdir, stage: str, params, config: dict) -> epath.Path:
     Raises:
       ValueError: the stage already has a checkpoint.
     """
+    check_none(workdir, stage)
     folder = stage_folder(workdir, stage)
-    if latest_step(workdir, stage) is not None:
-        raise ValueError(f"{folder} already holds a checkpoint; use another --workdir or delete it")
     _check_space(folder, 0, params)
     with ocp.CheckpointManager(folder) as m:
         args = ocp.args.Composite(
@@ -83,6 +82,17 @@ def save_imported(workdir, stage: str, params, config: dict) -> epath.Path:
         )
         m.save(0, args=args)
     return folder
+
+
+def check_none(workdir, stage: str) -> None:
+    """Checks that a stage has no checkpoint yet.
+
+    Raises:
+      ValueError: it has one.
+    """
+    if latest_step(workdir, stage) is not None:
+        folder = stage_folder(workdir, stage)
+        raise ValueError(f"{folder} already holds a checkpoint; use another --workdir or delete it")
 
 
 def _check_space(folder: epath.Path, step: int, tree) -> None:

@@ -21,7 +21,14 @@ from cdsde.networks.features.vgg import FirstLayers
 from cdsde.networks.stable_diffusion import small
 from cdsde.runtime import files, records
 from cdsde.weights import checkpoint, diffusers, exported, hub, outgoing, resolve
-from cdsde.weights.formats import beside, diffusers_unet, guided_diffusion, remarks, unet2d_of
+from cdsde.weights.formats import (
+    beside,
+    diffusers_unet,
+    guided_diffusion,
+    guided_keys,
+    remarks,
+    unet2d_of,
+)
 from cdsde.weights.torch import convert
 
 MODULES = {
@@ -46,6 +53,8 @@ def kind_of(config: ConfigDict, stage: str) -> str:
 def import_weights(config: ConfigDict, workdir) -> None:
     """Converts each file that `config.weights` names into a checkpoint of `workdir`.
 
+    Nothing is written unless all files fit.
+
     Raises:
       ValueError: no file is named, a file does not fit the config (the message lists the keys that
         differ and the config value that is likely wrong), or a checkpoint already exists.
@@ -57,16 +66,22 @@ def import_weights(config: ConfigDict, workdir) -> None:
     }
     if not named:
         raise ValueError("nothing to import: name files with --config.weights.score=PATH and so on")
-    for stage, path in named.items():
-        if config_lib.network_group(stage) == "score" and config.score.arch == "published":
-            params = remarks.read(config, path).params
-        else:
-            _check_published(config, stage)
-            params = _published_params(config, stage, hub.local(path))
-        plain = json.loads(config.to_json_best_effort())
+    for stage in named:
+        checkpoint.check_none(workdir, stage)
+    found = {stage: _imported(config, stage, path) for stage, path in named.items()}
+    plain = json.loads(config.to_json_best_effort())
+    for stage, params in found.items():
         folder = checkpoint.save_imported(workdir, stage, params, plain)
         count = build.count_parameters(params) / 1e6
-        logging.info("%s: %.2f M parameters from %s into %s", stage, count, path, folder)
+        logging.info("%s: %.2f M parameters from %s into %s", stage, count, named[stage], folder)
+
+
+def _imported(config: ConfigDict, stage: str, name: str) -> dict:
+    """The parameters in a file that `config.weights` names."""
+    if config_lib.network_group(stage) == "score" and config.score.arch == "published":
+        return remarks.read(config, name).params
+    _check_published(config, stage)
+    return _published_params(config, stage, hub.local(name))
 
 
 # What published networks see: pixels, and nothing beside them.
@@ -77,6 +92,8 @@ _KEYS = {
     "resamp_with_conv": "conv_resample",
     "image_size": "data.image_size",
 }
+# Kinds whose first convolution takes any number of channels, and its name.
+_STEMS = {"adm": "input_blocks_0_0", "adm_encoder": "input_blocks_0_0", "ddpm": "conv_in"}
 
 
 def _published_params(config: ConfigDict, stage: str, path: Path):
@@ -85,13 +102,22 @@ def _published_params(config: ConfigDict, stage: str, path: Path):
     Raises:
       ValueError: they do not fit; the message names the keys of the config.
     """
+    kind = kind_of(config, stage)
+    if kind == "adm":
+        guided_keys.check(config, path)
     try:
-        return convert.load_torch(path, kind_of(config, stage), **_fields(config, stage))[1]
+        params = convert.load_torch(path, kind, **_fields(config, stage))[1]
     except convert.Mismatch as error:
         if not error.wrong:
             raise
         parts = [_difference(config, stage, field, *both) for field, both in error.wrong.items()]
         raise ValueError(f"{path} does not fit the config: {'; '.join(parts)}") from error
+    if kind in _STEMS and (n := params["params"][_STEMS[kind]]["kernel"].shape[-2]) != 3:
+        raise ValueError(
+            f"{path} does not fit the config: its network takes images of {n} channels, and images "
+            "here have 3; name a network of coloured images"
+        )
+    return params
 
 
 def _difference(config: ConfigDict, stage: str, field: str, ours, theirs) -> str:
@@ -100,9 +126,9 @@ def _difference(config: ConfigDict, stage: str, field: str, ours, theirs) -> str
         return f"its network takes a class of {theirs}, and the networks of cdsde take none"
     if field == "out_channels" and stage == "classifier":
         return f"it knows {theirs} domains, and config.data.domains (or source and target) {ours}"
-    if field == "out_channels" and stage == "score" and {ours, theirs} == {3, 6}:
+    group, at = config_lib.network_group(stage), ""
+    if field == "out_channels" and group == "score" and {ours, theirs} == {3, 6}:
         return f"config.score.learn_sigma is {ours == 6}, the file has {theirs == 6}"
-    group, at = "cut" if stage in config_lib.GANS else stage, ""
     if field == "attention_factors":
         size = config.data.image_size
         ours, theirs = (tuple(size // factor for factor in both) for both in (ours, theirs))
@@ -135,23 +161,35 @@ def export_weights(config: ConfigDict, workdir) -> Path:
             f"config.export.path={path} must end in .safetensors: config.export.format=cdsde "
             "writes no other files"
         )
+    about = _guided_diffusion_of(config, stage) if config.export.format == "published" else None
     params, origin = resolve.load(config, workdir, stage)
     if config.export.format == "published":
         convert.save_state_dict(path, params, kind_of(config, stage))
-        if config_lib.network_group(stage) == "score" and config.score.arch == "adm":
-            files.write_json(beside.config_path(path), _guided_diffusion_of(config))
+        if about is not None:
+            files.write_json(beside.config_path(path), about)
     else:
         exported.save(path, config, stage, params, card(config, workdir, stage))
     logging.info("%s of %s written to %s", stage, origin, path)
     return path
 
 
-def _guided_diffusion_of(config: ConfigDict) -> dict:
-    """The file beside an ADM score network, which says what its names and shapes do not."""
+def _guided_diffusion_of(config: ConfigDict, stage: str) -> dict | None:
+    """The file beside an ADM score network, which says what its names and shapes do not.
+
+    None for other networks.
+
+    Raises:
+      ValueError: guided-diffusion has no such noise.
+    """
+    if kind_of(config, stage) != "adm":
+        return None
     fields = dict(vars(build.score_module(config)))
     noise = {"time": {"alpha_bar": build.schedule_of(config).alpha_bar}, "output": "eps"}
     size = config.data.image_size
-    return {"arguments": guided_diffusion.arguments_of(fields, noise, size)}
+    try:
+        return {"arguments": guided_diffusion.arguments_of(fields, noise, size)}
+    except ValueError as error:
+        raise ValueError(f"the {stage} network cannot be exported as published: {error}") from None
 
 
 def export_model(config: ConfigDict, workdir) -> Path:

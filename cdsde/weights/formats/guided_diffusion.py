@@ -222,8 +222,8 @@ def arguments_of(
     ]
     if not noise:
         raise ValueError(
-            "its noise is neither the linear nor the cosine one of guided-diffusion, which alone "
-            "its files can name; choose another config.export.format"
+            "its noise is neither linear nor cosine as in guided-diffusion, and "
+            "its files can name no other; choose another config.export.format"
         )
     sides = [image_size // factor for factor in fields["attention_factors"]]
     return {
