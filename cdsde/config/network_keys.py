@@ -54,11 +54,17 @@ NETWORKS: dict[str, Group] = {
         "published": Setting(
             str,
             "Description of a published network (JSON), filled in from the file that "
-            "`weights.score` names; the other keys of this group but `label` and "
-            "`guidance` have no effect then.",
+            "`weights.score` names; the other keys of this group but `label`, "
+            "`source_label` and `guidance` have no effect then.",
         ),
         "label": Setting(
             int, "Class that a class-conditional published network is asked for.", minimum=0
+        ),
+        "source_label": Setting(
+            int,
+            "Class of the source, for methods that run a class-conditional network of the source "
+            "domain, too: without guidance.",
+            minimum=0,
         ),
         "guidance": Setting(
             1.0,

@@ -136,6 +136,13 @@ def score_model(config: ConfigDict) -> Model:
     return Model(init, apply_eps)
 
 
+def source_score_model(config: ConfigDict) -> Model:
+    """The score network of the source domain: that of `score`, for the class of the source."""
+    config = config.copy_and_resolve_references()
+    config.score.update({"label": config.score.source_label, "guidance": 1.0})
+    return score_model(config)
+
+
 def _published_score(config: ConfigDict) -> Model:
     """The network that `config.score.published` describes, on our process (diffusion/paths.py)."""
     description = published.of_text(config.score.published)
@@ -260,7 +267,7 @@ def vgg_model(config: ConfigDict) -> Model:
 
 MODELS = {
     "score": score_model,
-    "source_score": score_model,
+    "source_score": source_score_model,
     "vgg": vgg_model,
     "encoder": encoder_model,
     "classifier": classifier_model,

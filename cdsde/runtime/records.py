@@ -31,6 +31,7 @@ NEUTRAL = (("sample", "match_colours", 0), ("sample", "guide_every", 1), ("data"
 NEUTRAL += (("sample", "keep_size", False), ("contrastive_sde", "clean", False))
 NEUTRAL += (("contrastive_sde", "score_weight", 0.0),)
 NEUTRAL += (("score", "label", None), ("score", "guidance", 1.0), ("score", "published", None))
+NEUTRAL += (("score", "source_label", None),)
 LATER = ("model_files", "data")  # keys that records of earlier versions do not have
 # Keys of earlier versions in records, and the value without an effect.
 RETIRED = {
@@ -100,7 +101,8 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     record[config.method] = json.loads(config_lib.method_settings(config).to_json())
     record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}
     if config.method in config_lib.SDES:
-        record["score"] = {key: plain["score"][key] for key in ("label", "guidance")}
+        asked = ("label", "source_label", "guidance")
+        record["score"] = {key: plain["score"][key] for key in asked}
         about = plain["score"]["published"]
         digest = None if about is None else hashlib.sha256(about.encode()).hexdigest()[:12]
         record["score"]["published"] = digest

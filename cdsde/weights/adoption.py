@@ -39,17 +39,18 @@ def adopted(config: ConfigDict, workdir, importing: bool = False) -> ConfigDict:
     found = {stage: _text_of(config, workdir, stage, importing) for stage in SCORES}
     texts = {stage: text for stage, text in found.items() if text is not None}
     if not any(texts.values()):
-        if config.score.label is not None or config.score.guidance != 1:
+        given = {key: config.score[key] for key in ("label", "source_label", "guidance")}
+        if given != {"label": None, "source_label": None, "guidance": 1.0}:
             asked = (
-                f"config.score.label is {config.score.label} and config.score.guidance "
-                f"{config.score.guidance}, and"
+                f"config.score.label is {given['label']}, source_label {given['source_label']} and "
+                f"guidance {given['guidance']}, and"
             )
             if not texts:
                 raise ValueError(
                     f"{asked} there is no score network yet; name a file that knows classes with "
                     "--config.weights.score=PATH"
                 )
-            raise ValueError(f"{asked} the score network takes no class; leave both out")
+            raise ValueError(f"{asked} the score network takes no class; leave them out")
         _check_variance(config, "config.score.learn_sigma is False")
         return config
     if len(set(texts.values())) > 1:
@@ -152,17 +153,27 @@ def check(config: ConfigDict, description: Description) -> None:
             f"is '{kind}' in its config.json), which no key here gives; name a network without it"
         )
     label, classes = config.score.label, description.classes
-    if label is None and description.needs_class and classes is not None:
+    wanted = {"label": "target"}
+    if config_lib.SOURCE_SCORE in config_lib.needed_stages(config):
+        wanted["source_label"] = "source"
+    elif config.score.source_label is not None:
         raise ValueError(
-            f"the network of config.weights.score knows {classes} classes and needs one; choose "
-            f"the target's with --config.score.label=0 to {classes - 1}"
+            f"config.score.source_label is {config.score.source_label}, and {config.method} runs "
+            "no network of the source domain; set it to None"
         )
-    if label is not None and (classes is None or label >= classes):
-        known = "takes no class" if classes is None else f"knows the classes 0 to {classes - 1}"
-        raise ValueError(
-            f"config.score.label is {label}, and the network of config.weights.score {known}; "
-            "change it, or set it to None"
-        )
+    for key, domain in wanted.items():
+        value = config.score[key]
+        if value is None and description.needs_class and classes is not None:
+            raise ValueError(
+                f"the network of config.weights.score knows {classes} classes and needs one; "
+                f"choose the {domain}'s with --config.score.{key}=0 to {classes - 1}"
+            )
+        if value is not None and (classes is None or value >= classes):
+            known = "takes no class" if classes is None else f"knows the classes 0 to {classes - 1}"
+            raise ValueError(
+                f"config.score.{key} is {value}, and the network of config.weights.score {known}; "
+                "change it, or set it to None"
+            )
     if config.score.guidance != 1 and (label is None or not description.fields.get("null_class")):
         raise ValueError(
             f"config.score.guidance is {config.score.guidance}, and the network of "

@@ -23,7 +23,7 @@ CONTEXT = ("data.image_size", "sde.schedule", "sde.num_steps")
 # Keys of a GAN that its generator depends on; its other networks do not translate.
 GENERATOR = ("channels", "num_blocks", "group_channels")
 EARLIER = {"score.fourier": ()}  # what networks have whose records are older than the key
-WITHOUT_EFFECT = ("dropout", "label", "guidance")  # on what a trained network means
+WITHOUT_EFFECT = ("dropout", "label", "source_label", "guidance")  # on what a trained network means
 
 
 def architecture(config: ConfigDict, stage: str) -> dict:

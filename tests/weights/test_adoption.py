@@ -129,7 +129,7 @@ def test_a_label_and_what_is_refused(task_of, tiny, tmp_path):
         adoption.adopted(task_of(conditional, score__guidance=4.0), tmp_path)
     with pytest.raises(ValueError, match="there is no score network yet; name a file that knows"):
         adoption.adopted(tiny(score__label=1), tmp_path)
-    with pytest.raises(ValueError, match="the score network takes no class; leave both out"):
+    with pytest.raises(ValueError, match="the score network takes no class; leave them out"):
         own = tiny(score__label=1, weights__score="shipped:score-fluent-32")
         adoption.adopted(own, tmp_path)
     with pytest.raises(ValueError, match="takes no class"):
@@ -147,6 +147,28 @@ def test_a_label_and_what_is_refused(task_of, tiny, tmp_path):
         for label in (1, 2)
     )
     assert (one != two).any()
+
+
+def test_one_network_of_classes_leads_from_class_to_class(task_of, tmp_path):
+    """As in DDIB: up with the class of the source, down with the target's."""
+    conditional = "guided_diffusion/ema_0.9999_010000.pt"
+    both = {"weights__source_score": str(task_of(conditional).weights.score), "method": "ddib"}
+    with pytest.raises(ValueError, match="choose the source's with --config.score.source_label=0"):
+        adoption.adopted(task_of(conditional, **both), tmp_path)
+    with pytest.raises(ValueError, match="config.score.source_label is 9, and .* classes 0 to 5"):
+        adoption.adopted(task_of(conditional, **both, score__source_label=9), tmp_path)
+    with pytest.raises(ValueError, match="sdedit runs no network of the source domain"):
+        adoption.adopted(task_of(conditional, method="sdedit", score__source_label=1), tmp_path)
+    labels = {"score__source_label": 2, "score__label": 1}
+    config = adoption.adopted(task_of(conditional, **both, **labels), tmp_path)
+    params = resolve.load(config, tmp_path, "source_score")[0]
+    x = to_float(batch()[0])
+    source, target = (
+        build.MODELS[stage](config).apply(params, x, 300.0) for stage in ("source_score", "score")
+    )
+    config.score.label = 2
+    np.testing.assert_array_equal(source, build.score_model(config).apply(params, x, 300.0))
+    assert (source != target).any()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
