@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde.config import checks, command_line, derived, unused
+from cdsde.config import checks, command_line, derived
 from cdsde.data import decode, image_id, inputs
 from cdsde.runtime.padding import pad
 from cdsde.translation import tiles
@@ -47,7 +47,6 @@ def load_config(path: str | os.PathLike, overrides: Mapping[str, Any] | None = N
         raise ValueError(str(error)) from error
     config_lib.adopt_sampling(config, overrides or {}, before)
     checks.validate(config)
-    unused.check(config, overrides or {})
     derived.expand_home(config)
     return config
 

@@ -1,4 +1,8 @@
-"""Overrides that would have no effect beside the config's other keys: they are refused by name."""
+"""Options that would have no effect beside the config's other keys: they are refused by name.
+
+This is for the command line. Python programs share overrides between methods, such as
+`{"sample.steps": 20}` for SDEdit and CUT.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +73,8 @@ def _beside(key: str, unused: Callable) -> Callable[[ConfigDict], str]:
 
     def rule(config):
         value = derived.get(config, key)
-        return f"config.{key} is {value!r}" if unused(value) else ""
+        # Each of several methods to evaluate may have brought another one.
+        return f"config.{key} is {value!r}" if unused(value) and not config.eval.methods else ""
 
     return rule
 
