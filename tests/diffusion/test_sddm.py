@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("exact_products")
 # --- the parts ---
 
 
-@pytest.mark.parametrize("suffix", ["a0", "a1"])
+@pytest.mark.parametrize("suffix", ["a0", pytest.param("a1", marks=pytest.mark.slow)])
 def test_moments_projection_tangent_and_energy(suffix):
     arrays = arrays_of("sddm_parts")
     blocks = int(arrays["areas"][int(suffix[1])])
@@ -204,6 +204,7 @@ def test_there_are_no_moves_where_nothing_steers():
 # --- its parts in other methods ---
 
 
+@pytest.mark.slow
 def test_its_combination_and_its_projection_serve_other_methods():
     """EGSDE with the shortest combination of its two gradients, and SDEdit kept on the moments."""
     egsde, sdedit = methods.METHODS["egsde"], methods.METHODS["sdedit"]

@@ -14,7 +14,7 @@ from cdsde.networks import normalisation
     [
         (3, 3, 20, 16, 4),
         pytest.param(2, 1, 64, 8, 8, marks=pytest.mark.slow),
-        (1, 1, 1024, 64, 32),
+        pytest.param(1, 1, 1024, 64, 32, marks=pytest.mark.slow),
         pytest.param(4, 4, 9, 6, 1, marks=pytest.mark.slow),
     ],
 )

@@ -75,6 +75,7 @@ def test_unet(folder, close):
     assert seen > 40
 
 
+@pytest.mark.slow
 def test_what_is_not_asked_for_is_not_computed(folder):
     module, params = diffusers.load_unet(folder / "unet_small")
     inputs = jnp.zeros((1, 16, 16, 4)), jnp.zeros(1), jnp.zeros((1, 13, 32))

@@ -328,6 +328,7 @@ def test_a_gan_of_two_sources(small, tmp_path):
     assert one_sentence(str(error.value))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compile_quickly")
 def test_published_weights_come_in_translate_and_go_out(small, tmp_path, golden, on_devices):
     on_devices(1)

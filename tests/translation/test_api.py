@@ -105,6 +105,7 @@ def test_a_sampler_takes_over_what_a_config_changes(task, five):
         api.translate(task(sample__clip=not config.sample.clip), [path], sampler=sampler)
 
 
+@pytest.mark.slow
 def test_a_published_network_serves_at_a_pictures_own_size_and_again(tiny, five, golden):
     file = {"weights__score": str(golden / "pixel" / "diffusers" / "a_ddpm_root")}
     config = tiny(method="sdedit", sample__start=300, sample__keep_size=True, **file)

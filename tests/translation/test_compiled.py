@@ -11,7 +11,7 @@ from cdsde import load_sampler
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
-FAST = ("contrastive_sde", "sdedit", "cut")
+FAST = ("sdedit", "cut")
 
 
 @pytest.mark.parametrize(

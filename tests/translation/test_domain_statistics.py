@@ -17,7 +17,7 @@ LEVEL = 100
 
 @pytest.fixture(scope="module")
 def shipped():
-    config = load_config(CONFIG, {"contrastive_sde.domain_images": 40})
+    config = load_config(CONFIG, {"contrastive_sde.domain_images": 24})
     params, _ = resolve.load(config, "nowhere", "encoder")
     return config, params, *domain_statistics.domain_direction(config, params)
 
@@ -51,7 +51,7 @@ def test_it_is_the_same_every_time_and_says_what_it_is_made_of(shipped):
     again, _ = domain_statistics.domain_direction(uncached(config), params)
     for a, b in zip(made, again, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert where.startswith("train, 40 of fluent, 40 of twemoji (sha256 ")
+    assert where.startswith("train, 24 of fluent, 24 of twemoji (sha256 ")
     shapes = domain_statistics.direction_shapes(config)
     assert [(a.shape, a.dtype) for a in made] == [(s.shape, s.dtype) for s in shapes]
     assert np.all(np.diff(made.levels) < 0) and made.levels[-1] == 0
@@ -109,7 +109,7 @@ def test_missing_training_images_are_told_with_what_wants_them(shipped, tmp_path
     config = shipped[0].copy_and_resolve_references()
     config.data.root = str(tmp_path)
     with pytest.raises(
-        ValueError, match="domain_images=40 reads training images: .*'train'.* to 0"
+        ValueError, match="domain_images=24 reads training images: .*'train'.* to 0"
     ):
         domain_statistics.domain_direction(config, shipped[1])
 

@@ -39,7 +39,8 @@ def exported(config, folder):
     return portable.export_translation(config, folder)
 
 
-@pytest.mark.parametrize("method", [pytest.param("sdedit", marks=pytest.mark.slow), "cut"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sdedit", "cut"])
 def test_a_program_of_jax_alone_translates_as_cdsde_does(method, task, tmp_path):
     """The ten lines of the docstring, in a process that cannot see this package."""
     config = task(method, sample__steps=2)

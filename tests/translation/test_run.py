@@ -36,11 +36,10 @@ def test_every_input_becomes_one_file_whatever_the_batch(task, five, tmp_path):
     assert_same_pictures(runs[2], runs[5], levels=1)
     assert_same_pictures(runs[64], runs[5])
     assert len({image.tobytes() for image in runs[5].values()}) == 5
-    source = FilesSource(five)
+    source, sampler = FilesSource(five), load_sampler(config, ".")[0]
     for j, name in enumerate(records.output_names(source.ids)):
         ids = np.array([image_id(source.ids[j])], np.uint32)
-        image = resize(source[j]["image"], 16)[None]
-        alone = load_sampler(config, ".")[0](image, ids)[0]
+        alone = sampler(resize(source[j]["image"], 16)[None], ids)[0]
         np.testing.assert_allclose(alone, runs[5][name], atol=1)
 
 

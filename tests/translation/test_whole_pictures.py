@@ -86,7 +86,7 @@ def slow_but(names, *quick):
     return [n if n in quick else pytest.param(n, marks=pytest.mark.campaign) for n in names]
 
 
-@pytest.mark.parametrize("method", slow_but((*config_lib.SDES, "cut"), "ilvr", "cut"))
+@pytest.mark.parametrize("method", slow_but((*config_lib.SDES, "cut"), "sdedit", "cut"))
 def test_a_picture_of_the_networks_size_is_translated_as_without_keep_size(task, method):
     pixels = np.array(picture(1, (16, 16)))
     config = task(method, sample__start=200, **OWN.get(method, {}))
