@@ -39,7 +39,7 @@ for dtype in bfloat16 float32; do
   [ "$left" -gt 5 ] || { echo "no time was left for $dtype" | tee "$out/bench_$dtype.log"; continue; }
   # shellcheck disable=SC2086
   timeout "$left" "$python" -u -m cdsde.scaling.bench $bench --config.dtype=$dtype \
-    "${beside[@]}" --output="$out/bench_$dtype.json" > "$out/bench_$dtype.log" 2>&1 ||
+    ${beside[@]+"${beside[@]}"} --output="$out/bench_$dtype.json" > "$out/bench_$dtype.log" 2>&1 ||
     echo "stopped or failed with status $?; the rows so far are above" >> "$out/bench_$dtype.log"
   tail -n 12 "$out/bench_$dtype.log"
 done

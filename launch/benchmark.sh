@@ -9,4 +9,4 @@ source "$(dirname "$0")/setup.sh"
 flags=()
 case "${1:-}" in "" | --*) ;; *) flags+=("--tasks=$1"); shift ;; esac
 case "${1:-}" in "" | --*) ;; *) flags+=("--methods=$1"); shift ;; esac
-.venv/bin/python -m cdsde.benchmark "${flags[@]}" "$@"
+.venv/bin/python -m cdsde.benchmark ${flags[@]+"${flags[@]}"} "$@"

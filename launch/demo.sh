@@ -33,7 +33,7 @@ done
 for process in "${processes[@]}"; do
   task=$1
   shift
-  wait "$process" || { cat "demo/$task/log.txt" >&2; exit 1; }
+  wait "$process" || { cat "demo/$task/log.txt" >&2; wait; exit 1; }
   echo
   echo "$task"
   grep -v '^I[0-9]' "demo/$task/log.txt" | awk -v RS= 'END { print }'  # the last table

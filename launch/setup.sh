@@ -14,7 +14,7 @@ if [ ! -x .venv/bin/python ]; then
 fi
 
 # Install again only if the metadata has changed.
-stamp=.venv/.cdsde-$(cat setup.py pyproject.toml | sha256sum | cut -c1-16)
+stamp=.venv/.cdsde-$(cat setup.py pyproject.toml | cksum | tr ' ' -)
 if [ ! -e "$stamp" ]; then
   echo "installing cdsde into .venv"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]"

@@ -4,5 +4,5 @@
 #   bash launch/tune.sh [TASKS] [METHODS] [FLAGS of python -m cdsde.benchmark, such as --config.KEY=VALUE]
 names=()
 while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do names+=("$1"); shift; done
-exec bash "$(dirname "$0")/benchmark.sh" "${names[@]}" --config.sample.split=val --output=docs/results/val \
+exec bash "$(dirname "$0")/benchmark.sh" ${names[@]+"${names[@]}"} --config.sample.split=val --output=docs/results/val \
   --workdir=runs/benchmark_val --parts=fronts "$@"

@@ -128,7 +128,7 @@ def solvers(task: str, methods: Sequence[str], config) -> list[Run]:
     """The ancestral sampler at every level below M, and each solver with few levels."""
     runs = []
     for method in (m for m in methods if m in ("sdedit", "contrastive_sde")):
-        start = config[method].start
+        start = config.sample.start or config[method].start
         plain = {"sample.clip": config.sample.clip}
         every = {**plain, **SOLVERS["ancestral"], "sample.steps": start}
         runs.append(Run("solvers", task, method, "every level", start, every))

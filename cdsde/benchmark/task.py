@@ -9,6 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from cdsde import api
@@ -19,6 +20,9 @@ from cdsde.diffusion import methods as diffusion_methods
 from cdsde.evaluate import translations
 from cdsde.runtime import records
 from cdsde.translation.compiled import load_params
+from cdsde.weights import adoption
+
+NOWHERE = "no work folder"  # networks are those of `weights.*`
 
 
 class Task:
@@ -44,7 +48,7 @@ class Task:
         """The task's config with a run's changes."""
         config = api.load_config(self.name, {**self.overrides, **changes})
         config.sample.sheet = 0
-        return config
+        return adoption.adopted(config, NOWHERE)
 
     def describe(self) -> dict:
         """The images and the reference of this task, for results.json."""
@@ -73,7 +77,8 @@ class Task:
         """Whether the task has the networks that a method needs."""
         try:
             self.load(self.configure({"method": method}))
-        except ValueError:
+        except ValueError as error:
+            logging.warning("%s leaves out %s: %s", self.name, method, error)
             return False
         return True
 
@@ -86,7 +91,7 @@ class Task:
         parts["match_colours"] = plain["sample"]["match_colours"]
         key = json.dumps(parts, sort_keys=True)
         if key not in self._loaded:
-            self._loaded[key] = load_params(config, self.workdir / "none")
+            self._loaded[key] = load_params(config, NOWHERE)
         return self._loaded[key]
 
     def key(self, record: dict) -> str:

@@ -87,7 +87,8 @@ def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
             derived.adopt_sampling(values.config, [*given, *unset], before)
             derived.expand_home(values.config)
             if _is_valid(values.config):  # the program tells of a wrong value
-                unused.check(values.config, given)
+                mode = values["mode"].value if "mode" in values else ""
+                unused.check(values.config, given, mode)
         except ValueError as error:
             raise UserError(str(error)) from error
     return rest

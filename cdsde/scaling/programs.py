@@ -107,10 +107,22 @@ def _params_of(config: ConfigDict, stages, devices) -> dict:
     return params
 
 
+def _check_sde(config: ConfigDict) -> None:
+    """Checks that the config's method has noise levels."""
+    if config.method not in config_lib.SDES:
+        raise ValueError(
+            f"config.method is '{config.method}', which has no reverse SDE to measure; choose "
+            f"{', '.join(config_lib.SDES)} or other parts"
+        )
+
+
 def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
     """The gradient of the weighted energies of the config's method, all in one backward pass."""
     size = config.data.image_size
+    _check_sde(config)
     terms = methods.METHODS[config.method].terms(config[config.method])
+    if not terms:
+        raise ValueError(f"{config.method} has no energies; leave the part 'energies' out")
     scores = ("score", config_lib.SOURCE_SCORE)
     guides = [s for s in config_lib.needed_stages(config) if s not in scores]
 
@@ -129,6 +141,7 @@ def energy_gradient(config: ConfigDict, devices, batch: int) -> Program:
 
 def translation(config: ConfigDict, devices, batch: int) -> Program:
     """The compiled translation of the config's method, with all steps."""
+    _check_sde(config)
     size = config.data.image_size
     levels = compiled.levels(config)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -196,7 +196,10 @@ def _check_slice(config_name: str, count: int, args, overrides: dict) -> list[st
     from cdsde.runtime import mesh
     from cdsde.weights import adoption
 
-    edits = api.load_config(config_name).method in config_lib.EDITORS
+    try:
+        edits = api.load_config(config_name).method in config_lib.EDITORS
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     names = args.programs.split(",") if args.programs else OF_EDITS if edits else PROGRAMS
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name=f"{CHIP.name}:{CHIP.shapes[count]}"
@@ -210,7 +213,10 @@ def _check_slice(config_name: str, count: int, args, overrides: dict) -> list[st
             except ValueError as error:
                 sys.exit(f"error: {error}")
             devices = mesh.make_mesh(list(topology.devices), fsdp=fsdp)
-            program = build(name, config, devices, args.images * count)
+            try:
+                program = build(name, config, devices, args.images * count)
+            except ValueError as error:
+                sys.exit(f"error: {error}")
             begin = time.monotonic()
             used = cost(program.lower().compile())
             row = describe(program, used, CHIP, devices, time.monotonic() - begin)

@@ -128,7 +128,7 @@ class Translator:
         config = self.config.copy_and_resolve_references()
         config.method = method
         config.sample.seed = _whole("seed", seed)
-        config_lib.adopt_sampling(config, {"method"})
+        config_lib.adopt_sampling(config, {"method"}, self.config.method)
         if not isinstance(values, Mapping | None):
             raise ValueError('settings is not an object, such as {"start": 300}')
         values = {name: _number(name, value) for name, value in (values or {}).items()}

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Run a command, and again for as long as it ends with 75: "stopped by SIGTERM, work saved, the same
-# command goes on" (cdsde/runtime/preemption.py). SIGTERM to this script is passed on, and then ends it too.
+# command goes on" (cdsde/runtime/preemption.py). SIGTERM, Ctrl-C and SIGHUP to this
+# script are passed on as SIGTERM, and then end it too.
 #   bash launch/cluster/again.sh .venv/bin/python -m cdsde.main --config=configs/cat2dog.py --mode=train
 set -u
 asked=no
-trap 'asked=yes; kill -TERM "$child" 2>/dev/null' TERM
+child=
+# Ctrl-C does not reach a command that a script has put into the background.
+trap 'asked=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT HUP
 while :; do
   "$@" &
   child=$!

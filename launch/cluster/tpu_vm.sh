@@ -39,8 +39,8 @@ keep() {
   while :; do
     case "$(status)" in
       READY) ;;
-      NONE) create ;;
-      *) delete || true; create ;; # pre-empted or broken: spot slices are not restarted, but made anew
+      NONE) create || { sleep 60; continue; } ;; # there may be no spot capacity
+      *) delete || true; create || { sleep 60; continue; } ;; # pre-empted or broken: made anew
     esac
     if install && run "$@"; then
       delete

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from absl import flags
 from config_helpers import FOLDER, from_command_line, one_sentence, parse
 
 from cdsde import config as config_lib
@@ -234,3 +235,17 @@ def test_a_home_folder_is_meant_wherever_a_path_is_given(monkeypatch):
     ):
         assert config.sample.output == "/home/me/out" and config.eval.cache == "/home/me/cache"
         assert config.weights.score == "/home/me/a.pt"
+
+
+def test_what_a_page_or_a_sheet_reads_may_be_given():
+    """They translate by SDEdit, whatever the config's method."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("mode", None, "", values)
+    argv = ["main", "--config=twemoji2fluent_cut", "--config.sample.steps=10"]
+    for mode in ("serve", "train"):
+        command_line.parse_into(values, [*argv, f"--mode={mode}"])
+        assert values.config.sample.steps == 10
+        values = flags.FlagValues()
+        flags.DEFINE_string("mode", None, "", values)
+    with pytest.raises(command_line.UserError, match="which has no effect where config.method"):
+        command_line.parse_into(values, [*argv, "--mode=sample"])

@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 
+from cdsde import load_config
 from cdsde.networks import build
 from cdsde.runtime import mesh
 from cdsde.scaling import bench, chips, hlo, loops, programs, timing, tpu_check
@@ -141,3 +142,25 @@ def test_tpu_check_of_unknown_names():
     ):
         with pytest.raises(SystemExit, match=message):
             tpu_check.check(args)
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "words"),
+    [
+        ("sdedit", programs.energy_gradient, "sdedit has no energies; leave the part"),
+        ("cut", programs.energy_gradient, "config.method is 'cut', which has no reverse SDE"),
+        ("cut", programs.translation, "config.method is 'cut', which has no reverse SDE"),
+    ],
+)
+def test_a_part_that_a_method_does_not_have_is_told(method, part, words):
+    config = load_config("twemoji2fluent", {"method": method})
+    with pytest.raises(ValueError, match=words):
+        part(config, mesh.make_mesh(jax.devices()[:1]), 1)
+
+
+@pytest.mark.parametrize("task", ["twemoji2fluent", "gothic2mincho"])
+def test_the_energies_of_each_task_can_be_measured(task):
+    """With their own networks: a direction of domains, an encoded source, a classifier."""
+    config = load_config(task)
+    program = programs.energy_gradient(config, mesh.make_mesh(jax.devices()[:1]), 1)
+    assert "energies" in program.name and program.lower() is not None

@@ -44,7 +44,7 @@ BY_NUMBER = {"score__num_head_channels": -1, "score__num_heads": 4}
 DIFFERENT = [
     ({"noise_schedule": "cosine"}, {}, "config.sde.schedule is linear, the file has cosine"),
     ({"diffusion_steps": 4000}, {}, "config.sde.num_steps is 1000, the file has 4000"),
-    ({"predict_xstart": True}, {}, "config.score.prediction is eps, the file has x0"),
+    ({"predict_xstart": True}, {}, "it has predict_xstart, for which there is no key"),
     ({"num_head_channels": 8}, {}, "config.score.num_head_channels is [0-9]+, the file has 8"),
     ({"num_head_channels": -1, "num_heads": 2}, BY_NUMBER, "config.score.num_heads is 4, the file"),
     ({"use_new_attention_order": True}, {}, "config.score.new_attention_order is False, the file"),

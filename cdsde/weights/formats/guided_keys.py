@@ -50,7 +50,7 @@ def _keys_of(told: Mapping[str, Any]) -> dict[str, Any]:
     keys = {
         "sde.schedule": told["noise_schedule"],
         "sde.num_steps": told["diffusion_steps"],
-        "score.prediction": "x0" if told["predict_xstart"] else "eps",
+        "score.prediction": "eps",
         "score.new_attention_order": told["use_new_attention_order"],
         "score.num_head_channels": told["num_head_channels"],
     }
@@ -63,6 +63,8 @@ def _without_key(config: ConfigDict, told: Mapping[str, Any]) -> list[str]:
     time, strange = guided_diffusion.path_of(told)["time"], []
     if _by_number(told) and told["num_heads_upsample"] not in (-1, told["num_heads"]):
         strange.append(f"num_heads_upsample {told['num_heads_upsample']}")
+    if told["predict_xstart"]:
+        strange.append("predict_xstart")
     if "scale" in time:
         strange.append("rescale_timesteps")
     if not np.allclose(time["alpha_bar"], build.schedule_of(config).alpha_bar):
