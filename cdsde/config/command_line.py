@@ -62,6 +62,7 @@ def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """
     path, rest = _without_config(list(argv))
     unset: list[str] = []
+    before = ""
     if path is None:
         # Defined as a plain flag, so that --help shows it.
         flags.DEFINE(
@@ -87,8 +88,8 @@ def parse_into(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
             derived.adopt_sampling(values.config, [*given, *unset], before)
             derived.expand_home(values.config)
             if _is_valid(values.config):  # the program tells of a wrong value
-                mode = values["mode"].value if "mode" in values else ""
-                unused.check(values.config, given, mode)
+                mode = values["mode"].value if "mode" in values else None
+                unused.check(values.config, given, mode or "")
         except ValueError as error:
             raise UserError(str(error)) from error
     return rest
