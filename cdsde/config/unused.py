@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from cdsde.config import derived
 from cdsde.config.keys import KEYS, SDES
 
-# The methods that read a key of `edit`; the other keys are read by all of them, or checked where
+# The editors that read a key of `edit`; the other keys are read by all of them, or checked where
 # their values are.
-EDITORS = {
+READERS = {
     "edit.skip": ("edit_friendly", "ledits"),
     "edit.source_scale": ("edit_friendly",),
     "edit.threshold": ("ledits",),
@@ -25,10 +25,10 @@ EDITORS = {
     "edit.iterations": ("dds", "cds"),
     "edit.rate": ("dds", "cds"),
 }
-EDITORS |= dict.fromkeys(
+READERS |= dict.fromkeys(
     ("edit.regularise", "edit.step", "edit.map_weight"), ("pix2pix_zero", "pix2pix_zerocon")
 )
-EDITORS |= dict.fromkeys(
+READERS |= dict.fromkeys(
     ("edit.feature_weight", "edit.patches", "edit.num_patches", "edit.temperature", "edit.layers"),
     ("pix2pix_zerocon", "cds"),
 )
@@ -55,10 +55,11 @@ def check(config: ConfigDict, given: Iterable[str], mode: str = "") -> None:
             continue
         if mode in ("serve", "train") and key.startswith("sample."):
             continue
-        if reason := RULES[key](config):
-            raise ValueError(
-                f"config.{key} is {value}, which has no effect where {reason}; leave it out"
-            )
+        for rule in RULES[key]:
+            if reason := rule(config):
+                raise ValueError(
+                    f"config.{key} is {value}, which has no effect where {reason}; leave it out"
+                )
 
 
 def _read_by(known: Iterable[str]) -> Callable[[ConfigDict], str]:
@@ -83,20 +84,11 @@ def _beside(key: str, unused: Callable) -> Callable[[ConfigDict], str]:
     return rule
 
 
-def _either(*rules: Callable) -> Callable[[ConfigDict], str]:
-    """The first reason of several rules."""
-    return lambda config: next((reason for rule in rules if (reason := rule(config))), "")
-
-
-RULES = {key: _read_by(methods) for key, methods in EDITORS.items()}
-RULES |= {f"sample.{name}": _read_by(SDES) for name in OF_SDES}
-RULES["sample.eta"] = _either(
-    RULES["sample.eta"], _beside("sample.solver", lambda solver: solver == "ancestral")
-)
-RULES["sample.variance"] = _either(
-    RULES["sample.variance"], _beside("sample.solver", lambda solver: solver != "ancestral")
-)
-RULES["train.score.muon_rate"] = _beside("train.score.optimizer", lambda name: name != "muon")
+RULES = {key: [_read_by(methods)] for key, methods in READERS.items()}
+RULES |= {f"sample.{name}": [_read_by(SDES)] for name in OF_SDES}
+RULES["sample.eta"] += [_beside("sample.solver", lambda solver: solver == "ancestral")]
+RULES["sample.variance"] += [_beside("sample.solver", lambda solver: solver != "ancestral")]
+RULES["train.score.muon_rate"] = [_beside("train.score.optimizer", lambda name: name != "muon")]
 for _name in ("log_snr_mean", "log_snr_std"):
-    RULES[f"train.score.{_name}"] = _beside("train.score.levels", lambda name: name == "index")
-RULES["score.num_heads"] = _beside("score.num_head_channels", lambda width: width != -1)
+    RULES[f"train.score.{_name}"] = [_beside("train.score.levels", lambda name: name == "index")]
+RULES["score.num_heads"] = [_beside("score.num_head_channels", lambda width: width != -1)]

@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cdsde import config as config_lib
+from cdsde.config import unused
 from cdsde.data import (
     captions,
     contact_sheet,
@@ -39,13 +40,8 @@ from cdsde.weights import diffusers, hub
 
 RECONSTRUCTION = "reconstructions"  # folder within the results
 RECONSTRUCTED = "reconstruction"  # title of its column on sheets
-# Keys that other editors do not read.
-OF_FEW = {
-    "skip": pipeline.REPLAYED,
-    "source_scale": ("edit_friendly",),
-    "threshold": ("ledits",),
-    "cross_attention": ("p2p",),
-}
+# Keys that records have only where the editor reads them.
+OF_FEW = ("skip", "source_scale", "threshold", "cross_attention")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -302,8 +298,8 @@ def record_of(config: ConfigDict, model: pipeline.Model) -> dict:
     """The settings that determine the pixels of the results."""
     settings = json.loads(config.edit.to_json_best_effort())
     settings.pop("templates")
-    for key, methods in OF_FEW.items():
-        if config.method not in methods:
+    for key in OF_FEW:
+        if config.method not in unused.READERS[f"edit.{key}"]:
             settings.pop(key)  # so that records of earlier versions match
     s = config.sample
     settings |= {"method": config.method, "split": s.split, "seed": s.seed}

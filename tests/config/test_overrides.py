@@ -213,7 +213,8 @@ def test_a_key_that_one_of_several_methods_reads_may_be_given():
         ("cat2dog", {"sample.eta": 0.0}),
         ("cat2dog", {"method": "sddm", "eval.methods": "cyclediffusion", "sample.eta": 0.5}),
     ):
-        from_command_line(*(f"{k}={v}" for k, v in changes.items()), path=path)
+        config = from_command_line(*(f"{k}={v}" for k, v in changes.items()), path=path)
+        assert config_lib.get(config, list(changes)[-1]) == list(changes.values())[-1]
 
 
 def test_naming_the_method_that_a_config_has_changes_nothing():
