@@ -5,7 +5,8 @@ Put AFHQ as DIR/{train,val}/{cat,dog,wild}/*.jpg and install the extra `hub`, th
     python -m cdsde.main --config=dog2cat --mode=sample --config.data.root=DIR
 
 The default is SDEdit, which needs this network alone; --mode=train --config.train.stage=encoder or
-classifier trains a guide. The network knows LSUN's cats, whole animals, not the faces of AFHQ.
+classifier trains a guide. The network knows LSUN's cats, whole animals, not the faces of AFHQ. It
+has the averaged weights; hf:google/ddpm-cat-256 has the last ones.
 
 Eight images take 2.1 GiB and 1,971 TFLOP in 500 steps, by the compiler's numbers for a TPU v5e
 (`bash launch/tpu_check.sh --configs=dog2cat --chips=8 --programs=sample`, 2026-11-29).

@@ -1,15 +1,15 @@
-"""A small latent diffusion model of the embedded emoji and their names, and edits with it.
+"""A small latent diffusion model of the embedded emoji and words for them, and edits with it.
 
     python -m cdsde.main --config=emoji_words --mode=edit \
         --config.edit.source=dark --config.edit.target=light
 
-edits the test images whose names contain the word, with the shipped model. Train your own:
+edits the test images of which a caption contains the word, with the shipped model. Train your own:
 
     python -m cdsde.main --config=emoji_words --mode=train
     python -m cdsde.main --config=emoji_words --mode=export --config.export.stage=latent
 
 and use it with --config.model.path=runs/emoji_words/export/model. For your own images, name a
-folder with --config.data.root, and put a caption NAME.txt beside each NAME.png.
+folder with --config.data.root, and beside each NAME.png put NAME.txt with its captions, one a line.
 """
 
 from cdsde import config

@@ -14,7 +14,4 @@ from cdsde.config import presets
 def get_config():
     c = config.base()
     presets.emoji(c, source="fluent", target="twemoji", score_steps=3500)
-    # On val, both distances to the target grow from M = 250 on.
-    c.sdedit.start = 150
-    c.egsde.start = c.contrastive_sde.start = 175
     return c

@@ -17,6 +17,7 @@ def get_config():
     c.task, c.method = "pie_bench", "p2p"
     c.data.update(source="all", target="all", image_size=512)
     c.sample.batch_size = 1
-    # Of PIE-Bench's own prompt-to-prompt; the paper's are 0.8 and 0.4.
-    c.edit.update(cross_attention=0.4, attention=0.6)
+    # Of PIE-Bench's own prompt-to-prompt.
+    c.edit.update(cross_attention=0.4, attention=0.6, attention_side=32)
+    c.edit.update(exchange="refine", reweight=2.0, blend=0.3)
     return c

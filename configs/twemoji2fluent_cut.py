@@ -1,12 +1,12 @@
-"""Flat Twemoji drawings → Fluent's renders by CUT, on the embedded data at 32².
+"""Flat Twemoji drawings → Fluent's renders by CUT, on the embedded data at 64².
 
     python -m cdsde.main --config=twemoji2fluent_cut --mode=sample   # shipped networks
     python -m cdsde.main --config=twemoji2fluent_cut --mode=eval
     python -m cdsde.main --config=twemoji2fluent_cut --mode=train    # your own
 
-For FastCUT add --config.method=fastcut. For the reverse direction and for Noto, use
---config=fluent2twemoji and --config=noto2fluent with --config.method=cut. CUT trains for 2,400
-steps of eight pairs, FastCUT for 1,200: 40 and 10 minutes on 2 busy CPU cores.
+FastCUT has no shipped network: train it first, with --config.method=fastcut. For the reverse
+direction and for Noto, train with --config=fluent2twemoji or --config=noto2fluent and
+--config.method=cut.
 """
 
 from cdsde import config

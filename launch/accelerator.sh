@@ -16,11 +16,13 @@ python="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyt
 bench="${BENCH:---config=cat2dog --images=1,8,32 --parts=forward,energies,step,train}"
 train="${TRAIN---config=twemoji2fluent --config.train.stage=score}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" TF_CPP_MIN_LOG_LEVEL=2
+export XLA_PYTHON_CLIENT_PREALLOCATE=false # the published code shares the memory of the device
 packing=20 # seconds kept back for the end
 end=$((SECONDS + minutes * 60 - packing))
-# The measurements take at most two thirds of the time if something is to be trained.
+# The measurements take at most two thirds of the time if something is to be trained, half of it for each dtype.
 measured=$([ -n "$train" ] && echo $((SECONDS + (minutes * 60 - packing) * 2 / 3)) || echo "$end")
 mkdir -p "$out"
+rm -f "$out"/train.tar.* # of an earlier run: pieces of two runs are no archive
 
 {
   date -u
@@ -34,8 +36,10 @@ beside=()
 if [ -n "${PUBLISHED:-}" ] && "$python" -c 'import torch' 2>/dev/null; then
   beside=("--published=$PUBLISHED" "--python=$python")
 fi
+halfway=$((SECONDS + (measured - SECONDS) / 2))
 for dtype in bfloat16 float32; do
-  left=$((measured - SECONDS))
+  until=$([ "$dtype" = bfloat16 ] && echo "$halfway" || echo "$measured")
+  left=$((until - SECONDS))
   [ "$left" -gt 5 ] || { echo "no time was left for $dtype" | tee "$out/bench_$dtype.log"; continue; }
   # shellcheck disable=SC2086
   timeout "$left" "$python" -u -m cdsde.scaling.bench $bench --config.dtype=$dtype \

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Translate 32 held-out pictures with the shipped checkpoints by SDEdit and Contrastive-SDE, evaluate
-# both, print a small table and the path of a sheet of pictures for each task. Tasks run side by side.
+# Translate 32 held-out pictures with the shipped checkpoints by SDEdit, Contrastive-SDE and, where there is
+# a score network of the source's style, DDIB; evaluate them, print a small table and the path of a sheet of
+# pictures for each task. Tasks run side by side.
 # Everything that was printed on the way is in demo/TASK/log.txt. Replaces an earlier demo/TASK.
 #   bash launch/demo.sh [TASK ...]     default: gothic2mincho twemoji2fluent
 source "$(dirname "$0")/setup.sh"
 
 [ $# -gt 0 ] || set -- gothic2mincho twemoji2fluent
-methods=(sdedit contrastive_sde)
 images=32
 
 translate_and_evaluate() {
-  local task=$1 method
+  local task=$1 method methods=(sdedit contrastive_sde)
+  [ "$task" = noto2fluent ] || methods+=(ddib)
   local cdsde=(.venv/bin/python -m cdsde.main --config="configs/$task.py" --workdir="demo/$task"
     --config.sample.limit=$images)
   for method in "${methods[@]}"; do
@@ -21,7 +22,7 @@ translate_and_evaluate() {
     --config.eval.reference=val
 }
 
-echo "translating $images pictures of $* by ${methods[*]}: one to two minutes"
+echo "translating $images pictures of $*: one to two minutes"
 trap 'trap - INT TERM; kill 0' INT TERM
 processes=()
 for task in "$@"; do
@@ -37,5 +38,5 @@ for process in "${processes[@]}"; do
   echo
   echo "$task"
   grep -v '^I[0-9]' "demo/$task/log.txt" | awk -v RS= 'END { print }'  # the last table
-  echo "source | SDEdit | Contrastive-SDE | true target: $PWD/demo/$task/eval/sheet.png"
+  echo "source, results, true target: $PWD/demo/$task/eval/sheet.png"
 done

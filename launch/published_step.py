@@ -7,7 +7,7 @@ not depend on them. Prints one line of JSON with seconds for each program of the
 
     step         the score network of cat2dog at 256², and a guided step with it
     train        training steps of that score network and of the classifier
-    train_small  a training step of the score network of the emoji tasks (32²)
+    train_small  a training step of a score network at 32²
     train_64     a training step of a score network at 64²
 
 A training step is forward, backward, clipping, Adam and, for score networks, the average (EMA).
@@ -21,7 +21,7 @@ import time
 
 import torch
 
-SMALL = {  # configs: twemoji2fluent, and the same at 64²
+SMALL = {  # networks of cdsde.scaling.bench, SMALL
     "train_small": {"image_size": 32, "channel_mult": (1, 3, 4), "attention_resolutions": (4,)},
     "train_64": {"image_size": 64, "channel_mult": (1, 2, 3, 4), "attention_resolutions": (8,)},
 }
@@ -69,7 +69,7 @@ def classifier(phase):
 
 
 def small_network(part):
-    """The U-Net of an embedded task."""
+    """The score network of a part of `SMALL`."""
     from guided_diffusion.unet import UNetModel
 
     return UNetModel(

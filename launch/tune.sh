@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The benchmark's fronts on the val split, from which the configs' settings are chosen; the table is
-# docs/results/val/table.md.
+# The benchmark's fronts on the val split, from which settings are chosen; the table is
+# runs/tune/results/table.md.
 #   bash launch/tune.sh [TASKS] [METHODS] [FLAGS of python -m cdsde.benchmark, such as --config.KEY=VALUE]
 names=()
 while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do names+=("$1"); shift; done
-exec bash "$(dirname "$0")/benchmark.sh" ${names[@]+"${names[@]}"} --config.sample.split=val --output=docs/results/val \
-  --workdir=runs/benchmark_val --parts=fronts "$@"
+exec bash "$(dirname "$0")/benchmark.sh" ${names[@]+"${names[@]}"} --config.sample.split=val --output=runs/tune/results \
+  --workdir=runs/tune --parts=fronts "$@"

@@ -19,6 +19,8 @@ FOLDER = Path(__file__).parent.parent / "configs" / "folder.py"
 # Networks of a few layers on 16² pictures, and a report and a checkpoint every other moment.
 TINY = {
     "data.image_size": 16,
+    "score.patch_size": 1,
+    "score.fourier": (),
     "score.channel_mult": (1,),
     "score.attention_resolutions": (),
     "train.batch_size": 8,
@@ -32,6 +34,7 @@ TINY = {
 }
 for _stage in ("encoder", "classifier"):
     TINY |= {
+        f"{_stage}.patch_size": 2,
         f"{_stage}.channels": 32,
         f"{_stage}.channel_mult": (1,),
         f"{_stage}.attention_resolutions": (),

@@ -14,7 +14,8 @@ class Hub(ThreadingHTTPServer):
     """Serves `root/OWNER/REPO/...`, each repository with one commit.
 
     Attributes:
-      requests: what was asked for, `(method, path)` each.
+      requests: what was asked for, `(method, path)` each. Large files lie on another host:
+        127.0.0.1 redirects to localhost.
       headers: the headers of every request.
       gated: repositories whose files need the token "hf_secret".
       cuts: numbers of bytes after which the next connections of large files are cut.
@@ -53,7 +54,7 @@ class Hub(ThreadingHTTPServer):
         """Names of the files whose contents were sent, in order of names."""
         asked = {path for method, path in self.requests if method == "GET"}
         files = [path for path in asked if path.split("/")[3] in ("blob", "resolve")]
-        return sorted(path.split("/", 5)[5] for path in files)
+        return sorted({path.split("/", 5)[5] for path in files})
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -117,7 +118,8 @@ class Handler(BaseHTTPRequestHandler):
         data = self.server.files(repo).get(name)
         if data is None:
             return self.send(404, {"X-Error-Code": "EntryNotFound"})
-        if repo in self.server.gated and self.headers["Authorization"] != "Bearer hf_secret":
+        secret = self.headers["Authorization"] == "Bearer hf_secret"
+        if kind == "resolve" and repo in self.server.gated and not secret:
             return self.send(401, {"X-Error-Code": "GatedRepo"})
         tag = f'"{hashlib.sha256(data).hexdigest()}"'
         about = {"X-Repo-Commit": self.server.commit(repo), "Accept-Ranges": "bytes"}
@@ -126,7 +128,9 @@ class Handler(BaseHTTPRequestHandler):
             about |= {"X-Linked-Etag": tag, "X-Linked-Size": str(len(data))}
             about["X-Xet-Hash"] = tag.strip('"')
             about["Link"] = '</api/models/xet>; rel="xet-auth"'
-            return self.send(302, about | {"Location": f"/{repo}/blob/{revision}/{name}"})
+            elsewhere = self.server.url.replace("127.0.0.1", "localhost")
+            place = f"{elsewhere}/{repo}/blob/{revision}/{name}"
+            return self.send(302, about | {"Location": place})
         about["ETag"], status, rest = tag, 200, data
         if wanted := self.headers["Range"]:
             first = int(wanted.removeprefix("bytes=").rstrip("-"))

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cdsde.editing import editors
+from cdsde.networks.stable_diffusion.unet import UNet
+
 SMALL = {"channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
 SMALL_ADM = {**SMALL, "attention_factors": (2,), "num_head_channels": 16}
 SMALL_DDPM = {**SMALL, "attention_resolutions": (8,), "image_size": 16}
@@ -31,3 +34,23 @@ def randomised(net, x, seed=0, **kwargs):
     leaves, tree = jax.tree.flatten(shapes)
     values = [0.1 * noise(seed, i, leaf.shape) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(tree, values)
+
+
+def small_latent_unet(widths, side, tokens):
+    """A U-Net of Stable Diffusion's kind with random parameters, and what an edit with it begins.
+
+    Returns:
+      `(network, texts, top)`: `network(x, t, context, ...)`, three texts `[1, tokens, 12]`, and the
+      noisiest latents of two images.
+    """
+    levels = len(widths)
+    module = UNet(
+        widths=widths, attention=(True,) * levels, blocks=1, heads=(2,) * levels, groups=4
+    )
+    x, text = jnp.zeros((1, side, side, 4)), jnp.zeros((1, tokens, 12))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1), text)["params"]
+    r = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: jnp.asarray(r.normal(0, 0.4, s.shape), jnp.float32), shapes)
+    texts = editors.Texts(*jnp.asarray(r.normal(0, 2, (3, 1, tokens, 12)), jnp.float32))
+    top = jax.random.normal(jax.random.key(1), (2, side, side, 4))
+    return functools.partial(module.apply, {"params": params}), texts, top

@@ -5,15 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cdsde.diffusion import schedules
-
 FOLDER = Path(__file__).parent / "golden"
 METHODS = FOLDER / "methods"
 SETTINGS = json.loads((METHODS / "config.json").read_text())
 FLOORS = json.loads((METHODS / "floors.json").read_text())["arrays"]
-BETA = np.linspace(1e-4, 2e-2, 1000)
-# guided-diffusion, on which SDDM and DDIB stand, keeps its tables in float64.
-EXACT = schedules.Schedule(BETA, np.cumprod(1 - BETA))
 
 
 def arrays_of(name):

@@ -17,7 +17,6 @@ from cdsde.config import EDITORS, command_line
 from cdsde.runtime import files, interrupts, logs
 
 PARTS = ("main", "fronts", "ablations", "solvers", "convergence", "edits")
-TASKS = "twemoji2fluent,noto2fluent,fluent2twemoji"
 
 
 def arguments(argv) -> tuple[argparse.Namespace, dict]:
@@ -29,7 +28,9 @@ def arguments(argv) -> tuple[argparse.Namespace, dict]:
     rest, overrides = command_line.split_overrides(argv)
     parser = argparse.ArgumentParser("python -m cdsde.benchmark", allow_abbrev=False)
     parser.add_argument(
-        "--tasks", default=TASKS, help="names of configs; --config.KEY=VALUE overrides each"
+        "--tasks",
+        default=",".join(plan.TASKS),
+        help="names of configs; --config.KEY=VALUE overrides each",
     )
     parser.add_argument(
         "--methods",

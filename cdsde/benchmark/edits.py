@@ -40,6 +40,7 @@ def go(workdir: Path, output: Path, overrides: dict, editors: Sequence[str] = ED
       editors: the editors, of `config.EDITORS`.
     """
     results = {}
+    told = api.load_config(TASK, {**WORDS, **overrides})
     for title, name, changes in ROWS:
         if name in editors:
             config = api.load_config(TASK, {**WORDS, **overrides, "method": name, **changes})
@@ -51,7 +52,9 @@ def go(workdir: Path, output: Path, overrides: dict, editors: Sequence[str] = ED
     rows = [[t, *(summary.interval(row.get(m)) for m in columns)] for t, row in results.items()]
     table = summary.markdown(["editor", *(COLUMNS[m] for m in columns)], rows)
     count = first["L2 to source"]["images"]
-    text = f"# Edits by words\n\n{TASK}, `dark` → `light`, {count} images, seed 0.\n\n{table}\n"
+    words = f"`{told.edit.source}` → `{told.edit.target}`"
+    about = f"{TASK}, {words}, {count} images, seed {told.sample.seed}."
+    text = f"# Edits by words\n\n{about}\n\n{table}\n"
     files.write_json(output / "edits.json", json.loads(json.dumps(results)))
     files.write_bytes(output / "edits.md", text.encode())
     return text

@@ -1,9 +1,9 @@
-"""Floors and bounds: baselines to compare every method with.
+"""Floors, and rows that cheat: baselines to compare every method with.
 
 Each floor maps a source image to a picture and shows the score that a metric gives without any
 translation: retrieval is as realistic as real images, the unchanged source is perfectly faithful,
 and the source in the target's colours is closer to the target with its content unchanged. A network
-that is trained on true pairs is a bound: it cheats.
+that is trained on true pairs cheats.
 """
 
 from __future__ import annotations
@@ -82,5 +82,5 @@ def names(has_truth: bool, learns: bool) -> tuple[str, ...]:
       learns: whether a network may learn from those of `val`: of a task in black and white, and
         for another split.
     """
-    bounds = (PAIRED, SHARP) if has_truth and learns else ()
-    return (IDENTITY, COLOURS, RETRIEVAL, MEAN, *bounds, *((TRUTH,) if has_truth else ()))
+    cheats = (PAIRED, SHARP) if has_truth and learns else ()
+    return (IDENTITY, COLOURS, RETRIEVAL, MEAN, *cheats, *((TRUTH,) if has_truth else ()))

@@ -1,7 +1,7 @@
-r"""A bound that cheats: a network trained on true pairs, which no unpaired method sees.
+r"""A row that cheats: a network trained on true pairs, which no unpaired method sees.
 
-It tells how much of the true target can be known from the source at all. The score network's U-Net
-u, from random parameters and at t = 0, is trained on the pairs (x, y) of `val`:
+It tells how near to the true target a small network comes that has seen some pairs. The score
+network's U-Net u, from random parameters and at t = 0, is trained on the pairs (x, y) of `val`:
 
     minimise  E ‖x + u(x) - y‖²                                                             (1)
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde.benchmark import floors, paired, plan
 from cdsde.benchmark.task import Task
+from cdsde.config import title
 from cdsde.data import contact_sheet, inputs, write_png
 from cdsde.evaluate import translations
 from cdsde.runtime import records
@@ -19,7 +20,7 @@ from cdsde.translation.compiled import Sampler
 from cdsde.translation.domain_statistics import colour_table
 from cdsde.translation.run import sample
 
-SHEET_IMAGES = 16
+SHEET_IMAGES = 8  # in one block; twice as many where two blocks fit a screen
 
 
 class Maker:
@@ -33,10 +34,10 @@ class Maker:
         self.task = task
         self._sampler: Sampler | None = None
         self._params: dict = {}
-        self._taught: Callable | None = None  # the network of the bounds
+        self._taught: Callable | None = None  # the network that learned from pairs
 
-    def make(self, run: plan.Run, config, params, record) -> tuple[dict, Path]:
-        """Translate and evaluate the split; returns `(result, folder of the pictures)`.
+    def make(self, run: plan.Run, config, params, record) -> dict:
+        """Translate and evaluate the split; returns the result.
 
         `config`, `params` and `record` are those of `Task.settings(run)`.
         """
@@ -72,7 +73,7 @@ class Maker:
         if run.part == "main" and run.seed == 0:
             columns = {k: v for k, v in per_image.items() if k != "name"}
             result["per_image"] = {k: [_short(x) for x in v] for k, v in columns.items()}
-        return result, folder
+        return result
 
     def _sampler_for(self, config: ConfigDict, params: dict) -> Sampler:
         """The previous run's sampler if it can be updated, else a new one."""
@@ -105,17 +106,23 @@ class Maker:
 
 
 def write_sheet(task: Task, folders: dict[str, Path], path: Path) -> None:
-    """Write a sheet of the same images under every method, as a PNG."""
+    """Write a sheet of the same images under every method, between source and truth, as a PNG.
+
+    Args:
+      task: the task.
+      folders: the pictures of each method, in the order of the columns.
+      path: the PNG.
+    """
     count = len(range(len(task.source))[: task.config.sample.limit])
-    positions = np.linspace(0, count - 1, min(count, SHEET_IMAGES)).astype(int)
     readers = {"source": translations.resized(task.config, task.source)}
     for name, folder in folders.items():
         readers[name] = translations.written(task.config, task.source, folder)
     if task.pairs is not None:
         readers[floors.TRUTH] = translations.resized(task.config, task.pairs)
+    blocks = 2 if len(readers) <= 5 else 1
+    positions = np.linspace(0, count - 1, min(count, SHEET_IMAGES * blocks)).astype(int)
     rows = [[read(j) for read in readers.values()] for j in positions]
-    scale = max(1, 64 // task.config.data.image_size)
-    write_png(path, contact_sheet(rows, list(readers), blocks=2, scale=scale))
+    write_png(path, contact_sheet(rows, [title(n) for n in readers], blocks=blocks))
 
 
 def methods_with_weights(config: ConfigDict, methods) -> list[str]:

@@ -27,10 +27,14 @@ DOMAIN_NAMES = {
     name: diffusion_methods.METHODS[name].settings["domain_weight"].slider.split(",")[0]
     for name in GUIDES
 }
-# Start levels of the fronts, as shares of T.
+# The shipped tasks, in the order of the tables.
+TASKS = ("gothic2mincho", "mincho2gothic", "twemoji2fluent", "noto2fluent", "fluent2twemoji")
+# Start levels of the fronts, as shares of T; the higher ones where shape must change.
 STARTS = (0.1, 0.175, 0.25, 0.325, 0.4)
+HIGH_STARTS = (0.3, 0.4, 0.5, 0.6, 0.7)
 CONTENT_WEIGHTS = (0.0, 2.0, 5.0, 20.0)
 WEIGHTS = (0.0, 500.0, 2000.0)  # λ of the contrastive energy
+SCORE_WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # λ_c of the contrast of score networks
 DOMAIN_WEIGHTS = (0.0, 0.5, 2.0)  # factors of the configured λ_d or λ_s
 SOLVERS = {
     "ancestral": {"sample.solver": "ancestral"},
@@ -39,7 +43,8 @@ SOLVERS = {
     "DPM-Solver++(2M) SDE": {"sample.solver": "dpmpp_2m", "sample.eta": 1.0},
 }
 MATCHED = 1000  # training images of each domain for colour matching
-COLOURED = {"sdedit": {}, "contrastive_sde": {"contrastive_sde.domain_weight": 0.0}}
+FROM_MATCHED = {"sample.match_colours": MATCHED}
+COLOURED = ("sdedit", "contrastive_sde")  # which also start from matched colours
 GUIDED_BY = ("ancestral", "DPM-Solver++(2M) SDE")  # the solvers of guided methods
 EVALUATIONS = (6, 12, 25)
 # Training steps of the guiding network; after one step it is practically untrained.
@@ -81,8 +86,9 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
     """One varied setting per series.
 
     M; λ_i of the low-pass energy; λ of the contrastive energy; λ_d or λ_s of the energy that
-    contrasts domains; N of ILVR; T0 of SDDM. Then M again from the source in the target's colours,
-    without the contrast of domains in Contrastive-SDE: what that energy adds beyond colours.
+    contrasts domains; λ_c of the contrast of score networks; N of ILVR; T0 of SDDM. An energy that
+    the task does not use is not varied. Then, where there are colours, M again from the source in
+    the target's colours.
     """
     size, total = config.data.image_size, config.sde.num_steps
     runs = []
@@ -90,8 +96,11 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
     def add(method, series, x, changes):
         runs.append(Run("fronts", task, method, series, x, changes))
 
+    def around(level):
+        return HIGH_STARTS if level > STARTS[-1] * total else STARTS
+
     def add_levels(method, series, changes):
-        for share in STARTS:
+        for share in around(config[method].start):
             start = round(share * total)
             steps = min(start, config.sample.steps or start)
             levels = {"sample.start": start, "sample.steps": steps}
@@ -105,12 +114,12 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
                 add(method, "N", n, {"ilvr.factor": n})
             continue
         if method == "sddm":  # starts from noise
-            for share in STARTS:
+            for share in around(config.sddm.until):
                 add(method, "T0", round(share * total), {"sddm.until": round(share * total)})
             continue
         add_levels(method, "M", {})
         if method in GUIDES:
-            for weight in CONTENT_WEIGHTS:
+            for weight in CONTENT_WEIGHTS if config[method].content_weight else ():
                 add(method, "λ_i", weight, {f"{method}.content_weight": weight})
             name, configured = DOMAIN_NAMES[method], config[method].domain_weight
             for weight in (configured * factor for factor in DOMAIN_WEIGHTS if configured):
@@ -118,9 +127,10 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
         if method == "contrastive_sde":
             for weight in WEIGHTS:
                 add(method, "λ", weight, {f"{method}.weight": weight})
-    for method in (m for m in methods if m in COLOURED):
-        changes = {"sample.match_colours": MATCHED, **COLOURED[method]}
-        add_levels(method, "M, colours matched", changes)
+            for weight in SCORE_WEIGHTS if config[method].score_weight else ():
+                add(method, "λ_c", weight, {f"{method}.score_weight": weight})
+    for method in (m for m in methods if m in COLOURED and not config.eval.shapes):
+        add_levels(method, "M, colours matched", FROM_MATCHED)
     return runs
 
 
@@ -147,16 +157,16 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
     runs: list[Run] = []
     if "sdedit" in methods:
         _add(runs, task, "sdedit", "as configured")
-        # The effect of the target's colours alone.
-        _add(runs, task, "sdedit", "from matched colours", FROM_MATCHED)
+        _add_matched(runs, task, "sdedit", config)  # the effect of the target's colours alone
     if "contrastive_sde" in methods:
         _ablate_contrastive_sde(runs, task, config)
     if "egsde" in methods:
         _add(runs, task, "egsde", "as configured")
-        _add(runs, task, "egsde", "from matched colours", FROM_MATCHED)
-        _add(runs, task, "egsde", "domain energy alone", {"egsde.content_weight": 0.0})
-        _add(runs, task, "egsde", "low-pass energy alone", {"egsde.domain_weight": 0.0})
-    for method in (m for m in methods if m in GUIDES):
+        _add_matched(runs, task, "egsde", config)
+        if config.egsde.content_weight:
+            _add(runs, task, "egsde", "domain energy alone", {"egsde.content_weight": 0.0})
+            _add(runs, task, "egsde", "low-pass energy alone", {"egsde.domain_weight": 0.0})
+    for method in (m for m in methods if m in GUIDES and config[m].content_weight):
         for n in (2 * config[method].factor, 4 * config[method].factor):
             if config.data.image_size // n > 1:
                 changes = {f"{method}.factor": n}
@@ -164,57 +174,56 @@ def ablations(task: str, methods: Sequence[str], config) -> list[Run]:
     return runs
 
 
-FROM_MATCHED = {"sample.match_colours": MATCHED}
-
-
 def _add(runs: list[Run], task: str, method: str, series: str, changes: Mapping = {}) -> None:  # noqa: B006
     runs.append(Run("ablations", task, method, series, None, dict(changes)))
 
 
+def _add_matched(runs: list[Run], task: str, method: str, config) -> None:
+    """The method from the source in the target's colours, where there are colours."""
+    if not config.eval.shapes:
+        _add(runs, task, method, "from matched colours", FROM_MATCHED)
+
+
 def _ablate_contrastive_sde(runs: list[Run], task: str, config) -> None:
     name, settings = "contrastive_sde", config.contrastive_sde
-    content = settings.content_weight or config.egsde.content_weight
     parts = {
-        "contrastive energy": {f"{name}.weight": settings.weight},
-        "low-pass energy": {f"{name}.content_weight": content},
-        "contrast of domains": {f"{name}.domain_weight": settings.domain_weight},
+        "contrastive energy": "weight",
+        "low-pass energy": "content_weight",
+        "contrast of domains": "domain_weight",
+        "contrast of score networks": "score_weight",
     }
-    none = {key: 0.0 for part in parts.values() for key in part}
-    parts = {part: values for part, values in parts.items() if all(values.values())}
+    used = {part: key for part, key in parts.items() if settings[key]}
+    none = {f"{name}.{key}": 0.0 for key in parts.values()}
     _add(runs, task, name, "as configured")
-    for part, values in parts.items():
-        _add(runs, task, name, f"{part} alone", {**none, **values})
-    for part, values in parts.items():
-        _add(runs, task, name, f"without the {part}", {key: 0.0 for key in values})
+    for part, key in used.items():
+        _add(runs, task, name, f"{part} alone", {**none, f"{name}.{key}": settings[key]})
+    for part, key in used.items():
+        _add(runs, task, name, f"without the {part}", {f"{name}.{key}": 0.0})
     for space in ("embedding", "hidden", "features"):
         if space != settings.space:
             _add(runs, task, name, f"in space '{space}'", {f"{name}.space": space})
-    # The weight is smaller by τ, since the gradient of PatchNCE is larger by 1/τ.
-    nce = {"similarity": "nce", "temperature": 0.2, "weight": 0.2 * settings.weight}
-    if config.encoder.pool != "none":
-        nce["space"] = "features"
-    _add(runs, task, name, "PatchNCE", {f"{name}.{key}": value for key, value in nce.items()})
+    if settings.similarity != "nce":
+        # The weight is smaller by τ, since the gradient of PatchNCE is larger by 1/τ.
+        nce = {"similarity": "nce", "temperature": 0.2, "weight": 0.2 * settings.weight}
+        if config.encoder.pool != "none":
+            nce["space"] = "features"
+        _add(runs, task, name, "PatchNCE", {f"{name}.{key}": value for key, value in nce.items()})
     _add(runs, task, name, "K = 2 rounds", {"sample.rounds": 2})
-    _add(runs, task, name, "from matched colours", FROM_MATCHED)
-    if settings.domain_weight:
-        without = {**FROM_MATCHED, f"{name}.domain_weight": 0.0}
-        _add(runs, task, name, "from matched colours, λ_d = 0", without)
+    _add_matched(runs, task, name, config)
 
 
 def convergence(task: str, methods: Sequence[str], config, file_of) -> list[Run]:
-    """Guidance by networks trained for few steps; `file_of(stage, steps)` is their weights file.
-
-    The contrast of domains also runs at half its weight: this shows whether a network does worse
-    because its gradient is too strong or because its direction is bad.
-    """
-    runs = []
-    for method in (m for m in methods if m in GUIDES):
-        series = {method: {}}
-        weight = config[method].domain_weight
-        if method == "contrastive_sde" and weight:
-            series["λ_d halved"] = {f"{method}.domain_weight": weight / 2}
-        for name, changes in series.items():
-            for steps in TRAINED:
-                network = {f"weights.{GUIDES[method]}": str(file_of(GUIDES[method], steps))}
-                runs.append(Run("convergence", task, method, name, steps, {**changes, **network}))
-    return runs
+    """Guidance by networks trained for few steps; `file_of(stage, steps)` is their weights file."""
+    return [
+        Run(
+            "convergence",
+            task,
+            m,
+            m,
+            steps,
+            {f"weights.{GUIDES[m]}": str(file_of(GUIDES[m], steps))},
+        )
+        for m in methods
+        if m in GUIDES
+        for steps in TRAINED
+    ]

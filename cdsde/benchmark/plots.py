@@ -8,12 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from cdsde.benchmark import floors, summary
+from cdsde.config import title
+from cdsde.evaluate import shapes
 
 COLOURS = {
     "sdedit": "#7a7a7a",
     "ilvr": "#2a9d8f",
     "egsde": "#e07a1f",
     "contrastive_sde": "#3b5bdb",
+    "sddm": "#b08900",
+    "cyclediffusion": "#2b8a3e",
+    "ddib": "#862e9c",
     "cut": "#c2255c",
     "fastcut": "#ae3ec9",
     floors.IDENTITY: "#111111",
@@ -23,12 +28,25 @@ COLOURS = {
 }
 SERIES = ("#111111", "#7a7a7a", "#2a9d8f", "#3b5bdb", "#c2255c")
 REALISM = ("FD-EffNetLite0-block4", "KID-EffNetLite0 x1000")
-LINES = {"λ_i": ":", "λ": "--", "λ_d": "-.", "λ_s": "-.", "M, colours matched": (0, (1, 1))}
+LINES = {"λ_i": ":", "λ": "--", "λ_d": "-.", "λ_s": "-.", "λ_c": (0, (5, 1, 1, 1))}
+LINES["M, colours matched"] = (0, (1, 1))
+CONTENT = {
+    "L2 to source": "L2 to source (lower: more faithful)",
+    "L2 to true target": "L2 to the true target (lower: nearer to it)",
+    shapes.BY_FEATURES: "legible by features (higher: more are)",
+}
 MARKERS = {floors.IDENTITY: "s", floors.COLOURS: "D", floors.RETRIEVAL: "^", floors.TRUTH: "*"}
 
 
-def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | None:
-    """Realism against L2 to the source, one line per method and series; None without points."""
+def axes(results: dict, task: str) -> tuple[str, ...]:
+    """The metrics of content that fronts are drawn over: truth, where shape changes."""
+    points = summary.points(results, "fronts", task)
+    shaped = summary.shaped(points)
+    return ("L2 to true target", shapes.BY_FEATURES) if shaped else ("L2 to source",)
+
+
+def fronts(results: dict, task: str, content: str) -> str | None:
+    """Realism against content, one line per method and series; None without points."""
     points = summary.points(results, "fronts", task)
     if not points:
         return None
@@ -39,35 +57,33 @@ def fronts(results: dict, task: str, metrics: Sequence[str] = REALISM) -> str | 
     def draw(ax, metric):
         for method, series in dict.fromkeys((p["method"], p["series"]) for p in points):
             line_points = [p for p in points if (p["method"], p["series"]) == (method, series)]
-            x = [summary.value(p, "L2 to source") for p in line_points]
+            x = [summary.value(p, content) for p in line_points]
             y, error = _values(line_points, metric)
             colour = COLOURS.get(method)
             line = LINES.get(series, "-")
             style = dict(marker="o", ms=4, capsize=2, lw=1.3, ls=line)
             if "matched" in series:
                 style["mfc"] = "white"
-            label = f"{summary.title(method)}, {series}"
+            label = f"{title(method)}, {series}"
             ax.errorbar(x, y, error, color=colour, label=label, **style)
             for p, a, b in zip(line_points, x, y, strict=True):
                 ax.annotate(f"{p['x']:g}", (a, b), (3, -9), fontsize=6, color=colour,
                             textcoords="offset points")  # fmt: skip
         for p in extra:
-            xy = summary.value(p, "L2 to source"), summary.value(p, metric)
-            label = summary.title(p["method"])
+            xy = summary.value(p, content), summary.value(p, metric)
+            label = title(p["method"])
             ax.plot(*xy, MARKERS[p["method"]], color="black", ms=6, label=label)
-        ax.set_xlabel("L2 to source (lower: more faithful)")
+        ax.set_xlabel(CONTENT[content])
         # Logarithmic, since most points are close together and ILVR's are far above.
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter("{x:g}")
 
-    return _panels(draw, metrics, height=6.5, legend_below=True)
+    return _panels(draw, REALISM, height=6.5, legend_below=True)
 
 
-def curves(
-    results: dict, part: str, task: str, axis: str, metrics: Sequence[str] = REALISM
-) -> str | None:
+def curves(results: dict, part: str, task: str, axis: str) -> str | None:
     """Metrics over the part's logarithmic axis, one line per method and series; None if empty."""
     points = summary.points(results, part, task)
     if not points:
@@ -83,7 +99,7 @@ def curves(
             plain = name == method
             colour = COLOURS.get(method) if plain else SERIES[series.index(name) % len(SERIES)]
             style = "-" if plain or method != "sdedit" else ":"
-            label = summary.title(method) + ("" if plain else f", {name}")
+            label = title(method) + ("" if plain else f", {name}")
             if len(x) == 1:
                 # The run at every level: its interval is a band to compare the others with.
                 ax.axhspan(y[0] - error[0][0], y[0] + error[1][0], color=colour, alpha=0.08)
@@ -96,27 +112,27 @@ def curves(
         ax.xaxis.set_major_formatter("{x:g}")
         ax.tick_params(axis="x", labelsize=6.5)  # 200 and 250 would overlap
         ax.set_xlabel(axis)
-        if metric == metrics[-1]:
+        if metric == REALISM[-1]:
             ax.legend(fontsize=7, frameon=False)
 
-    return _panels(draw, metrics)
+    return _panels(draw, REALISM)
 
 
-def distributions(
-    results: dict, task: str, metrics: Sequence[str] = ("L2 to source", "SSIM to source")
-) -> str | None:
+def distributions(results: dict, task: str) -> str | None:
     """Distributions of single images' values by every method (seed 0); None without points."""
     points = [p for p in summary.points(results, "main", task) if "per_image" in p["result"]]
-    points = [p for p in points if p["method"] not in (floors.IDENTITY, floors.MEAN)]
+    points = [p for p in points if p["method"] not in (floors.IDENTITY, floors.MEAN, floors.TRUTH)]
     if not points:
         return None
+    to = "true target" if summary.shaped(points) else "source"
+    metrics = (f"L2 to {to}", f"SSIM to {to}")
 
     def draw(ax, metric):
         values = [p["result"]["per_image"].get(metric, [np.nan]) for p in points]
         parts = ax.violinplot(values, orientation="horizontal", showmedians=True, widths=0.8)
         for body, p in zip(parts["bodies"], points, strict=True):
             body.set_color(COLOURS.get(p["method"], "#444444"))
-        ax.set_yticks(range(1, len(points) + 1), [summary.title(p["method"]) for p in points])
+        ax.set_yticks(range(1, len(points) + 1), [title(p["method"]) for p in points])
         ax.set_xlabel(metric)
 
     return _panels(draw, metrics, titled=False)

@@ -38,31 +38,50 @@ def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
     """Compute the runs that `results` lacks; writes results.json (`path`) after each one."""
     results["tasks"][task.name] = task.describe()
     others = [p for p in results["points"] if p["task"] != task.name]
-    parts = {run.part for run in runs}
-    # Points of other parts are kept, unless config or weights have changed.
-    points = [
-        p
-        for p in results["points"]
-        if p["task"] == task.name
-        and p["part"] not in parts
-        and task.is_current(p, results["runs"][p["run"]]["settings"])
-    ]
-    folders, maker = {}, Maker(task)
+    planned = {_place(run._asdict()) for run in runs}
+    # Of these a plan names every point; of a method in the part main, only the seeds asked for.
+    whole = {(r.part, r.method) for r in runs if r.part != "main" or r.method in floors.ALL}
+
+    def stays(point: dict) -> bool:
+        """Whether a stored point that is not planned now is still of today's task and plan."""
+        if _place(point) in planned or (point["part"], point["method"]) in whole:
+            return False
+        return task.is_current(point, results["runs"][point["run"]]["settings"])
+
+    points = [p for p in results["points"] if p["task"] == task.name and stays(p)]
+    maker = Maker(task)
     for number, run in enumerate(runs):
         config, params, record = task.settings(run)
         key = task.key(record)
-        folder = task.workdir / "samples" / key
         if key not in results["runs"]:
             logging.info("%s: run %d of %d, %s", task.name, number + 1, len(runs), describe(run))
-            results["runs"][key], folder = maker.make(run, config, params, record)
-        if run.part == "main" and run.seed == 0 and config is not None:
-            folders[run.method] = folder
+            results["runs"][key] = maker.make(run, config, params, record)
         points.append({**run._asdict(), "changes": dict(run.changes), "run": key})
+        points.sort(key=_order)
         results["points"] = others + points
         write_json(path, results)
-    # Pictures may be missing, if made in another work folder: then the existing sheet is kept.
+    # All methods with results, whichever ran now. Pictures may be missing, if made in another work
+    # folder: then the existing sheet is kept.
+    folders = {
+        p["method"]: task.workdir / "samples" / p["run"]
+        for p in points
+        if p["part"] == "main" and p["seed"] == 0 and p["method"] not in floors.ALL
+    }
     if folders and all(folder.exists() for folder in folders.values()):
         write_sheet(task, folders, path.parent / "sheets" / f"{task.name}.png")
+
+
+def _order(point: dict) -> tuple[int, int]:
+    """Methods, floors and seeds of the part main are in the plan's order, whenever they ran."""
+    names = (*plan.METHODS, *floors.ALL)
+    if point["part"] != "main":
+        return len(names), 0
+    return names.index(point["method"]), point["seed"]
+
+
+def _place(point: dict) -> tuple:
+    """What identifies a point among those of its task."""
+    return tuple(point[key] for key in ("part", "method", "series", "x", "seed"))
 
 
 def describe(run: plan.Run) -> str:

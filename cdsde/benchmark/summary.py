@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cdsde.benchmark import floors, published
-from cdsde.diffusion import methods
+from cdsde.benchmark import floors, plan, published
+from cdsde.config import title
 from cdsde.evaluate import shapes
 
-TITLES = {name: method.title for name, method in methods.METHODS.items()}
-TITLES |= {"cut": "CUT", "fastcut": "FastCUT"}
 # Columns of the tables, in this order, if measured; ↓: lower is better.
 COLUMNS = {
     "FID": "FID ↓",
@@ -30,9 +28,11 @@ COLUMNS = {
 }
 
 
-def title(name: str) -> str:
-    """The printed name of a method or floor."""
-    return TITLES.get(name, name)
+def tasks(results: dict) -> dict[str, dict]:
+    """The tasks with results, the shipped ones first, and what is known of each."""
+    known = results["tasks"]
+    ordered = [name for name in plan.TASKS if name in known]
+    return {name: known[name] for name in [*ordered, *(n for n in known if n not in ordered)]}
 
 
 def points(results: dict, part: str, task: str, **fields) -> list[dict]:
@@ -40,6 +40,11 @@ def points(results: dict, part: str, task: str, **fields) -> list[dict]:
     selected = [p for p in results["points"] if p["part"] == part and p["task"] == task]
     selected = [p for p in selected if all(p[k] == v for k, v in fields.items())]
     return [{**p, "result": results["runs"][p["run"]]} for p in selected]
+
+
+def shaped(selected: Iterable[dict]) -> bool:
+    """Whether shape changes between the domains, so that the true target counts."""
+    return any(value(p, shapes.LEGIBLE) is not None for p in selected)
 
 
 def value(point: dict, metric: str) -> float | None:
@@ -143,7 +148,7 @@ def report(results: dict) -> str:
         "",
         "Written by `bash launch/benchmark.sh`; see `report.html` beside it.",
     ]
-    for task, about in results["tasks"].items():
+    for task, about in tasks(results).items():
         parts += ["", f"## {task}", "", context(results, task, about)]
         main = main_table(results, task)
         if main[1]:
@@ -168,5 +173,5 @@ def context(results: dict, task: str, about: dict) -> str:
         f"{about['images']} {about['split']} images at {about['image_size']}²; realism against the "
         f"{about['reference']['images']} {about['reference']['split']} images of "
         f"{about['reference']['domain']}; mean ± standard deviation over {seeds} seed(s), or a "
-        f"value of seed 0 with its 95% interval over images{when}."
+        f"value of seed 0; in brackets, 95% intervals over images{when}."
     )

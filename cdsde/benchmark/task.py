@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from cdsde import api
 from cdsde import config as config_lib
 from cdsde.benchmark import floors, plan
-from cdsde.data import inputs
+from cdsde.data import content, inputs
 from cdsde.diffusion import methods as diffusion_methods
 from cdsde.evaluate import translations
 from cdsde.runtime import records
@@ -32,16 +32,27 @@ class Task:
       name: name of its config.
       workdir: folder of samples, statistics and trained networks.
       overrides: overrides of its config, for all runs.
+
+    Raises:
+      ValueError: the config is invalid, names no reference, or its data cannot be opened.
     """
 
     def __init__(self, name: str, workdir: Path, overrides: dict):
         self.name, self.workdir, self.overrides = name, Path(workdir) / name, overrides
         self.config = self.configure({})
+        if not self.config.eval.reference:
+            raise ValueError(
+                "the benchmark measures realism: set --config.eval.reference to a split of the "
+                f"target's images, such as train (it is {self.config.eval.reference!r})"
+            )
         self.source = inputs.open_input(self.config)
         self.pairs = inputs.open_truth(self.config)
         self.reference = translations.open_reference(self.config, self.workdir)
-        self.pairwise = translations.pairwise_metrics(translations.lpips(self.config))
+        networks = translations.lpips(self.config)
+        self.pairwise = translations.pairwise_metrics(networks)
         self.legibility = translations.open_shapes(self.config, self.pairs)
+        self._lpips = {name: network.hash for name, network in networks.items()}
+        self._description = self._describe()
         self._loaded: dict[str, tuple[dict, dict]] = {}
 
     def configure(self, changes: dict) -> ConfigDict:
@@ -51,16 +62,25 @@ class Task:
         return adoption.adopted(config, NOWHERE)
 
     def describe(self) -> dict:
-        """The images and the reference of this task, for results.json."""
-        d = self.config.data
+        """The images, the reference and the measures of this task, for results.json."""
+        return dict(self._description)
+
+    def _describe(self) -> dict:
+        d, count = self.config.data, len(range(len(self.source))[: self.config.sample.limit])
         ids = "\n".join(map(str, self.source.ids))
+        pictures = "\n".join(content(self.source, j) for j in range(count))
         return {
-            "images": len(range(len(self.source))[: self.config.sample.limit]),
+            "images": count,
             "image_list_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+            "images_sha256": hashlib.sha256(pictures.encode()).hexdigest(),
             "split": self.config.sample.split,
             "image_size": d.image_size,
             "filter": d.filter,
             **({} if d.fit == "crop" else {"fit": d.fit}),
+            "pairs": d.pairs,
+            "shapes": self.legibility is not None,
+            "bootstrap": self.config.eval.bootstrap,
+            "lpips": self._lpips,
             **self.reference.how,
         }
 
@@ -101,7 +121,9 @@ class Task:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def is_current(self, point: dict, record: dict) -> bool:
-        """Whether a stored point has the settings and weights of the current config."""
+        """Whether a stored point has the images, settings and weights of the current config."""
+        if self.key(record) != point["run"]:  # of other images, or measured otherwise
+            return False
         if "floor" in record:
             return True
         changes = point.get("changes", {})

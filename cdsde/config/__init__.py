@@ -1,6 +1,7 @@
 """Configs: every key and its default, the values derived from keys, and the checks on them."""
 
 from cdsde.config.derived import (
+    LEFT_OPEN,
     adopt_sampling,
     domains,
     eval_methods,
@@ -15,6 +16,7 @@ from cdsde.config.derived import (
     sources,
     stage_training,
     start_index,
+    usual,
 )
 from cdsde.config.keys import (
     EDITORS,
@@ -28,6 +30,7 @@ from cdsde.config.keys import (
     STAGES,
     base,
 )
+from cdsde.config.titles import title
 
 __all__ = [
     "EDITORS",
@@ -35,6 +38,7 @@ __all__ = [
     "GANS",
     "GUIDED",
     "LATENT",
+    "LEFT_OPEN",
     "METHODS",
     "SDES",
     "SOURCE_SCORE",
@@ -54,4 +58,6 @@ __all__ = [
     "sources",
     "stage_training",
     "start_index",
+    "title",
+    "usual",
 ]

@@ -151,11 +151,22 @@ def _methods(config: ConfigDict) -> None:
             "config.sample.keep_size and config.sample.trajectory are True, and a film shows "
             "pictures of config.data.image_size; set one of them to False"
         )
-    method = GUIDED_SDES.get(config.method)
-    if config.sample.guide_every > 1 and not (method and method.terms(config[method.name])):
+    _left_out(config)
+
+
+def _left_out(config: ConfigDict) -> None:
+    """Checks the keys that leave steps without guidance."""
+    s, method = config.sample, GUIDED_SDES.get(config.method)
+    for key, all_steps in (("guide_every", 1), ("guide_levels", ())):
+        if s[key] != all_steps and not (method and method.terms(config[method.name])):
+            raise ValueError(
+                f"config.sample.{key} is {s[key]}, and config.method '{config.method}', which has "
+                f"no guidance to leave out; set it to {all_steps}"
+            )
+    if s.guide_levels and not (len(s.guide_levels) == 2 and s.guide_levels[0] < s.guide_levels[1]):
         raise ValueError(
-            f"config.sample.guide_every is {config.sample.guide_every}, and config.method "
-            f"'{config.method}', which has no guidance to leave out; set it to 1"
+            f"config.sample.guide_levels is {s.guide_levels}; give two numbers, the lowest level "
+            "that is guided and the first one above it, such as (200,600), or () for all"
         )
 
 
@@ -232,6 +243,12 @@ def _levels(config: ConfigDict) -> None:
     if not 1 <= start <= total:
         raise ValueError(
             f"config.sample.start is {start}; it must lie in 1..{total} (config.sde.num_steps)"
+        )
+    refine, _ = GUIDED_SDES[config.method].refine(config[config.method])
+    if refine > total:
+        raise ValueError(
+            f"config.{config.method}.refine is {refine}; it must lie in 0..{total} "
+            "(config.sde.num_steps)"
         )
     steps = config.sample.steps
     if steps is not None and steps > start:

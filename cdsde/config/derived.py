@@ -47,6 +47,15 @@ _GAN_OBJECTIVE = {
 }
 
 
+# Keys of `sample` that a published network's file may decide, and their usual values.
+LEFT_OPEN = {"clip": False, "variance": "fixedsmall", "spacing": "index"}
+
+
+def usual(sample: ConfigDict) -> dict[str, Any]:
+    """The keys of `LEFT_OPEN` as `sample` has them, with their usual values where it has None."""
+    return {k: value if sample[k] is None else sample[k] for k, value in LEFT_OPEN.items()}
+
+
 def needed_stages(config: ConfigDict) -> tuple[str, ...]:
     """The networks that `config.method` runs, in the order in which they are trained."""
     method = config.method
@@ -84,7 +93,7 @@ PATHS = ("cache", "data.root", "data.data_dir", "sample.input", "sample.output",
 PATHS += ("model.path", "model.captioner", "edit.source_bank", "edit.target_bank")
 PATHS += tuple(key for key in KEYS if key.startswith("weights."))
 PATHS += tuple(f"eval.{n}" for n in ("cache", "inception", "clip", "dino", "masks"))
-PATHS += ("eval.lpips_alex", "eval.lpips_vgg")
+PATHS += ("eval.lpips_alex", "eval.lpips_vgg", "eval.lpips_squeeze")
 
 
 def expand_home(config: ConfigDict) -> None:

@@ -51,10 +51,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "ddim": {},
     "pix2pix_zero": {},
     "pix2pix_zerocon": {},
-    "pnp": {},
-    "p2p": {"attention": 0.4, "strength": 1.0},
+    "pnp": {"attention": 0.5},
+    "p2p": {"attention": 0.4},
     "edit_friendly": {"steps": 100, "skip": 0.36},
-    "ledits": {"steps": 35, "skip": 0.15},  # 30 are left
+    "ledits": {"steps": 34, "skip": 0.12},  # int(30 * 1.15), of which 30 are left
     "dds": {},
     "cds": {},
 }
@@ -184,7 +184,11 @@ GROUPS: dict[str, dict[str, Setting]] = {
             int, "Network evaluations per round. None: every level below M.", minimum=1
         ),
         "spacing": Setting(
-            "index", "Quantity in which the noise levels are evenly spaced.", ("index", "log_snr")
+            str,
+            "Quantity in which the noise levels are evenly spaced; `leading` and `trailing` are "
+            "diffusers' ways, in the index from 0 up and from the start down. None: with "
+            "`sample.steps` as the file of a published network says, else `index`.",
+            ("index", "log_snr", "leading", "trailing"),
         ),
         "match_colours": Setting(
             0,
@@ -198,15 +202,20 @@ GROUPS: dict[str, dict[str, Setting]] = {
             ("ancestral", "ddim", "dpmpp_2m"),
         ),
         "variance": Setting(
-            "fixedsmall",
+            str,
             "Variance σ² of the ancestral step; `learned` is that of a network with "
-            "`score.learn_sigma`.",
+            "`score.learn_sigma`. None: with the ancestral solver as the file of a published "
+            "network says, else `fixedsmall`.",
             ("fixedsmall", "fixedlarge", "learned"),
         ),
         "eta": Setting(
             0.0, "η of `ddim` and `dpmpp_2m`: 0 solves the ODE, 1 the SDE.", minimum=0, maximum=1
         ),
-        "clip": Setting(False, "Clip the predicted clean image to [-1, 1] in each step."),
+        "clip": Setting(
+            bool,
+            "Clip the predicted clean image to [-1, 1] in each step. None: as the file of a "
+            "published network says, False where it says nothing.",
+        ),
         "follow": Setting(
             False,
             "Integrate the content energy's gradient exactly within a step, not by one Euler step.",
@@ -214,8 +223,14 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "guide_every": Setting(
             1,
             "Guide every n-th step only, with n times the weights; the steps between skip the "
-            "energies and take less time.",
+            "guide's networks and take less time.",
             minimum=1,
+        ),
+        "guide_levels": Setting(
+            (),
+            "(low, high): guide only at noise levels of low ≤ index < high; the others skip the "
+            "guide's networks. (): at all levels.",
+            minimum=0,
         ),
         "seed": seed_setting("Seed of the noise."),
         "batch_size": Setting(16, "Images per batch over all devices of a process.", minimum=1),
@@ -249,8 +264,8 @@ GROUPS: dict[str, dict[str, Setting]] = {
         "target": Setting("", "Object that it becomes, such as `a dog`."),
         "caption": Setting(
             str,
-            "Caption of every image. None: the caption of `model.captioner`, or else the text in "
-            "`NAME.txt` beside `NAME.png`.",
+            "Caption of every image. None: the caption of `model.captioner`, or else, of the lines "
+            "of `NAME.txt` beside `NAME.png`, the first one that holds `edit.source`.",
         ),
         "templates": Setting(
             (),
@@ -285,8 +300,7 @@ GROUPS: dict[str, dict[str, Setting]] = {
         ),
         "strength": Setting(
             1.0,
-            "Factor of the text direction from source to target (pix2pix_zero, pix2pix_zerocon), "
-            "or of the attention to the target's words (p2p).",
+            "Factor of the text direction from source to target (pix2pix_zero, pix2pix_zerocon).",
             minimum=-100,
             maximum=100,
         ),
@@ -330,6 +344,32 @@ GROUPS: dict[str, dict[str, Setting]] = {
             minimum=0,
             maximum=1,
         ),
+        "exchange": Setting(
+            "auto",
+            "What becomes of the source's cross-attention (p2p): `refine` keeps the edit's own at "
+            "words that the caption has not; `auto` gives them that of the words in whose places "
+            "they stand, where the texts differ so alone, and else refines.",
+            ("auto", "refine"),
+        ),
+        "reweight": Setting(
+            1.0,
+            "Factor of the attention to `target`, or to PIE-Bench's second `blended_word` (p2p).",
+            minimum=-100,
+            maximum=100,
+        ),
+        "attention_side": Setting(
+            16,
+            "Side of the largest maps whose self-attention is the source's, in positions (p2p).",
+            minimum=1,
+        ),
+        "blend": Setting(
+            float,
+            "Share of the highest attention to `source` or `target`, or to PIE-Bench's "
+            "`blended_word`, above which a place is edited; the rest stays the source's (p2p). "
+            "None: every place is edited.",
+            minimum=0,
+            below=1,
+        ),
         "threshold": Setting(
             0.9,
             "Quantile of attention and of noise above which a place is edited (ledits).",
@@ -366,6 +406,9 @@ GROUPS: dict[str, dict[str, Setting]] = {
             str, "Weights for LPIPS: path of torchvision's `alexnet-owt-7be5be79.pth`."
         ),
         "lpips_vgg": Setting(str, "Weights for LPIPS: path of torchvision's `vgg16-397923af.pth`."),
+        "lpips_squeeze": Setting(
+            str, "Weights for LPIPS: path of torchvision's `squeezenet1_1-b8a52dc0.pth`."
+        ),
         "clip": Setting(
             str,
             "Model for the CLIP score of edits: a folder of CLIP with its tokenizer, or "

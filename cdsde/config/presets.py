@@ -5,17 +5,20 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 # The tasks with shipped networks, which a page offers.
-SHIPPED_GLYPHS = ("gothic", "mincho")  # styles with a shipped score network
 PAGE = ("gothic2mincho", "mincho2gothic", "twemoji2fluent", "noto2fluent", "fluent2twemoji")
 
 
 def small_networks(c: ConfigDict) -> None:
-    """Networks of 1-3 M parameters for images of 32² to 64²: a few images per second on a laptop.
+    """Networks of 1-3 M parameters for images of 64²: a few images per second on a laptop.
 
-    v-prediction recovers colours at high noise. Noise levels that are normal in log-SNR spend a
-    small budget where images take shape, and still train low noise, which cleans flat areas.
+    Score networks see an image of 64² as 32² patches of 2² pixels, and Fourier features of them,
+    which teach that paper is white and ink is black. v-prediction recovers colours at high noise.
+    Noise levels that are normal in log-SNR spend a small budget where images take shape, and still
+    train low noise, which cleans flat areas.
     """
     c.score.update(
+        patch_size=2,
+        fourier=(2, 3, 4, 5, 6),
         channels=32,
         channel_mult=(1, 3, 4),
         num_res_blocks=1,
@@ -29,7 +32,7 @@ def small_networks(c: ConfigDict) -> None:
     )
     for encoder_half in (c.encoder, c.classifier):
         encoder_half.update(
-            patch_size=2,
+            patch_size=4,
             channels=64,
             channel_mult=(1, 2),
             num_res_blocks=1,
@@ -75,82 +78,69 @@ def factor(c: ConfigDict, n: int) -> None:
 
 
 def emoji(c: ConfigDict, source: str, target: str, score_steps: int) -> None:
-    """A task on the embedded emoji at 32², with its shipped checkpoints.
+    """A task on the embedded emoji at 64², with its shipped checkpoints.
 
     Tasks with the same target share a score network, which is trained on the target only. All tasks
-    share one encoder and one classifier, trained on all three styles. Each task has its own GAN.
+    share one encoder and one classifier, trained on all three styles. A GAN knows one task.
     """
-    c.task = f"{source}2{target}"
-    c.data.update(root="emoji", source=source, target=target, image_size=32)
-    c.data.domains = ("twemoji", "noto", "fluent")
-    small_networks(c)
+    _embedded(c, "emoji", source, target, ("twemoji", "noto", "fluent"), ("twemoji", "fluent"))
     small_gan(c)
-    factor(c, 8)
-    c.train.encoder.factor = 4  # one low-pass pixel per position of the encoder's map
-    c.train.score.steps = score_steps
-    c.train.sample_every = 1000
-    c.train.checkpoint_every = 500
-    # Tuned on val (launch/tune.sh): SDEdit, EGSDE and Contrastive-SDE have similar distances to the
-    # source, so their realism can be compared. EGSDE's content energy sums over 64 times fewer
-    # pixels than at 256² and needs a larger weight; its domain energy, a mean, needs a smaller one.
-    c.ilvr.factor = 4
-    c.sdedit.start = 200
-    c.egsde.update(start=250, factor=2, content_weight=5.0, domain_weight=150.0)
-    c.contrastive_sde.update(
-        start=250,
-        factor=2,
-        content_weight=5.0,
-        weight=500.0,
-        domain_images=128,
-        domain_weight=50.0,
-    )
-    c.sample.update(steps=15, solver="dpmpp_2m", eta=1.0, spacing="log_snr", clip=True, follow=True)
-    # Blocks of 2² pixels; above T0 = 505 alone, the published one, drawings lose their subject.
-    c.sddm.update(energy="egsde", blocks=16, until=150, factor=2)
-    c.weights.score = f"shipped:score-{target}-32"
-    if source in ("twemoji", "fluent"):
-        c.weights.source_score = f"shipped:score-{source}-32"
-    c.weights.encoder = "shipped:encoder-emoji-32"
-    c.weights.classifier = "shipped:classifier-emoji-32"
-    c.weights.cut = f"shipped:cut-{c.task}-32"
-    if source != "noto":  # all generators together would be too large for the package
-        c.weights.fastcut = f"shipped:fastcut-{c.task}-32"
-    c.serve.tasks = PAGE
+    c.train.score.update(steps=score_steps, log_snr_mean=3.0, ema=0.998)
+    factor(c, 4)
+    c.ilvr.factor = c.train.encoder.factor = 8  # one low-pass pixel per position of the encoder's
+    # Tuned on val: SDEdit, EGSDE and Contrastive-SDE have the same distance to the source, so that
+    # their realism can be compared. Above it they lose faces; DDIB does not, and reads the source's
+    # network. The contrast of domains (`contrastive_sde.domain_weight`) gains nothing at 64².
+    c.sdedit.start = 175
+    c.egsde.update(start=200, content_weight=5.0, domain_weight=40.0)
+    c.contrastive_sde.update(start=200, content_weight=5.0, weight=500.0)
+    c.ddib.start, c.sddm.until, c.sample.steps = 500, 150, 15
+    if c.task == "twemoji2fluent":
+        c.weights.cut = "shipped:cut-twemoji2fluent-64"
 
 
 def glyphs(c: ConfigDict, source: str, target: str) -> None:
-    """A task on the embedded glyphs at 64²; networks see patches of 2² pixels as one of 32².
+    """A task on the embedded glyphs at 64².
 
     Tasks with the same target share a score network, which is trained on the target only.
     """
-    c.task = f"{source}2{target}"
-    c.data.update(root="glyphs", source=source, target=target, image_size=64)
-    c.data.domains = ("gothic", "mincho", "brush")
-    c.data.update(flip=False, shift=3)  # a mirrored character is not one; a moved one is
-    small_networks(c)
-    # Fourier features and levels at high SNR teach that paper is white and ink is black.
-    c.score.update(patch_size=2, fourier=(2, 3, 4, 5, 6))
-    c.train.score.update(steps=20_000, batch_size=32, log_snr_mean=2.5, log_snr_std=3.5)
-    c.encoder.attention_resolutions = c.classifier.attention_resolutions = (16,)
+    _embedded(c, "glyphs", source, target, ("gothic", "mincho", "brush"), ("gothic", "mincho"))
+    c.data.flip = False  # a mirrored character is not one; a moved one is
+    for half in (c.encoder, c.classifier):
+        half.update(patch_size=2, attention_resolutions=(16,))
+    c.train.score.update(steps=20_000, log_snr_mean=2.5, log_snr_std=3.5)
     c.train.encoder.update(steps=600, batch_size=24, max_index=1000, view="style", clean=True)
-    c.train.sample_every = 1000
-    c.train.checkpoint_every = 250
-    c.ilvr.factor = c.egsde.factor = c.sddm.factor = 8
-    # Tuned on val: SDEdit from 600 is no nearer to the style than from 500, and loses characters.
-    # No low-pass: it would keep the strokes' width.
-    c.sdedit.start = 500
+    c.train.classifier.update(steps=600, max_index=1000)
+    # Tuned on val: SDEdit from 600 is hardly nearer to the style than from 500, and loses
+    # characters; so does EGSDE. No low-pass: it would keep the width of strokes.
+    c.sdedit.start, c.ilvr.factor, c.sddm.factor = 500, 4, 8
+    c.egsde.update(start=500, content_weight=0.0, domain_weight=100.0, factor=8)
+    c.ddib.refine = 400  # makes the paper white
     c.contrastive_sde.update(
         start=600, weight=500.0, content_weight=0.0, similarity="nce", temperature=0.1, clean=True
     )
     c.contrastive_sde.score_weight = 0.5
-    # Without `clip`: clipped predictions of white are on average below white.
-    c.sample.update(steps=20, solver="dpmpp_2m", eta=1.0, spacing="log_snr", follow=True)
+    c.sample.steps = 20
     c.eval.shapes = True
+
+
+def _embedded(c: ConfigDict, root: str, source: str, target: str, styles, scores) -> None:
+    """A task on embedded data; `scores` are the styles with a shipped score network."""
+    c.task = f"{source}2{target}"
+    c.data.update(root=root, source=source, target=target, image_size=64, shift=3)
+    c.data.domains = styles
+    small_networks(c)
+    c.train.score.batch_size = 32
+    c.train.update(sample_every=1000, checkpoint_every=250)
+    c.sddm.update(energy="egsde", blocks=16)  # of 4² pixels
+    # Without `clip`: clipped predictions of white are on average below white.
+    c.sample.update(solver="dpmpp_2m", eta=1.0, spacing="log_snr", follow=True)
     c.serve.tasks = PAGE
-    c.weights.encoder = "shipped:encoder-glyphs-64"  # knows all three styles
-    if target in SHIPPED_GLYPHS:
+    for stage in ("encoder", "classifier"):  # trained on all styles
+        c.weights[stage] = f"shipped:{stage}-{root}-64"
+    if target in scores:
         c.weights.score = f"shipped:score-{target}-64"
-    if source in SHIPPED_GLYPHS:
+    if source in scores:
         c.weights.source_score = f"shipped:score-{source}-64"
 
 
@@ -165,6 +155,18 @@ def egsde_256(c: ConfigDict, source: str, target: str) -> None:
     factor(c, 32)
     # Half an ADM U-Net: width 128, depth 2, attention at 32, 16 and 8; trained 5,000 iterations.
     c.train.classifier.update(steps=5000, batch_size=32, learning_rate=3e-4, weight_decay=0.05)
+
+
+def afhq_64(c: ConfigDict, source: str, target: str) -> None:
+    """A task of AFHQ at 64², for EDM's network; EGSDE's settings, and guides of half the levels."""
+    egsde_256(c, source, target)
+    c.task = f"afhq64_{source}2{target}"
+    c.data.update(root="data/afhq", image_size=64)
+    factor(c, 8)
+    c.encoder.attention_resolutions = c.classifier.attention_resolutions = (16, 8)
+    c.encoder.channel_mult = c.classifier.channel_mult = (1, 2, 3, 4)
+    c.method = "egsde"
+    c.sample.split = "val"
 
 
 def ddpm_256(c: ConfigDict) -> None:
@@ -196,7 +198,7 @@ def gan_256(c: ConfigDict, method: str, source: str, target: str) -> None:
 
 
 def small_gan(c: ConfigDict) -> None:
-    """CUT and FastCUT for images of 32²: about a third of the width, and 6 residual blocks.
+    """CUT and FastCUT for images of 64²: about a third of the width, and 6 residual blocks.
 
     Six is the smallest number of blocks for which the generator has layer 16.
     """

@@ -72,7 +72,9 @@ TRAINING: dict[str, Group] = {
             "Seed of the initial parameters, the order of the images and the noise."
         ),
         "fine_tune": Setting(
-            False, "Start from imported weights or `weights.STAGE`, not from random parameters."
+            False,
+            "Start from imported weights or `weights.STAGE`, not from random parameters. The "
+            "network of a file may be one of smaller images with as many patches.",
         ),
         "accumulate": Setting(
             1,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from ml_collections import ConfigDict
 
 from cdsde.config import derived
-from cdsde.config.keys import KEYS, SDES
+from cdsde.config.keys import GUIDED_SDES, KEYS, SDES
 
 # The editors that read a key of `edit`; the other keys are read by all of them, or checked where
 # their values are.
@@ -19,7 +19,12 @@ READERS = {
     "edit.skip": ("edit_friendly", "ledits"),
     "edit.source_scale": ("edit_friendly",),
     "edit.threshold": ("ledits",),
+    "edit.strength": ("pix2pix_zero", "pix2pix_zerocon"),
     "edit.cross_attention": ("p2p",),
+    "edit.exchange": ("p2p",),
+    "edit.reweight": ("p2p",),
+    "edit.attention_side": ("p2p",),
+    "edit.blend": ("p2p",),
     "edit.attention": ("p2p", "pnp"),
     "edit.convolution": ("pnp",),
     "edit.iterations": ("dds", "cds"),
@@ -34,7 +39,7 @@ READERS |= dict.fromkeys(
 )
 # Keys of `sample` that only the reverse SDE reads.
 OF_SDES = ("rounds", "steps", "start", "spacing", "solver", "eta", "variance", "follow")
-OF_SDES += ("guide_every", "clip")
+OF_SDES += ("guide_every", "guide_levels", "clip")
 
 
 def check(config: ConfigDict, given: Iterable[str], mode: str = "") -> None:
@@ -53,7 +58,7 @@ def check(config: ConfigDict, given: Iterable[str], mode: str = "") -> None:
         value = derived.get(config, key)
         if value == KEYS[key].default or key not in RULES:
             continue
-        if mode in ("serve", "train") and key.startswith("sample."):
+        if mode in ("serve", "train") and key.split(".")[0] in ("sample", *SDES):
             continue
         for rule in RULES[key]:
             if reason := rule(config):
@@ -86,9 +91,17 @@ def _beside(key: str, unused: Callable) -> Callable[[ConfigDict], str]:
 
 RULES = {key: [_read_by(methods)] for key, methods in READERS.items()}
 RULES |= {f"sample.{name}": [_read_by(SDES)] for name in OF_SDES}
+RULES |= {
+    f"{name}.{key}": [_read_by((name,))]
+    for name, method in GUIDED_SDES.items()
+    for key in method.settings
+}
 RULES["sample.eta"] += [_beside("sample.solver", lambda solver: solver == "ancestral")]
 RULES["sample.variance"] += [_beside("sample.solver", lambda solver: solver != "ancestral")]
 RULES["train.score.muon_rate"] = [_beside("train.score.optimizer", lambda name: name != "muon")]
 for _name in ("log_snr_mean", "log_snr_std"):
     RULES[f"train.score.{_name}"] = [_beside("train.score.levels", lambda name: name == "index")]
+for _name in ("exchange", "reweight"):
+    RULES[f"edit.{_name}"] += [_beside("edit.cross_attention", lambda share: share == 0)]
+RULES["edit.attention_side"] += [_beside("edit.attention", lambda share: share == 0)]
 RULES["score.num_heads"] = [_beside("score.num_head_channels", lambda width: width != -1)]

@@ -25,6 +25,7 @@ _MODULE_OF = {
     "JoinedSource": "domains",
     "Source": "sources",
     "metadata": "embedded",
+    "all_captions": "sources",
     "captions": "sources",
     "content": "sources",
     "image_id": "sources",

@@ -1,19 +1,22 @@
 """The data sets that the package includes: `emoji` and `glyphs`.
 
 A folder of `cdsde/assets` each: README.md (the data card), metadata.csv (one row an image) and a
-zip of lossless WebP files at SPLIT/STYLE/CODE.webp. In every style of a split that has true pairs
-the codes are the same, and pairs are told by the code.
+zip of lossless WebP files at SPLIT/STYLE/CODE.webp; the emoji's captions.csv has colours and
+keywords. In every style of a split that has true pairs the codes are the same, and pairs are told
+by the code.
 """
 
 import csv
 import functools
 import importlib.resources
 import os
+import random
 import zipfile
 
 from cdsde.data import images
 from cdsde.data.sources import SPLITS, Item, choices
 
+CAPTIONS = 8  # of an emoji
 ARCHIVES = {"emoji": "emoji64.zip", "glyphs": "glyphs64.zip"}
 
 
@@ -31,6 +34,19 @@ def _rows(name: str) -> tuple[dict[str, str], ...]:
 def _words(name: str) -> dict[tuple[str, str], str]:
     column = {"emoji": "name", "glyphs": "character"}[name]
     return {(row["style"], row["code"]): row[column].lower() for row in _rows(name)}
+
+
+@functools.cache
+def _described() -> dict[tuple[str, str], tuple[str, list[str]]]:
+    """Of an emoji in a style, the name of its colour ("" for many) and its keywords."""
+    with _asset("emoji", "captions.csv").open("r", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    styles = [key for key in rows[0] if key not in ("code", "keywords")]
+    return {
+        (style, row["code"]): (row[style], row["keywords"].split("|"))
+        for row in rows
+        for style in styles
+    }
 
 
 def metadata(name: str) -> list[dict[str, str]]:
@@ -82,6 +98,26 @@ class EmbeddedSource:
     def caption(self, index: int) -> str:
         """The caption: style and name, such as "fluent grinning face"."""
         return f"{self.style} {_words(self.name)[self.style, self.ids[index]]}"
+
+    def captions(self, index: int) -> list[str]:
+        """All captions, the first one that of `caption`; with the colour, and of some keywords.
+
+        Such as "fluent yellow grinning face" and "fluent face happy grin".
+        """
+        code, first = self.ids[index], self.caption(index)
+        if self.name != "emoji":
+            return [first]
+        colour, keywords = _described()[self.style, code]
+
+        def of(words: list[str]) -> str:
+            return " ".join([self.style, *([] if colour in ("", *words) else [colour]), *words])
+
+        found = [first, of(first.split()[1:])]
+        for n in range(CAPTIONS - len(found)):
+            r = random.Random(f"{self.style} {code} {n}")
+            words = r.sample(keywords, min(len(keywords), r.randint(2, 4)))
+            found.append(of(words) if n % 2 else " ".join([self.style, *words]))
+        return found
 
     def __repr__(self) -> str:
         return (

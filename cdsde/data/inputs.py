@@ -12,7 +12,7 @@ from cdsde import config as config_lib
 from cdsde.data import tokenizer
 from cdsde.data.domains import JoinedSource, open_domain, open_pairs
 from cdsde.data.images import Reading
-from cdsde.data.sources import FilesSource, Source, captions
+from cdsde.data.sources import FilesSource, Source, all_captions
 
 
 def open_input(config: ConfigDict) -> Source:
@@ -113,18 +113,18 @@ def _examples_of(config: ConfigDict, domain: str, key: str) -> np.ndarray:
     return np.stack([read(source[int(j)]["image"]) for j in indices])
 
 
-def train_captions(config: ConfigDict) -> list[list[str]]:
-    """The captions of the training images, one list per domain.
+def train_captions(config: ConfigDict) -> list[list[list[str]]]:
+    """All captions of the training images, one list per domain.
 
     Raises:
       ValueError: an image has no caption.
     """
     domains = config_lib.domains(config)
-    return [captions(open_split(config, domain, "train")) for domain in domains]
+    return [all_captions(open_split(config, domain, "train")) for domain in domains]
 
 
 def tokenizer_of(config: ConfigDict) -> tokenizer.ClipTokenizer:
     """The tokenizer learned from the captions of the training images; it is deterministic."""
-    texts = sorted({text for part in train_captions(config) for text in part})
+    texts = sorted({text for part in train_captions(config) for texts in part for text in texts})
     net = config.latent
     return tokenizer.learn(texts, net.vocabulary, net.text_length)

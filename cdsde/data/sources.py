@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
 
@@ -43,15 +43,31 @@ class Source(Protocol):
         """The image at `index`, with its id."""
 
 
-def captions(source: Source, indices: Iterable[int] | None = None) -> list[str]:
+def captions(
+    source: Source,
+    indices: Iterable[int] | None = None,
+    wanted: Callable[[str], bool] = lambda caption: True,
+) -> list[str]:
     """The captions of all images, or of those at `indices`.
+
+    Where an image has several, it is the first one that is `wanted`, or else the first one.
 
     Raises:
       ValueError: the source or one of the images has no caption.
     """
-    if not hasattr(source, "caption"):
+    several = all_captions(source, indices)
+    return [next(filter(wanted, texts), texts[0]) for texts in several]
+
+
+def all_captions(source: Source, indices: Iterable[int] | None = None) -> list[list[str]]:
+    """All captions of each image; training draws one of them.
+
+    Raises:
+      ValueError: the source or one of the images has no caption.
+    """
+    if not hasattr(source, "captions"):
         raise ValueError(f"{source!r} has no captions: use embedded data, or a folder of images.")
-    return [source.caption(j) for j in (range(len(source)) if indices is None else indices)]
+    return [source.captions(j) for j in (range(len(source)) if indices is None else indices)]
 
 
 def content(source: Source, index: int) -> str:
@@ -113,17 +129,21 @@ class FilesSource:
         """The hash of the file's bytes."""
         return _hash(self.file(index).read_bytes())
 
-    def caption(self, index: int) -> str:
-        """The caption: the text file beside the image, NAME.txt for NAME.png.
+    def captions(self, index: int) -> list[str]:
+        """The captions: the lines of the text file beside the image, NAME.txt for NAME.png.
 
         Raises:
           ValueError: the text file is missing or empty, or no text in UTF-8.
         """
         path = self.file(index).with_suffix(".txt")
-        text = read_text(path, "save it as UTF-8").strip() if path.is_file() else ""
-        if not text:
+        text = read_text(path, "save it as UTF-8") if path.is_file() else ""
+        if not (lines := [line.strip() for line in text.splitlines() if line.strip()]):
             raise ValueError(f"{path} is missing or empty: it says what the image shows.")
-        return text
+        return lines
+
+    def caption(self, index: int) -> str:
+        """The first of the captions."""
+        return self.captions(index)[0]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}) of {len(self)} images"

@@ -58,6 +58,21 @@ def tangent(v: jax.Array, x: jax.Array, at: Moments) -> jax.Array:
     return _join(v - inner / length * u)
 
 
+def scaled_tangent(v: jax.Array, x: jax.Array, at: Moments, like: jax.Array, factor) -> jax.Array:
+    """Equation (3) at `factor` times the length of `like`, of each image and channel.
+
+    A block where `v` has no tangent part takes `like`, so that it has no say in least_norm.py.
+    """
+    t = tangent(v, x, at)
+    length, wanted = (
+        jnp.sqrt(jnp.sum(jnp.square(a), axis=(1, 2), keepdims=True)) for a in (t, like)
+    )
+    count = at.mean.shape[1]
+    absent = jnp.all(_cut(t, count) == 0, axis=(2, 4), keepdims=True)
+    scaled = t * factor / jnp.maximum(length, 1e-20) * wanted
+    return _join(jnp.where(absent, _cut(like, count), _cut(scaled, count)))
+
+
 def energy(features: Callable, blocks: int) -> Callable:
     """The energy `(y, x0, i) -> [B]`: squared distance of features to their block AdaIN (4).
 

@@ -115,6 +115,11 @@ def domain(features: Callable, similarity: str = "cosine") -> Energy:
     return energy
 
 
+def of_classifier(classifier: Callable) -> Callable:
+    """The features `(x, i) -> [B, h, w, C]` of a domain classifier, for `domain`."""
+    return lambda x, i: classifier(x, i, head=False)[1]
+
+
 def content(factor: int, similarity: str = "neg_l2") -> Energy:
     """Content energy, equation (2): distance between low-passed images, which keeps the layout.
 

@@ -17,12 +17,14 @@ class Grid(NamedTuple):
     """The noise levels of a run, each array `[S]`, first step first.
 
     Attributes:
-      index: i, int32, decreasing to 0.
+      index: i, int32, decreasing, to 0 unless levels are spaced as "trailing".
       last: bool, whether this is the last step (to the clean image).
       alpha_bar, next_alpha_bar: ᾱ_i, and ᾱ_p of the next lower level p (1 in the last step).
       beta: β = 1 - ᾱ_i/ᾱ_p of the step.
       spread: β/β̃ = (1-ᾱ_i)/(1-ᾱ_p), the largest variance of the step over the smallest (1 in the
         last step, which draws no noise); at low noise its float32 form would be far off.
+      exact_noise: √(1-ᾱ_i) from β in float64, for steered steps and DDIB's way up; from the
+        rounded ᾱ it would be off by 2e-4 at low noise.
     """
 
     index: Any
@@ -31,16 +33,21 @@ class Grid(NamedTuple):
     next_alpha_bar: Any
     beta: Any
     spread: Any
+    exact_noise: Any
 
 
-def indices(start: int, steps: int | None = None, log_snr: np.ndarray | None = None) -> np.ndarray:
-    """Indices of the levels of a run, int32 `[S]`, from start-1 down to 0.
+def indices(
+    start: int, steps: int | None = None, spacing: str = "index", log_snr: np.ndarray | None = None
+) -> np.ndarray:
+    """Indices of the levels of a run, int32 `[S]`, descending.
 
     Args:
       start: M, the number of levels below the start.
       steps: S, the number of network evaluations; None takes every level.
-      log_snr: log ᾱ/(1-ᾱ), `[T]`, decreasing. The levels are evenly spaced in it (as far as the
-        indices allow), which is denser at low noise. None: evenly spaced in the index.
+      spacing: "index": evenly spaced from start-1 to 0; "log_snr": the same in log-SNR, as far as
+        the indices allow, which is denser at low noise; "leading": ⌊n M/S⌋ from 0 up, and
+        "trailing": from start-1 down by M/S, as diffusers spaces levels where S divides M.
+      log_snr: log ᾱ/(1-ᾱ), `[T]`, decreasing, for "log_snr".
 
     Raises:
       ValueError: `steps` is outside 1 … start.
@@ -48,10 +55,15 @@ def indices(start: int, steps: int | None = None, log_snr: np.ndarray | None = N
     steps = start if steps is None else steps
     if not 1 <= steps <= start:
         raise ValueError(f"steps is {steps}; it must lie in 1..{start}, the start level")
+    if spacing == "leading":
+        return (np.arange(steps)[::-1] * start // steps).astype(np.int32)
+    if spacing == "trailing":
+        return (np.round(np.arange(start, 0, -start / steps))[:steps] - 1).astype(np.int32)
     if steps == 1:
         return np.array([start - 1], np.int32)
-    if log_snr is None:
+    if spacing == "index":
         return np.round(np.linspace(start - 1, 0, steps)).astype(np.int32)
+    assert log_snr is not None, "log_snr is what these levels are evenly spaced in"
     even = np.linspace(log_snr[start - 1], log_snr[0], steps)
     i = np.round(np.interp(-even, -log_snr[:start], np.arange(start))).astype(np.int32)
     # At low noise neighbouring levels are farther apart than the spacing, which would repeat an
@@ -72,12 +84,12 @@ def make_grid(
     Args:
       schedule: tables of all T levels.
       start, steps: as in `indices`.
-      spacing: "index" or "log_snr", the quantity in which the levels are evenly spaced.
+      spacing: as in `indices`.
 
     Raises:
       ValueError: `steps` is outside 1 … start.
     """
-    i = indices(start, steps, {"index": None, "log_snr": schedule.log_snr}[spacing])
+    i = indices(start, steps, spacing, schedule.log_snr)
     following = np.append(i[1:], -1)
     alpha_bar = schedule.alpha_bar[i]
     next_alpha_bar = np.where(following >= 0, schedule.alpha_bar[following], np.float32(1))
@@ -86,7 +98,9 @@ def make_grid(
     last = following < 0
     left = 1 - np.where(last, alpha_bar, next_alpha_bar).astype(np.float64)
     spread = ((1 - alpha_bar.astype(np.float64)) / left).astype(np.float32)
-    return Grid(i, last, alpha_bar, next_alpha_bar, beta, spread)
+    exact = np.cumprod(1 - schedule.beta.astype(np.float64))[i]
+    noise = np.sqrt(1 - exact).astype(np.float32)
+    return Grid(i, last, alpha_bar, next_alpha_bar, beta, spread, noise)
 
 
 def respaced(num_steps: int, spacing: str) -> np.ndarray:

@@ -4,6 +4,15 @@ r"""Training losses: deterministic functions of arrays; no network is called her
 
     L = mean_b w(ᾱ_b) · mean_hwc (ε̂_b - ε_b)²,   w = min(snr, γ)/snr,   snr = ᾱ/(1-ᾱ)      (1)
 
+The variance of a network with `score.learn_sigma` (Nichol & Dhariwal 2021, equations 15 and 16):
+the term of the variational bound of the step from i to i-1, in bits per dimension, without a
+gradient into ε̂. With the learned v in [-1, 1], e = ε̂ - ε, the posterior's variance β̃:
+
+    L = (-1 + d + (1 + w e²) exp(-d)) / (2 log 2),   d = (v+1)/2 log β/β̃,   w = β/(α (1-ᾱ_{i-1}))
+    L = -log₂ P(x),  x of 256 values under N(x - √(β/α) e, σ²),   in the last step, i = 0       (5)
+
+where β̃ is that of the step before, and σ² = β̃ exp(d).
+
 NT-Xent (Chen et al. 2020, equation 1) over the 2B views of the global batch:
 
     L = mean_a -log  exp(⟨z_a, z_p(a)⟩/τ) / Σ_{b≠a} exp(⟨z_a, z_b⟩/τ)                        (2)
@@ -20,9 +29,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from cdsde.diffusion import energies
+from cdsde.diffusion import energies, schedules
 
 
 def eps_matching(prediction, eps, alpha_bar, snr_clip: float | None = None):
@@ -42,6 +52,48 @@ def eps_matching(prediction, eps, alpha_bar, snr_clip: float | None = None):
         snr = alpha_bar / (1 - alpha_bar)
         per_image = per_image * jnp.minimum(snr, snr_clip) / snr
     return jnp.mean(per_image)
+
+
+def variance_bound(v, prediction, eps, x0, i, schedule):
+    """The variational bound of a learned variance, equation (5).
+
+    Args:
+      v: the learned share of the variance, `[B, H, W, C]`.
+      prediction: predicted noise, `[B, H, W, C]`; no gradient flows into it.
+      eps: the noise that was added, `[B, H, W, C]`.
+      x0: the clean images in [-1, 1], `[B, H, W, C]`.
+      i: the noise level of each image, int `[B]`.
+      schedule: the noise schedule.
+
+    Returns:
+      The mean over images, in bits per dimension, a float32 scalar.
+    """
+    ab = np.asarray(schedule.alpha_bar, np.float64)
+    before = np.concatenate([[1.0], ab[:-1]])
+    beta = 1 - ab / before
+    # The last step, of β̃ = 0, takes that of the step before it, as in the published code.
+    rows = np.maximum(np.arange(len(ab)), min(1, len(ab) - 1))
+    posterior = beta[rows] * np.maximum(1 - before[rows], 1e-20) / (1 - ab[rows])
+    ratio = np.log(beta / posterior)
+    weight = beta / ((1 - beta) * np.maximum(1 - before[rows], 1e-20))
+
+    def of_level(values):
+        return schedules.gather(np.asarray(values, np.float32), i)[:, None, None, None]
+
+    error = jax.lax.stop_gradient(prediction) - eps
+    d = (v + 1) / 2 * of_level(ratio)
+    step = (d - 1 + (1 + of_level(weight) * error**2) * jnp.exp(-d)) / 2
+    std = jnp.exp((d + np.log(posterior[0])) / 2)
+    distance = np.sqrt(beta[0] / (1 - beta[0])) * error
+
+    def below(edge):
+        return jax.scipy.stats.norm.cdf((distance + edge) / std)
+
+    upper = jnp.where(x0 > 0.999, 1.0, below(1 / 255))
+    lower = jnp.where(x0 < -0.999, 0.0, below(-1 / 255))
+    last = -jnp.log(jnp.maximum(upper - lower, 1e-12))
+    is_last = (i == 0)[:, None, None, None]
+    return jnp.mean(jnp.where(is_last, last, step)) / np.log(2)
 
 
 def nt_xent(first, second, temperature):

@@ -17,17 +17,21 @@ from collections.abc import Callable
 import jax
 
 
-def contrasted(target: Callable, source: Callable, weight: float) -> Callable:
+def contrasted(target: Callable, source: Callable, weight: float | jax.Array) -> Callable:
     """The predicted noise of equation (1), `(y, i) -> ε [B, H, W, C]`.
 
     Args:
       target, source: `(y, i) -> ε`, the score networks of the domains.
-      weight: λ.
+      weight: λ; where it is 0, the source's network does not run.
     """
 
     def eps(y, i):
         # The barrier runs the networks in sequence; in parallel they compete for a CPU's cache.
         here, y = jax.lax.optimization_barrier((target(y, i), y))
-        return here + weight * (here - source(y, i))
+
+        def contrast():
+            return here + weight * (here - source(y, i))
+
+        return jax.lax.cond(weight != 0, contrast, lambda: here)
 
     return eps

@@ -199,11 +199,16 @@ def _noise(key, image_ids, count: int, z) -> jax.Array:
     return jnp.moveaxis(noise, 1, 0)
 
 
+def replayed(schedule: ddim.LatentSchedule, e: ConfigDict) -> ddim.Ladder:
+    """The moves of edit_friendly and ledits: those of `steps` without the noisiest share `skip`."""
+    skipped = round(e.skip * e.steps)
+    return ddim.Ladder(*(field[skipped:] for field in ddim.sampling(schedule, e.steps)))
+
+
 def _replayed_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids):
     """Edit-friendly inversion, then its noises replayed: `(edited, reconstructed)` latents."""
     e, scale = config.edit, _scale(config)
-    down = ddim.sampling(schedule, e.steps)
-    down = ddim.Ladder(*(field[round(e.skip * e.steps) :] for field in down))
+    down = replayed(schedule, e)
     noise = _noise(key, image_ids, len(down.t), z)
     if config.method == "ledits":
         added, removed = texts.words
@@ -258,8 +263,8 @@ def _inverted_edit(unet, schedule, config: ConfigDict, texts, z, key, image_ids)
         negatives, reconstructed = null_text.optimise(unet, *args)
         texts = texts._replace(negative=negatives)
     if method == "p2p":
-        shares = e.cross_attention, e.attention
-        args = unet, top, down, texts, texts.words, scale, *shares
+        settings = e.cross_attention, e.attention, e.attention_side, e.blend
+        args = unet, top, down, texts, texts.words, scale, *settings
         return prompt_to_prompt.prompt_to_prompt(*args)
     if reconstructed is None:
         reconstructed, _ = ddim.run(top, down, eps_fn)

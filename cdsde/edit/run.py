@@ -41,7 +41,8 @@ from cdsde.weights import diffusers, hub
 RECONSTRUCTION = "reconstructions"  # folder within the results
 RECONSTRUCTED = "reconstruction"  # title of its column on sheets
 # Keys that records have only where the editor reads them.
-OF_FEW = ("skip", "source_scale", "threshold", "cross_attention")
+OF_FEW = ("skip", "source_scale", "threshold", "cross_attention", "exchange", "attention_side")
+OF_FEW += ("reweight", "blend")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -182,7 +183,7 @@ def _edit(
 
 
 def chosen_images(config: ConfigDict, source) -> list[int]:
-    """Positions of the images to edit; in a data set, those whose caption contains the word.
+    """Positions of the images to edit; in a data set, those of which a caption contains the word.
 
     Where the data have words of their own, all images are edited.
 
@@ -191,9 +192,8 @@ def chosen_images(config: ConfigDict, source) -> list[int]:
     """
     positions = list(range(len(source)))
     if config.sample.input is None and not has_words(source):
-        texts = captions(source)
-        word = wording.bare(config.edit.source)
-        positions = [j for j in positions if wording.place_of(word, texts[j]) is not None]
+        said = wording.holds(wording.bare(config.edit.source))
+        positions = [j for j, text in enumerate(captions(source, wanted=said)) if said(text)]
         if not positions:
             raise ValueError(
                 f"no caption of {source!r} holds '{config.edit.source}'; choose another "
@@ -216,7 +216,8 @@ def with_sentences(config: ConfigDict) -> ConfigDict:
     if config.sample.input is not None or e.templates or not needs_bank:
         return config
     train = inputs.open_split(config, config_lib.sources(config)[0], "train")
-    matches = [(text, wording.place_of(e.source, text)) for text in captions(train)]
+    texts = captions(train, wanted=wording.holds(e.source))
+    matches = [(text, wording.place_of(e.source, text)) for text in texts]
     templates = sorted(
         {text[:n] + "{}" + text[n + len(e.source) :] for text, n in matches if n is not None}
     )
@@ -242,7 +243,10 @@ def wordings_of(config: ConfigDict, source, todo: list[int]) -> dict[str, Wordin
       ValueError: as `captions_of`.
     """
     if has_words(source):
-        return {source.ids[j]: Wording(*source.edit(j)) for j in todo}
+        p2p = config.method == "p2p"  # other editors know no place
+        return {
+            source.ids[j]: Wording(*source.edit(j), source.blended(j) if p2p else ()) for j in todo
+        }
     said = captions_of(config, source, todo)
     return {name: wording.of_caption(config.edit, caption) for name, caption in said.items()}
 
@@ -253,13 +257,14 @@ def captions_of(config: ConfigDict, source, todo: list[int]) -> dict[str, str]:
     Raises:
       ValueError: there is no caption, no captioner, and none in the data set.
     """
-    ids = [source.ids[j] for j in todo]
+    ids, word = [source.ids[j] for j in todo], (config.edit.source or "").strip()
+    said = wording.holds(wording.bare(word)) if word else lambda caption: True
     if config.edit.caption:
         return dict.fromkeys(ids, config.edit.caption)
     if config.model.captioner is not None:
         return _captioned(hub.local(config.model.captioner, "network"), source, todo)
     try:
-        return dict(zip(ids, captions(source, todo), strict=True))
+        return dict(zip(ids, captions(source, todo, said), strict=True))
     except ValueError as error:
         raise ValueError(
             "config.edit.caption is not given and there is no captioner; say what the image "
@@ -301,6 +306,8 @@ def record_of(config: ConfigDict, model: pipeline.Model) -> dict:
     for key in OF_FEW:
         if config.method not in unused.READERS[f"edit.{key}"]:
             settings.pop(key)  # so that records of earlier versions match
+    if config.method == "p2p":  # which read it in earlier versions
+        settings["strength"] = 1.0
     s = config.sample
     settings |= {"method": config.method, "split": s.split, "seed": s.seed}
     settings["image_size"] = config.data.image_size

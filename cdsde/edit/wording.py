@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from cdsde.data import tokenizer
 from cdsde.edit import text_directions
 from cdsde.edit.pipeline import GUIDED, Model
 from cdsde.editing import editors, word_alignment
+from cdsde.editing.prompt_to_prompt import Words
 
 
 class Wording(NamedTuple):
@@ -22,21 +23,28 @@ class Wording(NamedTuple):
       caption: what the image shows.
       edited: what the result is to show; None: the caption with the target in place of the source.
       source, target: the words that change and what they become, in caption and edited text.
+      blended: the word of each text that tells the place of the edit, and of which the second can
+        be reweighted; (): everywhere, and none.
     """
 
     caption: str
     edited: str | None
     source: tuple[str, ...]
     target: tuple[str, ...]
+    blended: tuple[str, ...] = ()
 
     def told(self) -> dict[str, str]:
         """What a result tells of them."""
-        return {"caption": self.caption} | ({"edited": self.edited} if self.edited else {})
+        if not self.edited:
+            return {"caption": self.caption}
+        blended = {"blended": " ".join(self.blended)} if self.blended else {}
+        return {"caption": self.caption, "edited": self.edited, **blended}
 
 
 def of_caption(e: ConfigDict, caption: str) -> Wording:
     """The words of an image with this caption, by `edit.source` and `edit.target`."""
-    return Wording(caption, None, (bare(e.source),), (bare(e.target),))
+    source, target = bare(e.source), bare(e.target)
+    return Wording(caption, None, (source,), (target,), (source, target))
 
 
 def texts_of(model: Model, config: ConfigDict, wordings: Sequence[Wording]) -> editors.Texts:
@@ -70,7 +78,7 @@ def texts_of(model: Model, config: ConfigDict, wordings: Sequence[Wording]) -> e
         negative = encoder([e.negative or ""])
     words = None
     if config.method == "p2p":
-        words = _mappers(encoder.tokenize, captions, changed, wordings, e.strength)
+        words = _mapped(encoder.tokenize, captions, changed, wordings, e)
     return editors.Texts(source, target, np.broadcast_to(negative, source.shape), words)
 
 
@@ -92,21 +100,35 @@ def _of_concepts(encoder, e: ConfigDict, wordings: Sequence[Wording]) -> editors
     return editors.Texts(source, encoder(added), negative, words)
 
 
-def _mappers(tokenize, captions, changed, wordings, factor) -> tuple[np.ndarray, np.ndarray]:
-    """`word_alignment.mapper` of each image, `[B, M, M]` and `[B, M]`."""
+def _mapped(tokenize, captions, changed, wordings, e: ConfigDict) -> Words:
+    """Prompt-to-prompt's words of each image: how its texts agree, and where the edit is."""
     found = []
     for before, after, wording in zip(captions, changed, wordings, strict=True):
-        words = np.zeros(tokenize.length, bool)
-        for word in wording.target if factor != 1 else ():
-            words |= tokenizer.word_positions(tokenize, after, word)
+        texts, places = (before, after), np.ones((2, tokenize.length), bool)
+        if wording.blended:
+            both = zip(texts, wording.blended, strict=True)
+            places = np.stack([_tokens(tokenize, text, word) for text, word in both])
         counts = tokenize.count(before), tokenize.count(after)
         lengths = None
-        if word_alignment.exchanged(before.lower().split(), after.lower().split()):
+        parts = before.lower().split(), after.lower().split()
+        if e.exchange == "auto" and word_alignment.exchanged(*parts):
             lengths = _lengths(tokenize, before), _lengths(tokenize, after)
-        ids = tokenize([before, after])
-        found.append(word_alignment.mapper(*ids, counts, words, factor, lengths))
-    shares, kept = zip(*found, strict=True)
-    return np.stack(shares), np.stack(kept)
+        # Without such words, all tokens are a place and none is reweighted.
+        factor = e.reweight if wording.blended else 1.0
+        args = *tokenize(texts), counts, places[1], factor, lengths
+        found.append((*word_alignment.mapper(*args), places))
+    return Words(*map(np.stack, zip(*found, strict=True)))
+
+
+def _tokens(tokenize, text: str, word: str) -> np.ndarray:
+    """Where a word is among the tokens of a text, bool `[M]`.
+
+    Nowhere if the text does not hold it, or beyond the tokens that the encoder reads.
+    """
+    begin = place_of(word, text)
+    if begin is None or tokenize.count(text[: begin + len(word)]) > tokenize.length:
+        return np.zeros(tokenize.length, bool)
+    return tokenizer.word_positions(tokenize, text, word)
 
 
 def _lengths(tokenize, text: str) -> list[int]:
@@ -153,6 +175,11 @@ def swapped(caption: str, source: str, target: str) -> str:
         f"the caption '{caption}' does not hold '{source}', which is to become '{target}'; give "
         "another --config.edit.caption or --config.edit.source"
     )
+
+
+def holds(words: str) -> Callable[[str], bool]:
+    """Whether a caption contains the words, as a function of it."""
+    return lambda caption: place_of(words, caption) is not None
 
 
 def place_of(words: str, caption: str) -> int | None:

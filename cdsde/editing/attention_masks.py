@@ -1,4 +1,4 @@
-"""Object masks from the source's cross-attention to a word, averaged over the inversion."""
+"""Masks from cross-attention to words: of an object, over an inversion; of one step, by layers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def of_words(
         total = total + of_layers(maps, weight, z.shape[1:3])
         return (ddim.move(x, eps, start, end), total), None
 
-    initial = (z, jnp.zeros((len(z), *map(_side, z.shape[1:3]))))
+    initial = z, zeros(len(z), z.shape[1:3])
     (_, total), _ = jax.lax.scan(body, initial, ddim.Ladder(*map(jnp.asarray, ladder)))
     low, high = total.min((1, 2), keepdims=True), total.max((1, 2), keepdims=True)
     return (total - low) / jnp.maximum(high - low, 1e-12)
@@ -50,11 +50,25 @@ def of_layers(maps: Mapping, weight: jax.Array, side: tuple[int, ...]) -> jax.Ar
       maps: cross-attention maps by layer, `[B, heads, L, M]`; the largest within `SIDE` count.
       weight: `[B, M]`, weights of the tokens.
       side: rows and columns of the latents.
+
+    Raises:
+      ValueError: no map has that size.
     """
     height, width = map(_side, side)
     chosen = [m for m in maps.values() if m.shape[2] == height * width]
+    if not chosen:
+        raise ValueError(
+            f"the model has no cross-attention on {height}x{width} positions, where latents of "
+            f"{side[0]}x{side[1]} tell the place of a word; take another config.data.image_size or "
+            "model, or do without masks of words"
+        )
     attention = [jnp.einsum("bhlm,bm->bl", m, weight) / m.shape[1] for m in chosen]
     return sum(attention).reshape(-1, height, width) / len(attention)
+
+
+def zeros(count: int, side: tuple[int, ...]) -> jax.Array:
+    """No attention yet, for `of_layers` to be added: `[count, s, s]`."""
+    return jnp.zeros((count, *map(_side, side)))
 
 
 def _side(latent: int) -> int:
@@ -67,6 +81,10 @@ def _side(latent: int) -> int:
 
 def enlarged(maps: np.ndarray, size: int) -> np.ndarray:
     """Object masks, bool `[B, size, size]`: maps `[B, s, s]` after threshold and enlargement."""
-    masks = np.asarray(maps) > THRESHOLD
-    positions = np.arange(size) * masks.shape[1] // size
-    return masks[:, positions][:, :, positions]
+    return stretched(np.asarray(maps) > THRESHOLD, (size, size))
+
+
+def stretched(masks, side: tuple[int, ...]):
+    """Masks `[B, s, s]` at another size, `[B, *side]`: nearest neighbours, as `F.interpolate`."""
+    rows, columns = (np.arange(n) * m // n for n, m in zip(side, masks.shape[1:], strict=True))
+    return masks[:, rows][:, :, columns]

@@ -93,9 +93,9 @@ def guided_eps(unet: Callable, x: jax.Array, t, texts: Texts, scale, other=None)
     return negative + scale * (target - negative)
 
 
-def observe(unet: Callable, x, t, context):
+def observe(unet: Callable, x, t, context, *inject):
     """The predicted noise, the cross-attention maps and the features, the latter two by layer."""
-    eps, kept = unet(x, t, context, mutable=KEPT)
+    eps, kept = unet(x, t, context, *inject, mutable=KEPT)
     maps = guidance.captured(kept["maps"], "probabilities")
     return eps, maps, guidance.captured(kept["features"], "out")
 

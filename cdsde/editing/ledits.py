@@ -69,9 +69,7 @@ def attention_mask(maps: Mapping, words: jax.Array, side: tuple[int, int], quant
     attention = attention_masks.of_layers(maps, words.astype(jnp.float32), side)
     # A concept without words, which an image may have, changes nothing.
     mask = above(smoothed(attention), quantile) & words.any(-1)[:, None, None]
-    # Nearest neighbours, as in `F.interpolate`.
-    rows, columns = (np.arange(n) * m // n for n, m in zip(side, mask.shape[1:], strict=True))
-    return mask[:, rows][:, :, columns]
+    return attention_masks.stretched(mask, side)
 
 
 def guided_eps(

@@ -122,8 +122,13 @@ def _judges(config, workdir, source, chosen, originals, networks) -> tuple[dict,
     if e.clip is not None:
         texts = [e.text or (source.edit(j)[1] if own else config.edit.target) for j in chosen]
         record["text"] = texts[0] if len(set(texts)) == 1 else "the data's edited texts"
-        score, record["weights"]["clip"] = _clip(e.clip, dict(zip(chosen, texts, strict=True)))
-        judges["CLIP score"] = score
+        score_of, record["weights"]["clip"] = _clip(e.clip)
+        score = judges["CLIP score"] = score_of(dict(zip(chosen, texts, strict=True)))
+        if own:
+            unedited = score_of({j: source.caption(j) for j in chosen})
+            judges["CLIP score of the source"] = lambda edited, numbers: unedited(
+                real(numbers), numbers
+            )
         if own and masks is not None:
             judges["CLIP score of the edited region"] = _edited_region(score, masks[0])
     if e.dino is not None:
@@ -179,7 +184,7 @@ def _direction(config, real: Callable, own_words: bool) -> tuple[Callable, dict,
     if config.sample.input is not None or own_words:
         return None
     train = inputs.open_split(config, config_lib.sources(config)[0], "train")
-    texts, read = captions(train), translations.resized(config, train)
+    read = translations.resized(config, train)
     extractor = extractors.load("efficientnet_lite0")
 
     def features(pictures):
@@ -188,7 +193,8 @@ def _direction(config, real: Callable, own_words: bool) -> tuple[Callable, dict,
     means, counts = [], {}
     for concept in (config.edit.source, config.edit.target):
         words = wording.bare(concept)
-        matching = [j for j, text in enumerate(texts) if wording.place_of(words, text) is not None]
+        said = wording.holds(words)
+        matching = [j for j, text in enumerate(captions(train, wanted=said)) if said(text)]
         if len(matching) < FEWEST:
             logging.info("%d train images say '%s': no direction is measured", len(matching), words)
             return None
@@ -202,18 +208,12 @@ def _direction(config, real: Callable, own_words: bool) -> tuple[Callable, dict,
     return judge, counts, extractor.hash
 
 
-def _clip(folder: str, texts: dict[int, str]) -> tuple[Callable, str]:
-    """The CLIP score with each image's text by the CLIP of a folder, and its parameters' digest."""
+def _clip(folder: str) -> tuple[Callable, str]:
+    """`score_of({position: text})` is the CLIP score with each image's text; and CLIP's digest."""
     path = hub.local(folder, "network")
     module, params = diffusers.load_clip(path)
-    distinct = list(dict.fromkeys(texts.values()))
-    ids = tokenizer.load(path)(distinct)
+    tokenize = tokenizer.load(path)
     embed = compiler.jit(lambda params, ids: module.apply(params, ids, method="embed_text"))
-    parts = (ids[n : n + BATCH] for n in range(0, len(ids), BATCH))
-    words = np.concatenate(
-        [np.asarray(embed(params, pad(part, BATCH)))[: len(part)] for part in parts]
-    )
-    rows = {j: distinct.index(text) for j, text in texts.items()}
     mean, std = (np.array(x, np.float32) for x in (edit_run.CLIP_MEAN, edit_run.CLIP_STD))
     size = module.vision.image_size
 
@@ -222,12 +222,21 @@ def _clip(folder: str, texts: dict[int, str]) -> tuple[Callable, str]:
         images = module.apply(params, pixels, method="embed_image")
         return metrics.clip_score(images, texts)
 
-    def judge(edited, numbers):
-        small = np.stack([resize(picture, size, filter="bicubic") for picture in edited])
-        pixels = (small.astype(np.float32) / 255 - mean) / std
-        return cosine(params, pixels, words[[rows[j] for j in numbers]])
+    def score_of(texts: dict[int, str]) -> Callable:
+        distinct = list(dict.fromkeys(texts.values()))
+        ids = tokenize(distinct)
+        parts = [ids[n : n + BATCH] for n in range(0, len(ids), BATCH)]
+        words = [np.asarray(embed(params, pad(part, BATCH)))[: len(part)] for part in parts]
+        rows = dict(zip(distinct, np.concatenate(words), strict=True))
 
-    return judge, trees.digest(params)
+        def judge(pictures, numbers):
+            small = np.stack([resize(picture, size, filter="bicubic") for picture in pictures])
+            pixels = (small.astype(np.float32) / 255 - mean) / std
+            return cosine(params, pixels, np.stack([rows[texts[j]] for j in numbers]))
+
+        return judge
+
+    return score_of, trees.digest(params)
 
 
 def _masks(config, workdir, source, chosen) -> tuple[dict[int, np.ndarray], str] | None:
@@ -246,9 +255,7 @@ def _masks(config, workdir, source, chosen) -> tuple[dict[int, np.ndarray], str]
             )
         about = str(folder)
     elif edit_run.has_words(source):
-        fit = config.data.fit
-        wide = {j: np.repeat(np.uint8(255) * source.mask(j)[..., None], 3, -1) for j in chosen}
-        return {j: resize(m, size, "bilinear", fit)[..., 0] > 127 for j, m in wide.items()}, MASKED
+        return {j: source.mask(j, size) for j in chosen}, MASKED
     elif config.model.path is not None:
         folder = _attention_masks(config, workdir, source, chosen, names)
         about = "cross-attention of the source to the word"

@@ -20,6 +20,7 @@ FILES = {
     "inception": "pt_inception-2015-12-05-6726825d.pth, github.com/mseitzer/pytorch-fid/releases",
     "lpips_alex": "torchvision's alexnet-owt-7be5be79.pth, download.pytorch.org/models",
     "lpips_vgg": "torchvision's vgg16-397923af.pth, download.pytorch.org/models",
+    "lpips_squeeze": "torchvision's squeezenet1_1-b8a52dc0.pth, download.pytorch.org/models",
 }
 NAMES = tuple(FILES)
 
@@ -33,7 +34,7 @@ class Extractor(NamedTuple):
         `[B, H, W, 3]`. From one array: "block0_mean" to "block15_mean", "pooled", "logits"
         (efficientnet_lite0); "64_mean", "192_mean", "768_mean", "2048", "logits" (inception);
         "class" and "keys" `[B, T, 768]` (dino_vitb8). From two arrays of one shape: "distance"
-        `[B]` and "layers" `[B, 5]` (LPIPS).
+        `[B]` and "layers" `[B, 5]` (LPIPS; with SqueezeNet `[B, 7]`).
       params: `{"params": tree}`.
       hash: SHA-256 of the parameters, which identifies the network in results.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cdsde.config import title
 from cdsde.evaluate.shapes import LEGIBLE
 from cdsde.runtime import progress
 
@@ -9,7 +10,7 @@ from cdsde.runtime import progress
 COLUMNS = (
     ("{} ↓", ("L2 to true target", "L2 to source")),
     ("{} ↑", (LEGIBLE, "SSIM to true target", "SSIM to source")),
-    ("style, {} ↓", ("KID x1000", "KID-EffNetLite0 x1000")),
+    ("distance in style, {} ↓", ("KID x1000", "KID-EffNetLite0 x1000")),
 )
 
 
@@ -28,7 +29,7 @@ def glance(results: dict[str, dict], floors: dict[str, dict]) -> str:
         if name
     ]
     rows = [
-        [row, *(f"{values[n]['value']:.3g}" if n in values else "-" for _, n in chosen)]
+        [title(row), *(f"{values[n]['value']:.3g}" if n in values else "-" for _, n in chosen)]
         for row, values in {**results, **floors}.items()
     ]
     return progress.table(rows, ["", *(heading for heading, _ in chosen)])

@@ -62,6 +62,8 @@ def check(config: ConfigDict, method: str, workdir, folder: Path, source) -> Non
         # The config has it from the method that it names, and not from this one.
         if key in old[kind]:
             new[kind][key] = old[kind][key]
+    if new[kind].get("solver", "ancestral") != "ancestral":  # reads no variance
+        new[kind]["variance"] = "fixedsmall"
     if "input" in old:
         new["input"] = old["input"]
     advice = f"give --mode=eval the keys that --mode={mode} had, or make the results again"

@@ -94,7 +94,9 @@ def _write_sheet(config: ConfigDict, workdir, folders: dict[str, Path], source, 
     path = Path(workdir) / "eval" / records.SHEET
     shown = range(len(source))[: config.sample.limit][: config.sample.sheet]
     columns = {"source": resized(config, source)}
-    columns |= {method: written(config, source, folder) for method, folder in folders.items()}
+    columns |= {
+        config_lib.title(m): written(config, source, folder) for m, folder in folders.items()
+    }
     columns |= {TO_PAIR: resized(config, pairs)} if pairs is not None else {}
     write_png(path, comparison(shown, columns))
     logging.info("results side by side in %s", path)
@@ -115,9 +117,10 @@ def pairwise_metrics(networks: dict[str, extractors.Extractor]) -> dict:
 
 def lpips(config: ConfigDict) -> dict[str, extractors.Extractor]:
     """`{title: network}` of LPIPS, for the networks whose weights the config names."""
-    titles = {"lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
-    paths = {name: config.eval[name] for name in titles if config.eval[name] is not None}
-    return {titles[name]: extractors.load(name, path) for name, path in paths.items()}
+    keys = {"lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
+    keys["lpips_squeeze"] = "LPIPS-Squeeze"
+    paths = {name: config.eval[name] for name in keys if config.eval[name] is not None}
+    return {keys[name]: extractors.load(name, path) for name, path in paths.items()}
 
 
 def open_shapes(config: ConfigDict, pairs) -> shapes.Shapes | None:

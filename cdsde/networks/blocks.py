@@ -231,11 +231,46 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
       The shape of `q`, in the dtype of `v`.
     """
     factor = q.shape[-1] ** -0.25
-    logits = jnp.einsum(
-        "bthc,bshc->bhts", q * factor, k * factor, preferred_element_type=jnp.float32
-    )
-    weights = nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhts,bshc->bthc", weights, v)
+    return _attend(q * factor, k * factor, v)
+
+
+@jax.custom_vjp
+def _attend(q, k, v):
+    """softmax(q kᵀ) v; the products read the weights, the largest array, as they are."""
+    weights = _attention_weights(q, k)
+    return _heads_last(weights.astype(v.dtype) @ _heads_first(v))
+
+
+def _heads_first(x):
+    return x.transpose(0, 2, 1, 3)
+
+
+_heads_last = _heads_first  # `[B, heads, T, D]` -> `[B, T, heads, D]`
+
+
+def _attention_weights(q, k):
+    k = k.transpose(0, 2, 3, 1)
+    logits = jnp.matmul(_heads_first(q), k, preferred_element_type=jnp.float32)
+    return nn.softmax(logits, axis=-1)
+
+
+def _attend_backward(residuals, g):
+    q, k, v = residuals
+    weights = _attention_weights(q, k)
+    turned = v.transpose(0, 2, 3, 1)
+    to_weights = jnp.matmul(_heads_first(g), turned, preferred_element_type=jnp.float32)
+    mean = jnp.sum(to_weights * weights, axis=-1, keepdims=True)
+    to_logits = (weights * (to_weights - mean)).astype(q.dtype)
+    to_q = _heads_last(to_logits @ _heads_first(k))
+    return to_q, _summed_over_t(q, to_logits), _summed_over_t(g, weights.astype(v.dtype))
+
+
+def _summed_over_t(x, weights):
+    """Σ_t x[b, t, h, c] w[b, h, t, s], `[B, S, heads, D]`; x is turned, which is the smaller."""
+    return (x.transpose(0, 2, 3, 1) @ weights).transpose(0, 3, 1, 2)
+
+
+_attend.defvjp(lambda q, k, v: (_attend(q, k, v), (q, k, v)), _attend_backward)
 
 
 def split_qkv(qkv: jax.Array, heads: int, new_order: bool) -> tuple[jax.Array, ...]:

@@ -8,7 +8,8 @@ With y = x ∗ K (stride 1, borders of p zeros), the gradients of a loss with co
 XLA derives the same formulas, and two of its choices are slow on CPUs:
 
 - Inside a loop, such as the guided sampler's, it hoists the swap of (1) and then cannot use its
-  fast routine (4 to 8 times slower). Here the swapped kernel is computed inside the loop.
+  fast routine (4 to 8 times slower). Here the swapped kernel is computed inside the loop. Small
+  images with many channels are rotated themselves, in place of K.
 - It computes (2) as a convolution whose input channels are the images, so one or two large images
   give it one or two channels. Here such images are cut into blocks, with a border of one pixel
   from their neighbours, and (2) sums over blocks instead of images.
@@ -68,6 +69,12 @@ def convolve(x, kernel, stride: int, padding: Sequence[tuple[int, int]]) -> jax.
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=NUMBERS)
 
 
+def summed(rows: jax.Array) -> jax.Array:
+    """The sum of the rows, `[N, C]` -> `[1, C]`, as a product with ones."""
+    ones = jnp.ones((1, rows.shape[0]), rows.dtype)
+    return jnp.matmul(ones, rows, precision=lax.Precision.HIGHEST)
+
+
 @jax.custom_vjp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """`[B, H, W, C]` plus `[C]`."""
@@ -75,8 +82,8 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _bias_gradient(_, g):
-    # A product, since XLA would merge two sums.
-    return g, jnp.ones(g.shape[:1], g.dtype) @ g.sum(axis=(1, 2))
+    # One product over all positions would round too much for CUT's reference vectors.
+    return g, summed(g.sum(axis=(1, 2)))[0]
 
 
 add_bias.defvjp(lambda x, bias: (x + bias[None, None, None, :], None), _bias_gradient)
@@ -111,8 +118,14 @@ def _default_gradients(border, x, kernel, g):
 
 def _explicit_gradients(border, x, kernel, g):
     # The barrier keeps XLA from fusing the rotation and the swap into the convolution again.
-    rotated = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    to_x = _convolve(g, rotated, 2 - border)
+    # Whichever is smaller is rotated, an image of g or K. The batch does not count, so that
+    # programs exported for any batch round alike.
+    if g.shape[1] * g.shape[2] < 9 * x.shape[-1]:
+        swapped = lax.optimization_barrier(kernel.swapaxes(2, 3))
+        to_x = _convolve(g[:, ::-1, ::-1], swapped, 2 - border)[:, ::-1, ::-1]
+    else:
+        rotated = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+        to_x = _convolve(g, rotated, 2 - border)
     if side := _block_side(x, g):
         return to_x, _kernel_gradient_of_blocks(border, x, g, side).astype(kernel.dtype)
     _, pull = jax.vjp(lambda kernel: _convolve(x, kernel, border), kernel)

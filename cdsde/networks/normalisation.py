@@ -11,6 +11,14 @@ For a cotangent ∂y, with ∂z = ∂y or ∂y silu'(z), and means over a group'
 
 So two sums over positions are enough for all three gradients, and x is all that is kept. JAX
 derives more sums and keeps more arrays of the size of x.
+
+Three forms are for XLA's CPU compiler, which computes again at each use what it takes for cheap:
+
+- Means over the channels of a group are products with a small matrix. What comes out of a product
+  is stored, and loops over positions read it in a straight line.
+- SiLU is z/(1 + exp(-z)): XLA counts a division as costly and stores its result, which the next
+  convolution and its gradient read.
+- Sums over images are products with ones. As sums they would be merged with those over positions.
 """
 
 from __future__ import annotations
@@ -21,6 +29,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+
+from cdsde.networks.convolution import summed
 
 
 def deviations(x: jax.Array, groups: int, eps: float) -> tuple[jax.Array, jax.Array]:
@@ -45,9 +55,12 @@ def deviations(x: jax.Array, groups: int, eps: float) -> tuple[jax.Array, jax.Ar
 
 def group_mean(x: jax.Array, groups: int) -> jax.Array:
     """`[B, C]` -> `[B, C]`: replaces each channel by the mean of its group."""
-    b, c = x.shape
-    grouped = x.reshape(b, groups, c // groups).mean(axis=-1, keepdims=True)
-    return jnp.broadcast_to(grouped, (b, groups, c // groups)).reshape(b, c)
+    channels = x.shape[1]
+    size = channels // groups
+    # Of traced numbers: as a constant, each layer would hold C² of them.
+    group = lax.iota(jnp.int32, channels) // size
+    same = jnp.where(group[:, None] == group[None], jnp.asarray(1 / size, x.dtype), 0)
+    return jnp.matmul(x, same, precision=lax.Precision.HIGHEST)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -66,17 +79,17 @@ def normalise(
     Returns:
       `[B, P, C]` float32.
     """
-    return _plain(x, gain, offset, groups, eps, silu)
+    z = _affine(x, gain, offset, groups, eps)
+    return z / (1 + jnp.exp(-z)) if silu else z
 
 
-def _plain(x, gain, offset, groups, eps, silu):
+def _affine(x, gain, offset, groups, eps):
     x, inverse = deviations(x, groups, eps)
-    z = x * (gain * inverse)[:, None, :] + offset[:, None, :]
-    return nn.silu(z) if silu else z
+    return x * (gain * inverse)[:, None, :] + offset[:, None, :]
 
 
 def _forward(x, gain, offset, groups, eps, silu):
-    return _plain(x, gain, offset, groups, eps, silu), (x, gain, offset)
+    return normalise(x, gain, offset, groups, eps, silu), (x, gain, offset)
 
 
 def _backward(groups, eps, silu, residuals, g):
@@ -87,6 +100,12 @@ def _backward(groups, eps, silu, residuals, g):
 
 def _default_gradients(groups, eps, silu, x, gain, offset, g):
     return jax.vjp(lambda *args: _plain(*args, groups, eps, silu), x, gain, offset)[1](g)
+
+
+def _plain(x, gain, offset, groups, eps, silu):
+    """Equation (1) for JAX to differentiate, whose derivative of z/(1 + exp(-z)) overflows."""
+    z = _affine(x, gain, offset, groups, eps)
+    return nn.silu(z) if silu else z
 
 
 def _explicit_gradients(groups, eps, silu, x, gain, offset, g):
@@ -103,7 +122,7 @@ def _explicit_gradients(groups, eps, silu, x, gain, offset, g):
     to_x = g * gain[:, None, :] - mean[:, None, :] - n * slope[:, None, :]
     to_x = (inverse[:, None, :] * to_x).astype(x.dtype)
     if rows == 1:  # one gain for all images
-        to_gain, to_offset = (a.sum(axis=0, keepdims=True) for a in (to_gain, to_offset))
+        to_gain, to_offset = summed(to_gain), summed(to_offset)
     return to_x, to_gain, to_offset
 
 

@@ -43,6 +43,7 @@ class Description(NamedTuple):
       channels: channels of the images, 3, or of the latents.
       autoencoder: constructor fields of the `AutoencoderKL` of its latents and their "factor", or
         None if it sees images.
+      sampler: how its publisher samples from it, as in `weights.formats.opened.Opened`.
     """
 
     arch: str
@@ -53,11 +54,20 @@ class Description(NamedTuple):
     needs_class: bool = False
     channels: int = 3
     autoencoder: dict[str, Any] | None = None
+    sampler: dict[str, Any] | None = None
 
 
 def to_text(description: Description) -> str:
-    """The description as JSON, the same text for the same network."""
-    return json.dumps(description._asdict(), sort_keys=True)
+    """The description as JSON."""
+    plain = description._asdict()
+    if description.sampler is None:
+        del plain["sampler"]
+    return json.dumps(plain, sort_keys=True)
+
+
+def network_text(text: str) -> str:
+    """A description's text without its sampler: the same for the same network."""
+    return to_text(of_text(text)._replace(sampler=None))
 
 
 def of_text(text: str) -> Description:
@@ -99,8 +109,13 @@ def autoencoder(description: Description, dtype) -> AutoencoderKL:
 
 
 def learns_variance(description: Description) -> bool:
-    """Whether the network's last channels are a variance, as many as those of the noise."""
+    """Whether the network's last channels are a variance, as many as those of the noise.
+
+    EDM's samplers never use that half of an output.
+    """
     fields, channels = description.fields, description.channels
+    if description.arch in ("SongUNet", "DhariwalUNet"):
+        return False
     return bool(fields.get("learn_sigma")) or fields.get("out_channels") == 2 * channels
 
 

@@ -68,25 +68,51 @@ LARGEST = {
 _INFINITE = 1e300  # for whole numbers, too, which may be larger than any float
 A_LEVEL = ("block_out_channels", "attention_head_dim", "num_attention_heads")  # may be lists
 LEVELS = 16  # the longest such list
+# Largest file, in bytes. The vocabulary of Stable Diffusion's tokenizer has 1.1 MB, and no config
+# 0.1 MB. Python makes objects of 20 times the size of a JSON text.
+LARGEST_FILE = 2 * 2**20
+# Fewest bytes of a long JSON text for each of its lists and objects. One that has more of them is
+# made to cost time; an array in the header of a safetensors file is an object of two lists and has
+# 50 bytes at the least.
+BYTES_A_LIST, SHORT = 8, 1000
 
 
 def read(path: str | Path, purpose: str) -> dict[str, Any]:
     """The object in a JSON file; `purpose` ends the sentence about a missing file.
 
     Raises:
-      ValueError: the file does not exist or holds no JSON object.
+      ValueError: the file does not exist, holds no JSON object, or is larger than `LARGEST_FILE`.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no {path}; {purpose}")
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise ValueError(
+            f"{path} has {size:,} bytes, and no file of fields more than {LARGEST_FILE:,}; get the "
+            "file again"
+        )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 alike
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path} is not readable JSON ({reason}); get the file again") from None
+        found = parsed(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON and UTF-8 alike
+        raise ValueError(f"{path} is not readable JSON ({error}); get the file again") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object of fields; get the file again")
     return found
+
+
+def parsed(text: str) -> Any:
+    """What a JSON text of a few million characters says, at a small cost.
+
+    Raises:
+      ValueError: it is no JSON, is nested too deeply, or is little else than lists.
+    """
+    if text.count("[") + text.count("{") > max(SHORT, len(text) // BYTES_A_LIST):
+        raise ValueError("it is little else than lists")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def check(
@@ -144,7 +170,10 @@ def _check_size(name: str, value: Any, where: str | Path) -> None:
 
 def shown(value: Any) -> str:
     """A value of a file for an error message, cut off where it is long."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # nested a little less deeply than what cannot be read
+        return "lists in lists"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -27,11 +27,18 @@ RECORD = "settings.json"  # beside the images: the settings that made them
 SHEET = "sheet.png"  # beside the images: a contact sheet of the first ones
 SHOWN = 6  # differences between records in a message
 # Newer keys are left out of a record where they have no effect, so that older records match.
-NEUTRAL = (("sample", "match_colours", 0), ("sample", "guide_every", 1), ("data", "fit", "crop"))
+NEUTRAL = (
+    ("sample", "match_colours", 0),
+    ("sample", "guide_every", 1),
+    ("sample", "guide_levels", []),
+    ("data", "fit", "crop"),
+)
 NEUTRAL += (("sample", "keep_size", False), ("contrastive_sde", "clean", False))
+NEUTRAL += (("ddib", "refine", 0),)
 NEUTRAL += (("contrastive_sde", "score_weight", 0.0),)
 NEUTRAL += (("score", "label", None), ("score", "guidance", 1.0), ("score", "published", None))
-NEUTRAL += (("score", "source_label", None),)
+NEUTRAL += (("score", "source_label", None), ("edit", "exchange", "auto"), ("edit", "blend", None))
+NEUTRAL += (("edit", "attention_side", 16), ("edit", "reweight", 1.0))
 LATER = ("model_files", "data")  # keys that records of earlier versions do not have
 # Keys of earlier versions in records, and the value without an effect.
 RETIRED = {
@@ -97,6 +104,7 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     plain = json.loads(config.to_json_best_effort())
     for key in ("input", "output", "batch_size", "limit", "sheet", "trajectory"):
         plain["sample"].pop(key)
+    plain["sample"] |= config_lib.usual(config.sample)
     record = {key: plain[key] for key in ("method", "dtype", "sde", "sample")}
     record[config.method] = json.loads(config_lib.method_settings(config).to_json())
     record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}
@@ -104,7 +112,12 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
         asked = ("label", "source_label", "guidance")
         record["score"] = {key: plain["score"][key] for key in asked}
         about = plain["score"]["published"]
+        if about is not None:  # the network, without what its file says of sampling
+            parts = {key: x for key, x in json.loads(about).items() if key != "sampler"}
+            about = json.dumps(parts, sort_keys=True)
         digest = None if about is None else hashlib.sha256(about.encode()).hexdigest()[:12]
+        if config.sample.solver != "ancestral":  # others read no variance
+            record["sample"]["variance"] = "fixedsmall"
         record["score"]["published"] = digest
     for part, key, neutral in NEUTRAL:
         if record.get(part, {}).get(key, ...) == neutral:

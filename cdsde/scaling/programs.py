@@ -16,7 +16,7 @@ from cdsde import config as config_lib
 from cdsde.diffusion import energies, histograms, methods, schedules
 from cdsde.diffusion.methods import composition
 from cdsde.edit import pipeline
-from cdsde.editing import ddim, editors
+from cdsde.editing import ddim, editors, prompt_to_prompt
 from cdsde.evaluate import extractors
 from cdsde.networks import build, features
 from cdsde.networks.stable_diffusion.unet import UNet
@@ -185,7 +185,11 @@ def _latent_diffusion(config: ConfigDict, devices, batch: int):
     text = _rows((batch, TOKENS, TEXT_WIDTH), jnp.float32, devices)
     words = None  # as `wording.texts_of` makes them
     if config.method == "p2p":
-        words = tuple(_rows((batch, *s), jnp.float32, devices) for s in ((TOKENS,) * 2, (TOKENS,)))
+        shares, kept, places = (TOKENS, TOKENS), (TOKENS,), (2, TOKENS)
+        words = prompt_to_prompt.Words(
+            *(_rows((batch, *s), jnp.float32, devices) for s in (shares, kept)),
+            _rows((batch, *places), jnp.bool_, devices),
+        )
     elif config.method == "ledits":
         words = (_rows((batch, TOKENS), jnp.bool_, devices),) * 2
     return sd, latents, editors.Texts(text, text, text, words), _everywhere(key, devices)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from cdsde.data import image_id, inputs, to_uint8
 from cdsde.diffusion import methods
 from cdsde.runtime import compiler
 from cdsde.translation import compiled
-from cdsde.weights import resolve
+from cdsde.weights import resolve, sampling
 
 SHOWN = 40  # characters of a visitor's value in a message
 
@@ -68,10 +68,11 @@ class Translator:
     Args:
       config: the task.
       workdir: the folder whose checkpoints have precedence over `config.weights`.
+      left_open: keys of `sample` that the task leaves to its published network.
     """
 
-    def __init__(self, config: ConfigDict, workdir):
-        self.config, self._workdir = config, workdir
+    def __init__(self, config: ConfigDict, workdir, left_open: Sequence[str] = ()):
+        self.config, self._workdir, self._left_open = config, workdir, left_open
         self._programs: dict = {}
         self._lock = threading.Lock()  # held while networks are loaded, not during a translation
 
@@ -128,6 +129,7 @@ class Translator:
         config = self.config.copy_and_resolve_references()
         config.method = method
         config.sample.seed = _whole("seed", seed)
+        config.sample.update(dict.fromkeys(self._left_open))
         config_lib.adopt_sampling(config, {"method"}, self.config.method)
         if not isinstance(values, Mapping | None):
             raise ValueError('settings is not an object, such as {"start": 300}')
@@ -142,9 +144,16 @@ class Translator:
             if name not in known or not known[name].slider:
                 names = ", ".join(name for name, setting in known.items() if setting.slider)
                 raise ValueError(f"{method} has no setting '{name}'; it has {names}")
-            config[method][name] = value
+            changed = _with(config, name, value)
+            if _more_networks(config, changed):
+                raise ValueError(
+                    f"{method}'s setting '{name}' is 0 here, and any other value needs a network "
+                    "that this page has not loaded; set it in the task's config"
+                )
+            config = changed
         if steps is not None:
             config.sample.steps = min(_whole("steps", steps), config_lib.start_index(config))
+        sampling.adopt(config, config.weights.score)
         checks.validate(config)
         return config
 
@@ -197,13 +206,24 @@ class Translator:
 
 def _fits(config: ConfigDict, name: str, value: float) -> bool:
     """Whether the method's setting may have this value beside the task's others."""
-    config = config.copy_and_resolve_references()
-    config[config.method][name] = value
+    changed = _with(config, name, value)
     try:
-        methods.METHODS[config.method].check(config[config.method], config)
+        methods.METHODS[config.method].check(changed[config.method], changed)
     except ValueError:
         return False
-    return True
+    return not _more_networks(config, changed)
+
+
+def _more_networks(config: ConfigDict, changed: ConfigDict) -> bool:
+    """Whether the method needs networks with the changed config that it does not need so far."""
+    return not set(config_lib.needed_stages(changed)) <= set(config_lib.needed_stages(config))
+
+
+def _with(config: ConfigDict, name: str, value: float) -> ConfigDict:
+    """The config with another value of the method's setting."""
+    changed = config.copy_and_resolve_references()
+    changed[changed.method][name] = value
+    return changed
 
 
 def _number(name: str, value) -> float:

@@ -51,7 +51,7 @@ class Page:
     """
 
     def __init__(self, config: ConfigDict, workdir):
-        self.limits, others = config.serve, []
+        self.limits, self.seed, others = config.serve, config.sample.seed, []
         for name in config.serve.tasks:
             try:
                 others.append(api.load_config(name))
@@ -60,7 +60,8 @@ class Page:
         self.translators = {}
         for c in [config, *(c for c in others if c.task != config.task)]:
             place = workdir if c is config else f"runs/{c.task}"
-            translator = live.Translator(adoption.adopted(c, place), place)
+            left_open = [key for key in config_lib.LEFT_OPEN if c.sample[key] is None]
+            translator = live.Translator(adoption.adopted(c, place), place, left_open)
             if translator.methods():
                 self.translators[c.task] = translator
             else:
@@ -257,7 +258,7 @@ def build(page: Page):
                 button = gr.Button("Translate", variant="primary")
                 sliders = [gr.Slider(**p) for p in properties]
                 steps = gr.Slider(1, MOST_STEPS, step=1, label="Steps", **step_properties)
-                seed = gr.Number(0, precision=0, label="Seed")
+                seed = gr.Number(page.seed, precision=0, label="Seed")
             with gr.Column(scale=2):
                 with gr.Row():
                     source = gr.Image(label="Source", interactive=False, format="png")
@@ -287,7 +288,7 @@ def _add_interface(gr, page: Page, widgets: _Widgets, method: str) -> None:
         gr.Textbox(method, label="method of the task", visible=False),
         gr.JSON({}, label="settings of the method by name", visible=False),
         gr.Number(page.translators[page.task].steps(method), label="steps", visible=False),
-        gr.Number(0, label="seed of the noise", visible=False),
+        gr.Number(page.seed, label="seed of the noise", visible=False),
     ]
     made = [
         gr.Image(label="result", format="png", visible=False),

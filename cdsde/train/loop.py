@@ -179,7 +179,7 @@ def _first_state(run: Run, stage: stages.Stage, initial: state.TrainState) -> st
         knowledge.check_resumed(record, run.config, run.name, where)
         return _restore(run, step, initial)
     if run.training.fine_tune:
-        params = resolve.load(run.config, run.workdir, run.name, new_domains=True)[0]
+        params = resolve.load(run.config, run.workdir, run.name, to_train=True)[0]
         params = jax.device_put(params, mesh.network_sharded(params, run.devices))
         # A copy: the step donates its argument's buffers, and a buffer can be donated only once.
         ema = jax.tree.map(jnp.copy, params)

@@ -39,8 +39,8 @@ class Stage(NamedTuple):
       init: `key -> params`.
       loss: `(params, batch, key) -> (scalar, {name: scalar})`; batch has `image` uint8
         `[B, H, W, 3]` and `domain` int32 `[B]`.
-      labels: `() -> [token ids int32 [N, L], ...]`, one array per domain; the batch then has
-        `label` int32 `[B, L]`.
+      labels: `() -> [token ids int32 [N, K, L], ...]` of K captions an image, one array per domain;
+        the batch then has `label` int32 `[B, K, L]`.
       images: images per example: 2 for GANs, one per domain.
       make_step: `(tx, gather) -> step(state, batch)`, in place of a loss.
       optimiser: `tx -> tx`, applied to the configured optimiser.
@@ -67,12 +67,15 @@ def level_shares(schedule: schedules.Schedule, training: ConfigDict) -> np.ndarr
 
 
 def score(config: ConfigDict, domains: tuple[str, ...]) -> Stage:
-    """The score network's stage: ε-matching on its domains (losses.eps_matching)."""
+    """The score network's stage: ε-matching on its domains (losses.eps_matching).
+
+    A network with `score.learn_sigma` learns its variance, too (losses.variance_bound).
+    """
     model = build.score_model(config)
     schedule = build.schedule_of(config)
     training = config_lib.stage_training(config, "score")
     shares = level_shares(schedule, training)
-    dropout = config.score.dropout > 0
+    dropout, learns_variance = config.score.dropout > 0, config.score.learn_sigma
 
     def loss(params, batch, key):
         keys = jax.random.split(key, 4)
@@ -81,10 +84,15 @@ def score(config: ConfigDict, domains: tuple[str, ...]) -> Stage:
         e = jax.random.normal(keys[2], x0.shape)
         alpha_bar = schedules.gather(schedule.alpha_bar, i)
         rngs = {"dropout": keys[3]} if dropout else None
-        prediction = model.apply(
-            params, schedules.perturb(x0, e, alpha_bar), i, train=True, rngs=rngs
-        )
-        return losses.eps_matching(prediction, e, alpha_bar, training.snr_clip or None), {}
+        y, more = schedules.perturb(x0, e, alpha_bar), {"variance": True} if learns_variance else {}
+        prediction = model.apply(params, y, i, train=True, rngs=rngs, **more)
+        if not learns_variance:
+            return losses.eps_matching(prediction, e, alpha_bar, training.snr_clip or None), {}
+        prediction, v = prediction
+        matching = losses.eps_matching(prediction, e, alpha_bar, training.snr_clip or None)
+        bound = losses.variance_bound(v, prediction, e, x0, i, schedule)
+        # The share of the bound is that of Nichol & Dhariwal 2021, equation 16, and their code.
+        return matching + schedule.num_steps / 1000 * bound, {"bound": bound}
 
     return Stage(domains, model.init, loss)
 

@@ -1,8 +1,9 @@
 r"""The stages of a small text-to-image latent diffusion model.
 
     autoencoder  mean |x - D(z)| + β mean KL(q(z|x), N(0, 1)), z drawn from q
-    latent       ε-matching of s E(x) at a random level, given the caption, which is sometimes
-                 dropped for classifier-free guidance; trains text encoder and U-Net together
+    latent       ε-matching of s E(x) at a random level, given one of the image's captions, which
+                 is sometimes dropped for classifier-free guidance; trains text encoder and U-Net
+                 together
 
 s gives the latents of the training images a standard deviation of 1; it is stored with the
 parameters of the second stage.
@@ -46,9 +47,14 @@ def autoencoder(config: ConfigDict) -> dict:
 
 
 def labels(config: ConfigDict) -> list[np.ndarray]:
-    """Token ids of the training captions, int32 `[N, text_length]` for each domain."""
-    tokenize = tokenizer_of(config)
-    return [tokenize(part) for part in train_captions(config)]
+    """Token ids of the training captions, int32 `[N, K, text_length]` for each domain.
+
+    K is the largest number of captions of an image; those of the others repeat.
+    """
+    tokenize, parts = tokenizer_of(config), train_captions(config)
+    count = max(len(texts) for part in parts for texts in part)
+    cycled = [[texts[k % len(texts)] for texts in part for k in range(count)] for part in parts]
+    return [tokenize(texts).reshape(-1, count, config.latent.text_length) for texts in cycled]
 
 
 def latent(config: ConfigDict, workdir) -> dict:
@@ -67,13 +73,15 @@ def latent(config: ConfigDict, workdir) -> dict:
     encode = functools.partial(vae.apply, vae_params, method="encode")
 
     def loss(params, batch, key):
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5)
         factor = jax.lax.stop_gradient(params["factor"])
         x = augment.shift(keys[0], to_float(batch["image"]), training.shift)
         z = factor * encode(x).mean
         b = len(z)
         dropped = jax.random.bernoulli(keys[1], training.drop_text, (b, 1))
-        ids = jnp.where(dropped, no_caption, batch["label"])
+        captions = batch["label"]
+        one = jax.random.randint(keys[4], (b,), 0, captions.shape[1])
+        ids = jnp.where(dropped, no_caption, captions[jnp.arange(b), one])
         context = text.apply(params["text_encoder"], ids).hidden
         t = draw_levels(keys[2], uniform_shares(len(alpha_bar)), b)
         a = schedules.gather(alpha_bar, t)

@@ -18,11 +18,11 @@ from cdsde.diffusion.methods import composition
 from cdsde.networks import build
 from cdsde.runtime import compiler, mesh, trees
 from cdsde.translation import domain_statistics, latents
-from cdsde.weights import adoption, diffusers, resolve
+from cdsde.weights import adoption, diffusers, resolve, sampling
 
 # Keys of `config.sample` that may change without compiling again: they become arguments (levels,
 # weights, seed), or select the images and the output folder.
-NUMBERS = ("start", "steps", "spacing", "eta", "follow", "guide_every")
+NUMBERS = ("start", "steps", "spacing", "eta", "follow", "guide_every", "guide_levels")
 NUMBERS += ("rounds", "seed")
 SELECTION = ("input", "output", "split", "batch_size", "limit", "sheet", "trajectory")
 CHANGEABLE = (*NUMBERS, *SELECTION)
@@ -58,6 +58,7 @@ class Sampler:
 
         self._program = compiler.jit(prepared, static_argnames=("rounds", "keep"))
         self._compiled_for = _fixed(config)
+        self._networks = set(config_lib.needed_stages(config))  # whatever `params` hold
         self._adopt(config)
 
     def update(self, config: ConfigDict) -> None:
@@ -68,10 +69,10 @@ class Sampler:
             allowed.
         """
         checks.validate(config)
-        mine = self.config.score
+        config, mine = config.copy_and_resolve_references(), self.config.score
         if mine.arch == "published" and config.score.published is None:
-            config = config.copy_and_resolve_references()
             config.score.update({key: mine[key] for key in ("arch", "published", "learn_sigma")})
+        sampling.adopt(config, config.weights.score)
         self._adopt(config)
 
     def _adopt(self, config: ConfigDict) -> None:
@@ -84,6 +85,11 @@ class Sampler:
             raise ValueError(
                 f"config.{key} was {before} when this sampler was compiled and is {now} now; make "
                 "a new one with cdsde.load_sampler"
+            )
+        if more := set(config_lib.needed_stages(config)) - self._networks:
+            raise ValueError(
+                f"{config.method} needs {', '.join(sorted(more))} with these settings, which this "
+                "sampler was compiled without; make a new one with cdsde.load_sampler"
             )
         self.config = config
         if config.method in config_lib.GANS:  # deterministic: it has no levels and no noise
@@ -147,16 +153,22 @@ def _fixed(config: ConfigDict) -> dict[str, Any]:
 def solver(config: ConfigDict) -> solvers.Solver:
     """The solver of a config, with its options."""
     s = config.sample
-    return solvers.make(s.solver, eta=s.eta, variance=s.variance)
+    return solvers.make(s.solver, eta=s.eta, variance=config_lib.usual(s)["variance"])
 
 
 def levels(config: ConfigDict) -> composition.Levels:
     """The noise levels of a config, and the energy weights at each level."""
     s, start = config.sample, config_lib.start_index(config)
-    grid = make_grid(build.schedule_of(config), start, s.steps, s.spacing)
+    grid = make_grid(build.schedule_of(config), start, s.steps, config_lib.usual(s)["spacing"])
     method = methods.METHODS[config.method]
     return composition.make_levels(
-        method, config[config.method], grid, solver(config), s.follow, s.guide_every
+        method,
+        config[config.method],
+        grid,
+        solver(config),
+        s.follow,
+        s.guide_every,
+        s.guide_levels,
     )
 
 

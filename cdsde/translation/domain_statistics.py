@@ -51,7 +51,7 @@ def domain_direction(config: ConfigDict, params) -> tuple[DomainDirection, str]:
     key = f"{config.method}.domain_images"
     target, sources, about = inputs.training_examples(config, key)
     schedule = build.schedule_of(config)
-    index = indices(schedule.num_steps, LEVELS, schedule.log_snr)
+    index = indices(schedule.num_steps, LEVELS, "log_snr", schedule.log_snr)
 
     def compute():
         return scaled_gap(*(_means(config, params, part, index) for part in (sources, target)))

@@ -190,5 +190,9 @@ def sheet_of(
         if pairs is not None:
             row.append(small(pairs[j]["image"]))
         rows.append(row)
-    titles = ["source", config.method, *(["true target"] if pairs is not None else [])]
+    titles = [
+        "source",
+        config_lib.title(config.method),
+        *(["true target"] if pairs is not None else []),
+    ]
     return contact_sheet(rows, titles, blocks=4 if len(rows) > 8 else 1)

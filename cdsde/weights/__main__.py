@@ -6,6 +6,7 @@ python -m cdsde.weights --markdown   the table of docs/weights.md
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from importlib import resources
 from typing import Any
@@ -57,10 +58,16 @@ def markdown() -> str:
     lines = [" | ".join(COLUMNS.values()), " | ".join("---" for _ in COLUMNS)]
     for card in cards().values():
         cells = {key: str(card[key]) for key in COLUMNS}
-        cells["weights"] = f"`{cells['weights']}`"
+        cells["weights"] = f"[`{cells['weights']}`](https://{_address(card)})"
         lines.append(" | ".join(cells.values()))
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def _address(card: dict[str, Any]) -> str:
+    """Where the weights are, or the page that links to them."""
+    return card["link"].removeprefix("linked from ").split(" ")[0]
+
+
 if __name__ == "__main__":
-    print(markdown() if sys.argv[1:] == ["--markdown"] else text())
+    with contextlib.suppress(BrokenPipeError):  # of `| head`
+        print(markdown() if sys.argv[1:] == ["--markdown"] else text(), flush=True)

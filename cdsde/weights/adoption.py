@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
 from cdsde.diffusion import paths
+from cdsde.diffusion.methods import METHODS
 from cdsde.networks import build, published
 from cdsde.networks.published import Description
-from cdsde.weights import checkpoint, diffusers, exported, hub
+from cdsde.weights import checkpoint, diffusers, exported, hub, resolve, sampling
 from cdsde.weights.formats import registry
 from cdsde.weights.formats.opened import Opened
 from cdsde.weights.resolve import SHIPPED
 
 SCORES = ("score", config_lib.SOURCE_SCORE)
-EDM = ("SongUNet", "DhariwalUNet")
 
 
 def adopted(config: ConfigDict, workdir, importing: bool = False) -> ConfigDict:
@@ -37,6 +38,10 @@ def adopted(config: ConfigDict, workdir, importing: bool = False) -> ConfigDict:
         fit the task.
     """
     found = {stage: _text_of(config, workdir, stage, importing) for stage in SCORES}
+    if _source_gives_way(config, found):
+        logging.info("%s does not fit weights.score: left out", config.weights.source_score)
+        config = config.copy_and_resolve_references()
+        found[config_lib.SOURCE_SCORE] = config.weights[config_lib.SOURCE_SCORE] = None
     texts = {stage: text for stage, text in found.items() if text is not None}
     if not any(texts.values()):
         given = {key: config.score[key] for key in ("label", "source_label", "guidance")}
@@ -51,22 +56,33 @@ def adopted(config: ConfigDict, workdir, importing: bool = False) -> ConfigDict:
                     "--config.weights.score=PATH"
                 )
             raise ValueError(f"{asked} the score network takes no class; leave them out")
+        config = config.copy_and_resolve_references()
+        sampling.adopt(config)
         _check_variance(config, "config.score.learn_sigma is False")
         return config
-    if len(set(texts.values())) > 1:
-        _check_exist(config, [stage for stage, text in texts.items() if not text])
+    kinds = {text and published.network_text(text) for text in texts.values()}
+    if len(kinds) > 1:
+        for stage, text in texts.items():
+            if not text and config.weights[stage]:
+                resolve.file_of(
+                    stage, config.weights[stage]
+                )  # a file that is missing is told first
         raise ValueError(
             "config.weights.score and config.weights.source_score name networks of different "
-            "architectures or noise levels, and a task has one of both; take two of one kind"
+            "architectures or noise levels, and a task has one of both; take two of one kind, or "
+            "a method that runs no network of the source, with --config.weights.source_score=None"
         )
     config = config.copy_and_resolve_references()
-    description = published.of_text(next(iter(texts.values())))
+    first = next(iter(texts))
+    description = published.of_text(texts[first])
     if description.channels != 3:
         description = _on_latents(config, description)
     config.score.arch, config.score.published = "published", published.to_text(description)
-    # EDM never uses the half of an output that is a variance.
-    learned = published.learns_variance(description) and description.arch not in EDM
-    config.score.learn_sigma = learned
+    config.score.learn_sigma = published.learns_variance(description)
+    samples = config.method in config_lib.SDES and not importing
+    sampling.adopt(config, config.weights[first], of_file=samples)
+    if samples:  # what was adopted must go with the method, too
+        METHODS[config.method].check(config[config.method], config)
     check(config, description)
     return config
 
@@ -85,6 +101,7 @@ def describe(opened: Opened) -> Description:
         classes=classes,
         needs_class=classes is not None and not free,
         channels=opened.channels or fields.get("in_channels") or as_many,
+        sampler=dict(opened.sampler) if opened.sampler else None,
     )
 
 
@@ -193,12 +210,14 @@ def check(config: ConfigDict, description: Description) -> None:
         )
 
 
-def _check_exist(config: ConfigDict, stages: list[str]) -> None:
-    """Checks that the files that `config.weights` names for stages are there."""
-    for stage in stages:
-        name = config.weights[stage]
-        if name and not name.startswith(SHIPPED) and not hub.local(name).exists():
-            raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
+def _source_gives_way(config: ConfigDict, found: dict) -> bool:
+    """Whether the task's shipped network of the source gives way to a published score network.
+
+    It does not fit such a network, and the method runs none of the source domain.
+    """
+    stage = config_lib.SOURCE_SCORE
+    shipped = (config.weights[stage] or "").startswith(SHIPPED) and found[stage] == ""
+    return bool(found["score"]) and shipped and stage not in config_lib.needed_stages(config)
 
 
 def _check_variance(config: ConfigDict, otherwise: str) -> None:

@@ -253,8 +253,7 @@ def scheduler_of(config: ConfigDict) -> dict:
         "beta_start": 1e-4,
         "beta_end": 2e-2,
         "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[config.score.prediction],
-        "variance_type": "learned_range" if learned else "fixed_small",
-        "clip_sample": True,
+        **diffusers_unet.sampler_fields(None, learned),
     }
 
 

@@ -135,6 +135,15 @@ def _listing(hub, api, repo: str, revision) -> dict[str, int]:
     return {file.path: file.size for file in found if isinstance(file, hub.hf_api.RepoFile)}
 
 
+def advice(name: str) -> str:
+    """What to do about a path that does not exist."""
+    bare = re.sub("^hf:", "", name, flags=re.IGNORECASE)
+    repository = bare.count("/") == 1 and not Path(name).parent.exists()
+    if (bare != name or repository) and NAME.fullmatch(SCHEME + bare):
+        return f"check the path, or write {SCHEME}{bare} for a model hub"
+    return "check the path"
+
+
 def choose(listed: Iterable[str], asked: Name, part: str) -> list[str]:
     """The files that are needed, of those of a repository; `local` says which.
 
@@ -195,6 +204,11 @@ def _tensors(here: set[str], asked: Name, folder: str, part: str) -> list[str]:
                 )
             if found:
                 return found
+        other = [
+            file for file in sorted(here) if re.fullmatch(rf"{WEIGHTS[0]}\..*\.{suffix}", file)
+        ]
+        if part == "score" and len(other) == 1:  # of another variant, as read from a folder
+            return other
     place = f"{folder}/" if folder else "its folder"
     raise ValueError(
         f"{asked.text} has no {WEIGHTS[0]}.safetensors or {WEIGHTS[1]}.safetensors in {place}, but "

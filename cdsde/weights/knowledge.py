@@ -16,7 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cdsde import config as config_lib
-from cdsde.networks import build
+from cdsde.networks import build, published
 
 # Keys outside the network's group that determine whether parameters fit and what they mean.
 CONTEXT = ("data.image_size", "sde.schedule", "sde.num_steps")
@@ -154,6 +154,8 @@ def _flat(architecture: Mapping, stage: str) -> dict[str, Any]:
     network = architecture["network"]
     if network.get("arch") == "published":  # of which the other keys say nothing
         network = {key: network[key] for key in ("arch", "published") if key in network}
+        if text := network.get("published"):
+            network["published"] = published.network_text(text)
     inner = {f"{group}.{k}": v for k, v in network.items()}
     rest = {k: v for k, v in architecture.items() if k != "network"}
     free = [f"{group}.{k}" for k in WITHOUT_EFFECT]

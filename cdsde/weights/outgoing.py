@@ -81,7 +81,7 @@ def _diffusers(path: Path, config: ConfigDict, description: Description, params)
 
 
 def _scheduler(description: Description) -> dict:
-    """Fields of the DDPMScheduler with the network's noise levels and prediction.
+    """Fields of the scheduler with the network's noise levels, prediction and sampler.
 
     Raises:
       ValueError: it has other levels, or is told other times.
@@ -105,8 +105,7 @@ def _scheduler(description: Description) -> dict:
         **levels,
         "num_train_timesteps": len(alpha_bar),
         "prediction_type": PREDICTIONS[path.output],
-        "variance_type": "learned_range" if learned else "fixed_small",
-        "clip_sample": True,
+        **diffusers_unet.sampler_fields(description.sampler, learned),
     }
 
 

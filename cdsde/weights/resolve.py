@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from cdsde import config as config_lib
 from cdsde.networks import build
 from cdsde.runtime.trees import digest, not_finite
-from cdsde.weights import checkpoint, exported, hub, knowledge
+from cdsde.weights import checkpoint, enlarged, exported, hub, knowledge
 from cdsde.weights.formats import registry, remarks
 
 SHIPPED = "shipped:"
@@ -33,15 +33,15 @@ def shipped_folder(kind: str = "checkpoints") -> Path:
     return Path(str(resources.files("cdsde") / "assets" / kind))
 
 
-def load(config: ConfigDict, workdir, stage: str, new_domains: bool = False):
+def load(config: ConfigDict, workdir, stage: str, to_train: bool = False):
     """Parameters of a stage's network (host arrays, float32) and a line about their origin.
 
     Args:
       config: the task.
       workdir: its work folder.
       stage: the network.
-      new_domains: whether the network may have been trained on other domains than the config's,
-        because it is trained on.
+      to_train: whether training goes on from them. The network may then know other domains than
+        the config's, and see smaller images (`enlarged.py`).
 
     Raises:
       ValueError: there are none, or they do not fit the config, or they know other domains; the
@@ -50,13 +50,13 @@ def load(config: ConfigDict, workdir, stage: str, new_domains: bool = False):
     step = checkpoint.newest_whole(workdir, stage)
     if step is None:
         source = origin(config, workdir, stage)
-        params, record = _load_named(config, stage, source)
+        params, record = _load_named(config, stage, source, to_train)
     else:
         source = f"{checkpoint.stage_folder(workdir, stage)}/{step}"
         record = checkpoint.saved_config(workdir, stage, step)
         _check_fit(knowledge.architecture_of_record(record, config, stage), config, stage, source)
         params = checkpoint.open_ema(workdir, stage, shapes(config, stage), step)
-    if not new_domains:
+    if not to_train:
         knowledge.check_domains(record, config, stage, source)
     params = jax.tree.map(np.asarray, params)
     if damaged := not_finite(params):
@@ -105,7 +105,7 @@ def check(config: ConfigDict, workdir, stage: str) -> None:
         record = checkpoint.saved_config(workdir, stage, step)
         _check_fit(knowledge.architecture_of_record(record, config, stage), config, stage, source)
     else:
-        path = _path(stage, source)
+        path = file_of(stage, source)
         record = exported.read_card(path) if path.with_suffix(".json").is_file() else {}
     knowledge.check_domains(record, config, stage, source)
 
@@ -117,7 +117,7 @@ def shapes(config: ConfigDict, stage: str):
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), tree)
 
 
-def _path(stage: str, name: str) -> Path:
+def file_of(stage: str, name: str) -> Path:
     """The file that `config.weights.STAGE` names.
 
     Raises:
@@ -125,7 +125,7 @@ def _path(stage: str, name: str) -> Path:
     """
     if not name.startswith(SHIPPED):
         if not (path := hub.local(name)).exists():
-            raise ValueError(f"config.weights.{stage}={name} does not exist; check the path")
+            raise ValueError(f"config.weights.{stage}={name} does not exist; {hub.advice(name)}")
         return path
     path = shipped_folder() / f"{name.removeprefix(SHIPPED)}.safetensors"
     if not path.exists():
@@ -136,9 +136,9 @@ def _path(stage: str, name: str) -> Path:
     return path
 
 
-def _load_named(config: ConfigDict, stage: str, name: str) -> tuple[dict, dict]:
+def _load_named(config: ConfigDict, stage: str, name: str, to_train: bool) -> tuple[dict, dict]:
     """The parameters in a file, and the card beside it."""
-    path = _path(stage, name)
+    path = file_of(stage, name)
     if config_lib.network_group(stage) == "score" and registry.format_of(name):
         if config.score.arch == "published":
             return remarks.read(config, name).params, {}
@@ -151,11 +151,27 @@ def _load_named(config: ConfigDict, stage: str, name: str) -> tuple[dict, dict]:
     if path.suffix != ".safetensors" or not card.exists():
         raise ValueError(
             f"config.weights.{stage}={name} has no card {card.name} beside it, so it is not a file "
-            f"of cdsde; bring published weights in with --mode=import"
+            f"of cdsde; {_advice(stage, path)}"
         )
     about = exported.read_card(path)
+    if to_train and (small := enlarged.smaller(about["architecture"], config, stage)):
+        sizes = small.data.image_size, config.data.image_size
+        logging.info("%s is of images of %d²; training begins with it at %d²", name, *sizes)
+        params = exported.read_parameters(path, shapes(small, stage))
+        return enlarged.enlarge(params, shapes(config, stage), small, config, stage), about
     _check_fit(about["architecture"], config, stage, name)
     return exported.read_parameters(path, shapes(config, stage)), about
+
+
+def _advice(stage: str, path: Path) -> str:
+    """What to do with a file or folder that is no network of cdsde's."""
+    if config_lib.network_group(stage) == "score":
+        if path.is_dir():
+            return "name the file, or the folder with model_index.json"
+        for folder in path.parents[:2]:
+            if registry.format_of(str(folder)):
+                return f"it belongs to a folder of diffusers: name {folder}"
+    return "bring published weights in with --mode=import"
 
 
 def shipped_names() -> list[str]:

@@ -12,14 +12,25 @@ from helpers import one_sentence
 
 from cdsde import load_config
 from cdsde.benchmark import __main__ as command_line_of
-from cdsde.benchmark import edits, floors, guides, page, paired, plan, plots, published, summary
+from cdsde.benchmark import (
+    edits,
+    floors,
+    guides,
+    page,
+    paired,
+    plan,
+    plots,
+    published,
+    summary,
+)
+from cdsde.benchmark import run as run_of
 from cdsde.benchmark.task import Task
 from cdsde.config import EDITORS, GANS, METHODS
 from cdsde.data import inputs
 from cdsde.evaluate import translations
 
 ROOT = Path(__file__).parents[2]
-TASK = "twemoji2fluent"
+TASK, FLAGSHIP = "twemoji2fluent", plan.TASKS[0]
 
 
 def entry(value, half=1.0):
@@ -67,7 +78,7 @@ def cells_of(line: str) -> list[str]:
 
 
 def test_every_planned_run_is_a_valid_config():
-    for task in (TASK, "cat2dog"):
+    for task in (*plan.TASKS, "cat2dog"):
         path = ROOT / "configs" / f"{task}.py"
         config = load_config(path)
         runs = plan.main(task, plan.METHODS, range(5)) + plan.fronts(task, plan.METHODS, config)
@@ -79,7 +90,7 @@ def test_every_planned_run_is_a_valid_config():
 
 
 @pytest.mark.slow
-def test_the_bound_learns_from_pairs_what_the_target_looks_like():
+def test_the_row_that_cheats_learns_from_pairs_what_the_target_looks_like():
     config = load_config("gothic2mincho", {"sample.split": "test", "score.channels": 16})
     translate = paired.trained(config, steps=30)
     source, truth = inputs.open_input(config), inputs.open_truth(config)
@@ -91,7 +102,7 @@ def test_the_bound_learns_from_pairs_what_the_target_looks_like():
     assert set(np.unique(paired.sharp(ours))) == {0, 255}
 
 
-def test_only_tasks_in_black_and_white_have_the_bound():
+def test_only_tasks_in_black_and_white_have_the_row_that_cheats():
     assert floors.PAIRED in floors.names(True, True)
     assert floors.PAIRED not in floors.names(True, False)
     assert floors.PAIRED not in floors.names(False, True)
@@ -153,51 +164,20 @@ def test_tables_of_the_docs_are_of_the_results(task):
     header, rows = summary.main_table(results(), task)
     expected = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     (_, *columns), shown = table_of(page_lines("docs/results.md"), f"| `{task}` | FD")
-    assert len(shown) >= len(plan.METHODS)
+    assert len(shown) >= 8
     for line in shown:
         name, *cells = cells_of(line)
         assert cells == [expected[name.strip("*")][c] for c in columns], (task, name)
 
 
-def fronts() -> dict:
-    """Of each method and level on the fronts: its point."""
-    return {
-        (p["task"], f"{summary.title(p['method'])}{p['series'][1:]}", p["x"]): p
-        for task in results()["tasks"]
-        for p in summary.points(results(), "fronts", task)
-        if p["series"] in ("M", "M, colours matched")
-    }
-
-
 def test_the_table_of_the_readme_is_of_the_results():
-    header, rows = summary.main_table(results(), TASK)
+    header, rows = summary.main_table(results(), FLAGSHIP)
     expected = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
-    names = {title: metric for metric, title in summary.COLUMNS.items()}
-    (_, *columns), shown = table_of(page_lines("README.md"), f"| `{TASK}`")
-    point = fronts()[TASK, "SDEdit, colours matched", 175]
-    expected["SDEdit, colours matched"] = {
-        c: summary.cell(summary.over_seeds([point], names[c])) for c in columns
-    }
+    (_, *columns), shown = table_of(page_lines("README.md"), f"| `{FLAGSHIP}`")
     assert len(shown) >= 6
     for line in shown:
         name, *cells = cells_of(line)
         assert cells == [expected[name.strip("*")][c] for c in columns], name
-
-
-def test_fronts_of_the_docs_are_of_the_results():
-    (_, *heads), shown = table_of(page_lines("docs/results.md"), "| Fréchet / kernel")
-    levels = [int(cell.split("=")[1]) for cell in heads]
-    metrics = ("FD-EffNetLite0-block4", "KID-EffNetLite0 x1000", "L2 to source")
-    found = {
-        (f"`{task}`: {name}", x): " / ".join(
-            summary.cell(summary.over_seeds([p], m)) for m in metrics
-        )
-        for (task, name, x), p in fronts().items()
-    }
-    assert len(shown) == 12
-    for line in shown:
-        name, *cells = cells_of(line)
-        assert cells == [found[name, x] for x in levels], name
 
 
 def test_the_readme_is_short():
@@ -220,7 +200,7 @@ def test_page_needs_nothing_else(tmp_path):
     assert text.count("<svg") == 4 and "Contrastive-SDE" in text
     for outside in ("src=http", 'src="http', "<link", "<script", "@import"):
         assert outside not in text
-    assert plots.fronts({**results, "points": []}, TASK) is None
+    assert plots.fronts({**results, "points": []}, TASK, "L2 to source") is None
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +253,7 @@ def test_the_part_of_edits_measures_the_named_editors(tmp_path, monkeypatch):
     command_line_of.benchmark([*args, "--methods=p2p,ledits", "--config.cache=off"])
     assert [c.method for c in made] == ["p2p", "ledits", "p2p"]
     assert [c.edit.inversion for c in made] == ["next", "next", "null_text"]
-    assert made[1].edit.steps == 35 and made[0].edit.attention == 0.4
+    assert made[1].edit.steps == 34 and made[0].edit.attention == 0.4
     text = (tmp_path / "edits.md").read_text()
     assert "| p2p, null text | 5.00 [4.00, 6.00] | 0.500 [0.400, 0.600] |" in text
     assert json.loads((tmp_path / "edits.json").read_text())["ledits"] == row
@@ -296,21 +276,53 @@ def test_results_of_other_weights_or_of_an_older_method_are_not_current(tmp_path
     monkeypatch.chdir(ROOT)
     task = Task(TASK, tmp_path, {})
     wanted = plan.Run("fronts", TASK, "sdedit", "M", 100, {"sample.start": 100}, seed=2)
-    point, record = wanted._asdict(), task.settings(wanted)[2]
+    record = task.settings(wanted)[2]
+    point = {**wanted._asdict(), "run": task.key(record)}
     assert task.is_current(point, json.loads(json.dumps(record)))
     floor = wanted._replace(method=floors.IDENTITY, changes={})
-    assert task.is_current(floor._asdict(), task.settings(floor)[2])
+    unchanged = task.settings(floor)[2]
+    assert task.is_current({**floor._asdict(), "run": task.key(unchanged)}, unchanged)
     other = {**record, "weights": {"score": "another (sha256 0123)"}}
-    assert not task.is_current(point, other)
+    assert not task.is_current({**point, "run": task.key(other)}, other)
     older = {**record, "sdedit": {}}
-    assert not task.is_current(point, older)
+    assert not task.is_current({**point, "run": task.key(older)}, older)
     # The same network and keys, but the task's config was another when the run was made.
     assert not task.is_current({**point, "changes": {}}, record)
     # Its changes and today's config do not go together.
     impossible = {**wanted.changes, "sample.steps": 600, "sample.start": 500}
     assert not task.is_current({**point, "changes": impossible}, record)
     # A network of the run's own need not be the task's.
-    assert task.is_current({**point, "changes": {**wanted.changes, "weights.score": "x"}}, other)
+    own = {"changes": {**wanted.changes, "weights.score": "x"}, "run": task.key(other)}
+    assert task.is_current({**point, **own}, other)
+    # Measured with fewer resamples, or on fewer images.
+    for changed in ({"eval.bootstrap": 50}, {"sample.limit": 5}):
+        assert not Task(TASK, tmp_path, changed).is_current(point, record)
+
+
+def test_a_run_of_some_methods_keeps_the_points_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(translations, "open_reference", lambda *_: translations.Reference((), {}))
+    monkeypatch.chdir(ROOT)
+    task = Task(TASK, tmp_path, {})
+    config = task.config
+    stored = plan.main(TASK, ["sdedit", "ilvr"], range(3)) + plan.fronts(TASK, ["ilvr"], config)
+    stored.append(stored[-1]._replace(x=5, changes={"sample.steps": 5}))  # of an earlier plan
+    results = {"tasks": {}, "points": [], "runs": {}}
+
+    def keep(run):
+        record = task.settings(run)[2]
+        key = task.key(record)
+        results["runs"][key] = {"task": TASK, "settings": record}
+        results["points"].append({**run._asdict(), "run": key})
+
+    for one in stored:
+        keep(one)
+    monkeypatch.setattr(run_of.Maker, "make", lambda *_: pytest.fail("everything is there"))
+    before = len(results["points"])
+    run_of.go(task, plan.main(TASK, ["sdedit"], range(1)), results, tmp_path / "results.json")
+    assert len(results["points"]) == before
+    run_of.go(task, plan.fronts(TASK, ["ilvr"], config), results, tmp_path / "results.json")
+    assert len(results["points"]) == before - 1
+    assert json.loads((tmp_path / "results.json").read_text())["points"]
 
 
 @pytest.mark.slow
@@ -347,6 +359,7 @@ def test_bad_arguments_are_told_in_a_sentence(command, tmp_path):
         ("--parts=mian", "main"),
         ("--tasks=cat2dig", "cat2dog"),
         ("--config.sample.step=3", "sample.steps"),
+        ("--config.eval.reference=None", "such as train"),
         ("--set=sample.steps=3", "is now --config.KEY=VALUE"),
     ):
         done = command(wrong, f"--output={tmp_path}")

@@ -140,8 +140,8 @@ def test_published_networks(seed, golden, tiny, tmp_path):
 def test_files_of_cdsde(seed, tmp_path):
     draw = random.Random(seed)
     for suffix in ("json", "safetensors"):
-        shutil.copy(resolve.shipped_folder() / f"encoder-emoji-32.{suffix}", tmp_path)
-    damage_one(tmp_path / f"encoder-emoji-32.{draw.choice(['json', 'safetensors'])}", draw)
-    path = tmp_path / "encoder-emoji-32.safetensors"
+        shutil.copy(resolve.shipped_folder() / f"encoder-emoji-64.{suffix}", tmp_path)
+    damage_one(tmp_path / f"encoder-emoji-64.{draw.choice(['json', 'safetensors'])}", draw)
+    path = tmp_path / "encoder-emoji-64.safetensors"
     config = load_config("twemoji2fluent", {"weights.encoder": str(path)})
     answers(lambda: resolve.load(config, tmp_path, "encoder"))

@@ -22,7 +22,18 @@ def test_every_solver_can_be_chosen():
 
 def test_the_promised_tasks_are_there():
     promised = {"twemoji2fluent", "noto2fluent", "fluent2twemoji", "cat2dog", "wild2dog"}
-    assert promised | {"male2female", "folder"} <= {path.stem for path in CONFIGS}
+    live = {
+        "dog2cat",
+        "wild2cat",
+        "face2celeba",
+        "afhq64_cat2dog",
+        "afhq64_wild2dog",
+        "imagenet_dit",
+    }
+    assert promised | live | {"male2female", "folder"} <= {path.stem for path in CONFIGS}
+    for path in (path for path in CONFIGS if path.stem in live):  # cost, and what was not run
+        text = path.read_text()
+        assert ("TFLOP" in text or "what it costs" in text) and "Not run:" in text, path
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -68,7 +79,8 @@ def test_a_config_file_that_is_not_there():
     with pytest.raises(ValueError, match="twemoji2fluant.py' is not a file; there are .*fluent.py"):
         load_config(missing)
     with pytest.raises(
-        command_line.UserError, match="'nowhere/x.py' is not a file; there are afhq64, cat2dog, "
+        command_line.UserError,
+        match="'nowhere/x.py' is not a file; there are afhq64_cat2dog, afhq64_wild2dog, cat2dog, ",
     ):
         from_command_line(path="nowhere/x.py")
 

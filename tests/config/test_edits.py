@@ -10,12 +10,20 @@ from cdsde.config import checks
 
 
 @pytest.mark.parametrize("method", ["sdedit", "ilvr", "cut"])
-def test_guidance_is_left_out_only_where_there_is_some(method):
-    changes = {"sample.guide_every": 2}
+@pytest.mark.parametrize(("key", "value"), [("guide_every", 2), ("guide_levels", (100, 200))])
+def test_guidance_is_left_out_only_where_there_is_some(method, key, value):
+    changes = {f"sample.{key}": value}
     config = CONFIGS[0].parent / "twemoji2fluent.py"
-    assert load_config(config, {"method": "egsde", **changes}).sample.guide_every == 2
-    with pytest.raises(ValueError, match=f"guide_every is 2, and config.method '{method}'"):
+    assert load_config(config, {"method": "egsde", **changes}).sample[key] == value
+    with pytest.raises(ValueError, match=f"{key} is .*, and config.method '{method}'"):
         load_config(config, {"method": method, **changes})
+
+
+@pytest.mark.parametrize("levels", [(200,), (200, 100), (100, 100), (1, 2, 3)])
+def test_levels_that_are_guided_are_an_interval(levels):
+    with pytest.raises(ValueError, match="guide_levels is .*; give two numbers") as error:
+        load_config("twemoji2fluent", {"sample.guide_levels": levels})
+    assert one_sentence(str(error.value))
 
 
 EDIT = str(CONFIGS[0].parent / "edit_cat2dog.py")

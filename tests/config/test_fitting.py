@@ -28,12 +28,12 @@ def test_attention_at_a_side_that_no_level_has_is_refused(stage, sides):
         of_stage(stage, attention_resolutions=sides)
     said = str(error.value)
     assert one_sentence(said) and f"names {sides[-1]}," in said
-    assert ("sides 64, 32, 16 " if stage == "score" else "sides 32, 16 ") in said
+    assert ("sides 32, 16, 8 " if stage == "score" else "sides 16, 8 ") in said
     assert of_stage(stage, attention_resolutions=(16,))[stage].attention_resolutions == (16,)
 
 
 def test_attention_is_where_it_is_asked_for():
-    for sides, factors in (((), ()), ((16,), (4,)), ((64, 32), (1, 2))):
+    for sides, factors in (((), ()), ((8,), (4,)), ((32, 16), (1, 2))):
         config = of_stage("score", attention_resolutions=sides)
         assert build.score_module(config).attention_factors == factors
     # A list that a file shares between sizes of images may name a side too many.

@@ -172,6 +172,26 @@ def test_parse_prints_one_line_and_exits_with_2(capsys):
     assert shown.out == "" and re.fullmatch(r"error: config has no key .*\n", shown.err)
 
 
+# --- methods that read the source itself ---
+
+CYCLE = {"method": "cyclediffusion", "sample.solver": "ancestral"}
+SOURCES = [
+    ({**CYCLE, "sample.variance": "fixedlarge"}, "sample.variance is 'fixedlarge'"),
+    ({**CYCLE, "sample.rounds": 2}, "cyclediffusion has one round"),
+    ({"method": "ddib", "sample.rounds": 2}, "ddib has one round"),
+    ({"method": "sddm", "sample.rounds": 2}, "sddm has one round"),
+    ({"method": "ddib", "sample.spacing": "trailing"}, "set --config.sample.spacing=index"),
+    ({**CYCLE, "sample.spacing": "trailing"}, "set --config.sample.spacing=index"),
+    ({"method": "ddib", "ddib.exact": True, "sample.clip": True}, "set --config.sample.clip=False"),
+]
+
+
+@pytest.mark.parametrize("changes, words", SOURCES)
+def test_what_would_lose_the_source_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        load_config("twemoji2fluent", changes)
+
+
 # --- overrides without an effect ---
 
 UNUSED = [
@@ -193,6 +213,8 @@ UNUSED = [
         "config.train.score.levels is 'index'",
     ),
     ("twemoji2fluent", {"score.num_heads": 2}, "config.score.num_head_channels is 32"),
+    ("gothic2mincho", {"method": "sdedit", "ddib.refine": 300}, "config.method is 'sdedit'"),
+    ("twemoji2fluent", {"method": "cut", "egsde.start": 300}, "config.method is 'cut'"),
 ]
 
 
@@ -243,6 +265,7 @@ def test_what_a_page_or_a_sheet_reads_may_be_given():
     values = flags.FlagValues()
     flags.DEFINE_string("mode", None, "", values)
     argv = ["main", "--config=twemoji2fluent_cut", "--config.sample.steps=10"]
+    argv += ["--config.egsde.start=300"]
     for mode in ("serve", "train"):
         command_line.parse_into(values, [*argv, f"--mode={mode}"])
         assert values.config.sample.steps == 10

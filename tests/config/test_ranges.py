@@ -76,7 +76,7 @@ RANGES = [
     ("latent.widths", (0.5, 64), "a tuple of whole numbers"),
     ("sample.start", 1001, "must lie in 1..1000"),
     ("sample.steps", 501, "more than the 500 noise levels below config.sample.start"),
-    ("data.image_size", 66, "not a multiple of 4"),
+    ("data.image_size", 66, "not a multiple of 8"),
     ("egsde.factor", 7, "a divisor of config.data.image_size=64"),
     ("train.encoder.factor", 64, "leaves at least 2 pixels"),
     ("data.source", " , ", "is empty"),

@@ -6,7 +6,7 @@ from config_helpers import FOLDER, both_ways, from_command_line, one_sentence, p
 
 from cdsde import config as config_lib
 from cdsde import load_config
-from cdsde.config import command_line
+from cdsde.config import command_line, unused
 from cdsde.config.keys import KEYS
 
 
@@ -15,7 +15,7 @@ def values_given():
     text = {int: "3", float: "0.5", str: "given", bool: "true"}
     for key, setting in KEYS.items():
         if isinstance(setting.default, type):
-            yield key, text[setting.default], None
+            yield key, setting.choices[-1] if setting.choices else text[setting.default], None
         elif config_lib.may_be_empty(key):
             given = setting.choices[-1] if setting.choices else "given"
             yield key, given if isinstance(setting.default, str) else "('a',)", setting.default * 0
@@ -28,12 +28,14 @@ def test_none_unsets_every_key_that_may_have_no_value():
     for key, text, nothing in cases:
         values = flags.FlagValues()
         argv = [f"--config.{key}={text}", f"--config.{key}=None"]
-        command_line.parse_into(values, ["main", f"--config={FOLDER}", *argv])
+        own = ["main", f"--config={FOLDER}"]
+        own += [f"--config.method={method}" for method in unused.READERS.get(key, ())[:1]]
+        command_line.parse_into(values, [*own, *argv])
         assert config_lib.get(values.config, key) == nothing, key
         assert command_line.split_overrides(argv) == ([], {key: None})
         # The last override of a key holds.
         values = flags.FlagValues()
-        command_line.parse_into(values, ["main", f"--config={FOLDER}", *argv[::-1]])
+        command_line.parse_into(values, [*own, *argv[::-1]])
         assert config_lib.get(values.config, key) not in (nothing, None), key
     unset = load_config(FOLDER, {key: None for key, *_ in cases})
     assert [config_lib.get(unset, key) for key, *_ in cases] == [nothing for *_, nothing in cases]

@@ -83,6 +83,26 @@ def test_items_and_pickle(name, style):
     assert source.caption(3).startswith(f"{style} ")
 
 
+def test_an_emoji_has_captions_of_its_colour_and_keywords():
+    source = data.open_domain("emoji", "twemoji", "train")
+    j = source.ids.index("1f34e")
+    several = source.captions(j)
+    assert several[0] == several[1] == source.caption(j) == "twemoji red apple"
+    tomato = source.captions(source.ids.index("1f345"))
+    assert tomato[:2] == ["twemoji tomato", "twemoji red tomato"]
+    assert several == source.captions(j), "the same in every run"
+    words = {word for text in several for word in text.split()}
+    assert {"red", "fruit"} <= words and all(text.startswith("twemoji ") for text in several)
+    assert len(data.open_domain("glyphs", "mincho", "train").captions(0)) == 1
+    for split in ("train", "val", "test"):
+        people = data.open_domain("emoji", "twemoji", split)
+        for n in range(len(people)):  # CLDR calls some pictures of women "man", too
+            name = people.caption(n).split()
+            assert all({"man", "woman"} & set(c.split()) <= set(name) for c in people.captions(n))
+    wanted = data.captions(source, [j], lambda text: "fruit" in text)
+    assert "fruit" in wanted[0] and data.captions(source, [j]) == [several[0]]
+
+
 def test_pixels_have_the_statistics_of_the_data_cards():
     source = data.open_domain("emoji", "noto", "train")
     pixels = np.stack([source[j]["image"] for j in range(0, len(source), 3)]) / 255

@@ -160,6 +160,16 @@ def test_steps_between_are_not_guided():
     assert np.isfinite(y).all()
 
 
+def test_levels_outside_the_interval_are_not_guided():
+    grid, settings = make_grid(300, 10), ConfigDict()
+    inside = (100 <= grid.index) & (grid.index < 200)
+    method = method_of((energies.content(2), 2.0), contrast=lambda settings: 0.5)
+    levels = composition.make_levels(method, settings, grid, ANCESTRAL, between=(100, 200))
+    np.testing.assert_array_equal(levels.weights[:, 0], 2.0 * inside)
+    np.testing.assert_array_equal(levels.contrast, 0.5 * inside)
+    assert inside.any() and not inside.all()
+
+
 # --- every method ---
 
 

@@ -62,18 +62,28 @@ def test_grid_takes_beta_from_the_table_where_it_can():
     assert np.all(grid.beta[gaps == 2] > 1.9 * SCHEDULE.beta[grid.index[gaps == 2] - 1])
 
 
+def test_levels_as_diffusers_spaces_them():
+    np.testing.assert_array_equal(indices(1000, 4, "leading"), [750, 500, 250, 0])
+    np.testing.assert_array_equal(indices(1000, 4, "trailing"), [999, 749, 499, 249])
+    # Where S does not divide M, the start is kept nevertheless.
+    np.testing.assert_array_equal(indices(10, 3, "leading"), [6, 3, 0])
+    assert indices(500, 300, "leading")[0] == 498 and indices(850, 100, "leading")[0] == 841
+    for spacing in ("leading", "trailing"):
+        np.testing.assert_array_equal(indices(7, spacing=spacing), indices(7))
+
+
 def test_levels_even_in_log_snr():
     log_snr = SCHEDULE.log_snr
     for start in (1, 2, 7, 250, 1000):
         for steps in {1, min(2, start), start // 3 + 1, max(start - 1, 1), start}:
-            levels = indices(start, steps, log_snr)
+            levels = indices(start, steps, "log_snr", log_snr)
             assert len(levels) == steps
             assert levels[0] == start - 1
             assert np.all(np.diff(levels) < 0)
             if steps > 1:
                 assert levels[-1] == 0
-    np.testing.assert_array_equal(indices(40, 40, log_snr), indices(40))
-    levels = indices(1000, 8, log_snr)
+    np.testing.assert_array_equal(indices(40, 40, "log_snr", log_snr), indices(40))
+    levels = indices(1000, 8, "log_snr", log_snr)
     gaps = np.diff(log_snr[levels])
     np.testing.assert_allclose(gaps, gaps.mean(), rtol=0.1)
     assert not np.array_equal(levels, indices(1000, 8))

@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
-from cdsde.diffusion import losses
+from cdsde.diffusion import losses, schedules
 from cdsde.runtime import mesh
 
 nt_xent = jax.jit(losses.nt_xent)
@@ -22,6 +23,57 @@ def test_eps_matching_is_the_mean_square():
     prediction, eps = normal(0, 4, 3, 5, 2), normal(1, 4, 3, 5, 2)
     loss = losses.eps_matching(prediction, eps, np.full(4, 0.3, np.float32))
     assert loss == pytest.approx(np.mean((prediction - eps) ** 2), rel=1e-6)
+
+
+# --- a learned variance ---
+
+
+def bound_of(v, prediction, eps, x0, level):
+    """Published: KL divergence of the posteriors, or likelihood of the 256 values; float64."""
+    schedule = schedules.linear()
+    ab = np.asarray(schedule.alpha_bar, np.float64)
+    beta, before = np.asarray(schedule.beta, np.float64), np.append(1.0, ab[:-1])
+    posterior = beta * (1 - before) / (1 - ab)
+    posterior[0] = posterior[1]
+    a, b = ab[level], beta[level]
+    x = np.sqrt(a) * x0 + np.sqrt(1 - a) * eps
+    log_variance = (v + 1) / 2 * np.log(b) + (1 - v) / 2 * np.log(posterior[level])
+    mean = (x - b / np.sqrt(1 - a) * prediction) / np.sqrt(1 - b)
+    if level == 0:
+        std = np.exp(log_variance / 2)
+        upper = np.where(x0 > 0.999, 1, stats.norm.cdf((x0 + 1 / 255 - mean) / std))
+        lower = np.where(x0 < -0.999, 0, stats.norm.cdf((x0 - 1 / 255 - mean) / std))
+        return -np.mean(np.log2(np.maximum(upper - lower, 1e-12)))
+    truth = (x - b / np.sqrt(1 - a) * eps) / np.sqrt(1 - b)
+    ratio = np.log(posterior[level]) - log_variance
+    distance = (truth - mean) ** 2 * np.exp(-log_variance)
+    return np.mean(-1 - ratio + np.exp(ratio) + distance) / 2 / np.log(2)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 30, 500, 999])
+def test_variance_bound_is_the_published_one(level):
+    v, x0 = np.tanh(normal(0, 2, 4, 4, 3)), np.clip(normal(1, 2, 4, 4, 3), -1, 1)
+    eps = normal(2, 2, 4, 4, 3)
+    prediction = eps + 0.3 * normal(3, 2, 4, 4, 3)
+    ours = losses.variance_bound(v, prediction, eps, x0, np.full(2, level), schedules.linear())
+    wanted = bound_of(*(np.float64(a) for a in (v, prediction, eps, x0)), level)
+    assert ours == pytest.approx(wanted, rel=2e-4)
+
+
+def test_variance_bound_teaches_the_variance_and_leaves_the_noise():
+    v, eps, x0 = np.zeros((1, 4, 4, 3), np.float32), normal(2, 1, 4, 4, 3), normal(1, 1, 4, 4, 3)
+    schedule, level = schedules.linear(), np.array([400])
+
+    def bound(v, prediction):
+        return losses.variance_bound(v, prediction, eps, x0, level, schedule)
+
+    exact = jax.grad(bound, (0, 1))(v, eps)
+    far = jax.grad(bound, (0, 1))(v, eps + 200)
+    assert np.all(exact[0] > 0) and np.all(far[0] < 0), "the variance shrinks, and grows"
+    assert not np.any(exact[1]) and not np.any(far[1])
+
+
+# --- weights of noise matching ---
 
 
 def test_eps_matching_weights():

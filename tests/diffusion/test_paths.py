@@ -88,7 +88,7 @@ def test_steps_are_those_of_every_path(step):
     column = lambda value: np.array([value], np.float64)  # noqa: E731
     grid = Grid(
         column(1), np.array([False]), column(a), column(p), column(1 - a / p),
-        column((1 - a) / (1 - p)),
+        column((1 - a) / (1 - p)), column(np.sqrt(1 - a)),
     )  # fmt: skip
     with jax.enable_x64(True):
         level = jax.tree.map(lambda c: jnp.asarray(c)[0], grid)

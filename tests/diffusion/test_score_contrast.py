@@ -24,6 +24,21 @@ def test_it_guides_by_the_log_ratio_of_the_perturbed_domains():
     np.testing.assert_allclose(shift, 0.8 * S * jax.grad(log_ratio)(Y), atol=1e-5)
 
 
+def test_where_the_weight_is_0_the_sources_network_does_not_run():
+    def fails(y, i):
+        jax.debug.callback(lambda: ran.append(i))
+        return jnp.nan * y
+
+    ran, target = [], eps_of(0.5)
+    eps_fn = jax.jit(lambda y, weight: score_contrast.contrasted(target, fails, weight)(y, 300.0))
+    np.testing.assert_allclose(eps_fn(Y, 0.0), target(Y, 300.0), atol=1e-6)
+    jax.effects_barrier()
+    assert not ran
+    assert np.isnan(eps_fn(Y, 0.5)).all()
+    jax.effects_barrier()
+    assert ran
+
+
 def test_weight_zero_and_equal_networks_change_nothing():
     target, other = eps_of(0.5), eps_of(-0.2)
     for eps_fn in (

@@ -20,6 +20,7 @@ from cdsde.edit import run as edit_run
 from cdsde.editing import attention_masks, ddim, editors
 from cdsde.evaluate import edits, translations
 from cdsde.networks import features
+from cdsde.train import text_to_image
 from cdsde.train.loop import train
 from cdsde.weights import diffusers, exchange
 from cdsde.weights.torch import convert
@@ -158,6 +159,22 @@ def test_captions(tmp_path):
         captions(source)
     (folder / "a.txt").write_text(" a black cat \n")
     assert captions(source) == ["a black cat"]
+    (folder / "a.txt").write_text("a black cat\n\nan animal, black\n")
+    assert captions(source) == ["a black cat"] and source.captions(0)[1] == "an animal, black"
+    assert captions(source, wanted=wording.holds("animal")) == ["an animal, black"]
+
+
+def test_training_draws_from_all_captions(tmp_path):
+    for n, text in enumerate(("a cat\nan animal\na pet", "a dog")):
+        folder = tmp_path / "train" / "pet"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / f"{n}.png")
+        (folder / f"{n}.txt").write_text(text)
+    changes = {"data.root": str(tmp_path), "data.source": "pet", "data.target": "pet"}
+    config = load_config("emoji_words", changes)
+    (ids,) = text_to_image.labels(config)
+    assert ids.shape == (2, 3, config.latent.text_length)
+    assert len(np.unique(ids[0], axis=0)) == 3 and len(np.unique(ids[1], axis=0)) == 1
 
 
 def test_texts_are_utf8(tmp_path):
@@ -329,7 +346,8 @@ def test_edits_of_a_data_set_and_their_evaluation(trained, tmp_path, golden, on_
     folder = edit_run.edit(config, workdir)
     source = inputs.open_input(config)
     chosen = edit_run.chosen_images(config, source)
-    assert len(chosen) == 3 and all("face" in captions(source)[j] for j in chosen)
+    said = captions(source, chosen, wording.holds("face"))
+    assert len(chosen) == 3 and all("face" in text.split() for text in said)
     assert len(list(folder.glob("1*.png"))) == 3
 
     clip = tmp_path / "clip"

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from network_helpers import small_latent_unet
 
 from cdsde.diffusion import schedules
 from cdsde.editing import ddim, editors, null_text, prompt_to_prompt, word_alignment
 from cdsde.networks.stable_diffusion import unet
-from cdsde.networks.stable_diffusion.unet import UNet
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 SCHEDULE = ddim.LatentSchedule(schedules.scaled_linear().alpha_bar)
@@ -110,20 +110,13 @@ def test_self_attention_is_taken_where_the_map_is_small():
 def mapped(shares=None, kept=None):
     shares = jnp.eye(TOKENS) if shares is None else shares
     kept = jnp.zeros(TOKENS) if kept is None else kept
-    return jnp.broadcast_to(shares, (2, *shares.shape)), jnp.broadcast_to(kept, (2, *kept.shape))
+    both = (jnp.broadcast_to(x, (2, *x.shape)) for x in (shares, kept))
+    return prompt_to_prompt.Words(*both, jnp.ones((2, 2, len(kept)), bool))
 
 
 def test_prompt_to_prompt_changes_what_it_is_asked_to():
-    module = UNet(widths=(8,), attention=(True,), blocks=1, heads=(2,), groups=4)
-    x, text = jnp.zeros((1, 4, 4, 4)), jnp.zeros((1, TOKENS, 12))
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1), text)["params"]
-    r = np.random.default_rng(0)
-    params = jax.tree.map(lambda s: jnp.asarray(r.normal(0, 0.4, s.shape), jnp.float32), shapes)
-    texts = editors.Texts(*jnp.asarray(r.normal(0, 2, (3, 1, TOKENS, 12)), jnp.float32))
-    top, down = jax.random.normal(jax.random.key(1), (2, 4, 4, 4)), ddim.sampling(SCHEDULE, 4)
-
-    def network(*args):
-        return module.apply({"params": params}, *args)
+    network, texts, top = small_latent_unet((8,), 4, TOKENS)
+    down = ddim.sampling(SCHEDULE, 4)
 
     @jax.jit
     def edit(target, words, cross, attention):

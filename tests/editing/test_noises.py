@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cdsde import load_config
 from cdsde.diffusion import schedules
 from cdsde.edit import pipeline
 from cdsde.editing import ddim, edit_friendly, editors, ledits
@@ -72,6 +73,19 @@ def test_the_states_have_the_moments_of_the_forward_process_and_independent_nois
     np.testing.assert_allclose(states.mean(1), 2 * np.sqrt(DOWN.start), atol=0.03)
     np.testing.assert_allclose(states.var(1), 1 - DOWN.start, atol=0.03)
     assert np.abs(np.corrcoef(states) - np.eye(20)).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "first"), [("ledits", 30, 842), ("edit_friendly", 64, 631)]
+)
+def test_the_levels_are_those_with_which_an_editor_is_published(method, count, first):
+    e = load_config("edit_cat2dog", {"method": method}).edit
+    t = pipeline.replayed(SCHEDULE, e).t
+    assert (len(t), t[0], t[-1]) == (count, first, 1)
+    if method == "ledits":  # as diffusers' pipeline sets them, of 30 steps and its `skip` of 0.15
+        scheduler = pytest.importorskip("diffusers").DDIMScheduler(steps_offset=1)
+        scheduler.set_timesteps(int(30 * (1 + 0.15)))
+        np.testing.assert_array_equal(t, scheduler.timesteps[-30:])
 
 
 def test_noises_depend_on_the_image_and_not_on_its_batch():

@@ -150,7 +150,7 @@ def test_the_last_table_says_what_is_gained_over_the_source(emoji, tmp_path, cap
     header, _, method, unchanged = text.split("\n\n")[-1].strip().splitlines()
     assert header.split("  ")[-2:] == ["L2 to true target ↓", "SSIM to true target ↑"]
     assert results["sdedit"]["L2 to true target"]["value"] == 0
-    assert method.split() == ["sdedit", "0", "1"]
+    assert method.split() == ["SDEdit", "0", "1"]
     record = read_json(tmp_path / "eval" / "sdedit" / "metrics.json")
     floor = record["realism"]["floors"]["source unchanged"]["L2 to true target"]
     sources, truths = emoji_pictures("noto"), emoji_pictures("fluent")
@@ -267,7 +267,7 @@ def test_several_methods_side_by_side(emoji, tmp_path, monkeypatch):
     results = translations.evaluate(config, tmp_path)
     assert list(results) == ["egsde", "contrastive_sde"] and config.method == "sdedit"
     ((rows, titles),) = shown
-    assert titles == ["source", "egsde", "contrastive_sde", "true target"] and len(rows) == 3
+    assert titles == ["source", "EGSDE", "Contrastive-SDE", "true target"] and len(rows) == 3
     columns = (emoji_pictures("noto"), *made.values(), emoji_pictures("fluent"))
     for row, name in zip(rows, columns[0], strict=False):
         for image, column in zip(row, columns, strict=True):

@@ -23,6 +23,7 @@ def arrays(*shapes):
         pytest.param((2, 10, 10, 33), 32, marks=pytest.mark.slow),
         pytest.param((1, 16, 16, 32), 32, marks=pytest.mark.slow),
         ((2, 7, 6, 3), 5),
+        ((1, 4, 3, 8), 7),  # the images are turned, not the kernel
         pytest.param((3, 32, 32, 32), 32, marks=pytest.mark.slow),
         pytest.param((1, 33, 32, 32), 32, marks=pytest.mark.slow),
     ],

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import cdsde
 from cdsde.evaluate import extractors
@@ -138,6 +138,88 @@ def test_lpips(kind, tmp_path):
     close(actual["layers"], golden[f"{net}_layers"])
 
 
+# Of SqueezeNet 1.1: index in torchvision's `features`, input, squeezed and expanded channels.
+FIRES = ((3, 64, 16, 64), (4, 128, 16, 64), (6, 128, 32, 128), (7, 256, 32, 128))
+FIRES += ((9, 256, 48, 192), (10, 384, 48, 192), (11, 384, 64, 256), (12, 512, 64, 256))
+
+
+@functools.cache
+def squeezenet():
+    """Random weights of SqueezeNet 1.1 under torchvision's names."""
+    keys = [("features.0.weight", (64, 3, 3, 3)), ("features.0.bias", (64,))]
+    for n, channels, few, many in FIRES:
+        for name, shape in (
+            ("squeeze", (few, channels, 1, 1)),
+            ("expand1x1", (many, few, 1, 1)),
+            ("expand3x3", (many, few, 3, 3)),
+        ):
+            keys += [(f"features.{n}.{name}.weight", shape), (f"features.{n}.{name}.bias", (many,))]
+            keys[-1] = keys[-1][0], shape[:1]
+    return by_recipe(keys, 7)
+
+
+def lpips_of_squeezenet(torch, a, b):
+    """As `lpips` computes it, from images `[B, H, W, 3]` in [-1, 1]: a value for each slice."""
+    w = {k: torch.from_numpy(v) for k, v in squeezenet().items()}
+    path = Path(cdsde.__file__).parent / "assets" / "features" / "lpips_squeeze.safetensors"
+    heads = {k: torch.from_numpy(v) for k, v in load_file(path).items()}
+    f, slices = torch.nn.functional, []
+
+    def conv(x, name, **how):
+        return f.relu(f.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], **how))
+
+    def slices_of(x):
+        shift, scale = (
+            torch.tensor(v).reshape(1, 3, 1, 1)
+            for v in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))
+        )
+        x = (torch.from_numpy(np.moveaxis(x, 3, 1).copy()) - shift) / scale
+        x = conv(x, "features.0", stride=2)
+        yield x
+        for n, *_ in FIRES:
+            if n in (3, 6, 9):
+                x = f.max_pool2d(x, 3, 2, ceil_mode=True)
+            x, name = conv(x, f"features.{n}.squeeze"), f"features.{n}.expand"
+            x = torch.cat([conv(x, f"{name}1x1"), conv(x, f"{name}3x3", padding=1)], 1)
+            if n not in (3, 6):
+                yield x
+
+    for n, (one, other) in enumerate(zip(slices_of(a), slices_of(b), strict=True)):
+        one, other = (x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10) for x in (one, other))
+        slices.append(f.conv2d((one - other) ** 2, heads[f"lin{n}.model.1.weight"]).mean((1, 2, 3)))
+    return torch.stack(slices, 1).numpy()
+
+
+@pytest.mark.parametrize("size", [(64, 63), (17, 38)])
+def test_lpips_of_squeezenet_is_that_of_pytorch(size):
+    torch = pytest.importorskip("torch")
+    apply, params = convert.from_state_dict(squeezenet(), "lpips_squeeze")
+    a, b = (noise(1, i, (2, *size, 3)).clip(-1, 1) for i in range(2))
+    layers = jax.jit(functools.partial(apply, method="layers"))(params, a, b)
+    expected = lpips_of_squeezenet(torch, a, b)
+    assert expected.shape == (2, 7) and (expected > 0).all()
+    np.testing.assert_allclose(layers, expected, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(apply)(params, a, b), expected.sum(1), rtol=1e-4)
+
+
+def test_files_of_squeezenet(tmp_path):
+    published = squeezenet() | {"classifier.1.bias": np.zeros(1000, np.float32)}
+    save_file(published, tmp_path / "w.safetensors")
+    extractor = extractors.load("lpips_squeeze", tmp_path / "w.safetensors")
+    same = extractor(*2 * [np.full((1, 32, 32, 3), 9, np.uint8)])
+    assert same["layers"].shape == (1, 7) and abs(same["distance"][0]) < 1e-12
+    own = convert.to_state_dict(extractor.params, "lpips_squeeze")
+    assert sum(np.prod(v.shape) for k, v in own.items() if "slice" in k) == 722_496  # published
+    _, again = convert.from_state_dict({f"net.{k}": v for k, v in own.items()}, "lpips_squeeze")
+    jax.tree.map(np.testing.assert_array_equal, again, extractor.params)
+    for file, kind, other in (
+        (squeezenet(), "lpips_alex", "lpips_squeeze"),
+        (torchvision_names(lpips_weights("lpips_alex")), "lpips_squeeze", "lpips_alex"),
+    ):
+        with pytest.raises(ValueError, match=f"no key of kind '{kind}' .* like kind '{other}'"):
+            convert.from_state_dict(file, kind)
+
+
 def test_lpips_is_a_distance():
     apply, params = convert.from_state_dict(lpips_weights("lpips_alex"), "lpips_alex")
     apply = jax.jit(apply)
@@ -178,14 +260,16 @@ def test_maps_do_not_depend_on_the_size(size):
     assert shapes["block15"].shape == (3, 7, 7, 320)
 
 
-@pytest.mark.parametrize("network", [features.LPIPSAlex(), features.LPIPSVGG()])
+@pytest.mark.parametrize(
+    "network", [features.LPIPSAlex(), features.LPIPSVGG(), features.LPIPSSqueeze()]
+)
 def test_smallest_images_of_lpips(network):
     def layers(*size):
         x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
         init = functools.partial(network.init_with_output, method="layers")
         return jax.eval_shape(init, jax.random.key(0), x, x)[0]
 
-    assert layers(network.least, 64).shape == (2, 5)
+    assert layers(network.least, 64).shape == (2, len(network.slices))
     least = network.least
     with pytest.raises(ValueError, match=f"{network.title} needs sides of at least {least} pixels"):
         layers(64, least - 1)

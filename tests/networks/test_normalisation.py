@@ -25,10 +25,21 @@ def test_gradients(batch, rows, positions, channels, groups, silu):
     fixed = (groups, 1e-5, silu)
     y, pull = jax.vjp(lambda *a: normalisation.normalise(*a, *fixed), x, gain, offset)
     expected, pull_expected = jax.vjp(lambda *a: normalisation._plain(*a, *fixed), x, gain, offset)
-    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=2e-7)
     g = jax.random.normal(keys[3], x.shape)
     for ours, theirs in zip(pull(g), pull_expected(g), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("offset", [-200.0, 200.0])
+def test_silu_far_from_0_has_finite_gradients(offset):
+    x = jax.random.normal(jax.random.key(0), (1, 8, 4))
+    args = (jnp.ones((1, 4)), jnp.full((1, 4), offset), 2, 1e-5, True)
+    y, pull = jax.vjp(lambda x: normalisation.normalise(x, *args), x)
+    assert (np.abs(y) < 1e-6).all() if offset < 0 else (np.abs(y - offset) < 5).all()
+    assert np.isfinite(y).all() and np.isfinite(pull(jnp.ones_like(y))[0]).all()
+    plain = jax.grad(lambda x: normalisation._plain(x, *args).sum())(x)
+    assert np.isfinite(plain).all()
 
 
 def test_low_precision_keeps_its_type():

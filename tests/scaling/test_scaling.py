@@ -133,6 +133,11 @@ def test_bench_from_the_command_line(tmp_path, capsys, pictures):
     ):
         with pytest.raises(SystemExit, match=message):
             bench.bench([*args, *more] if "published" in more[0] else [*args[:2], *more])
+    # Rows before and after the failure of the published code are kept.
+    output.unlink()
+    with pytest.raises(SystemExit, match="the published code did not run in"):
+        bench.bench([*args, "--published=/nowhere", f"--output={output}"])
+    assert len(json.loads(output.read_text())["rows"]) == 2
 
 
 def test_tpu_check_of_unknown_names():

@@ -120,7 +120,7 @@ def test_a_page_with_matched_colours_has_its_generators_too(task):
 def test_the_page_offers_no_method_whose_network_knows_another_domain(task):
     folder, config = task
     config = config.copy_and_resolve_references()
-    config.weights.score = "shipped:score-fluent-32"
+    config.weights.score = "shipped:score-fluent-64"
     assert "sdedit" in Translator(config, folder / "empty").methods()
     config.data.target = "noto"
     assert "sdedit" not in Translator(config, folder / "empty").methods()
@@ -139,12 +139,25 @@ def test_sliders_are_those_of_the_method(task):
 
 def test_a_setting_that_the_task_refuses_has_no_slider():
     """The contrast of domains on a task without images of the domains to contrast."""
-    for task, usable in {"gothic2mincho": False, "twemoji2fluent": True}.items():
-        translator = Translator(load_config(task), "nowhere")
+    contrasted = {"contrastive_sde.domain_images": 16, "contrastive_sde.domain_weight": 50.0}
+    for changes, usable in (({}, False), (contrasted, True)):
+        translator = Translator(load_config("twemoji2fluent", changes), "nowhere")
         assert ("domain_weight" in translator.sliders("contrastive_sde")) == usable
         for name, slider in translator.sliders("contrastive_sde").items():
             for value in (slider.least, slider.most):
                 translator.settings("contrastive_sde", {name: value}, steps=1)
+
+
+def test_a_number_that_needs_another_network_has_no_slider_and_is_refused():
+    with_network, without = (
+        Translator(load_config(name), "nowhere") for name in ("gothic2mincho", "twemoji2fluent")
+    )
+    slider = with_network.sliders("contrastive_sde")["score_weight"]
+    assert (slider.value, slider.least) == (0.5, 0)
+    assert "score_weight" not in without.sliders("contrastive_sde")
+    with pytest.raises(ValueError, match="'score_weight' is 0 here, and any other value needs"):
+        without.settings("contrastive_sde", {"score_weight": 0.5})
+    without.settings("contrastive_sde", {"score_weight": 0.0})
 
 
 def test_a_visitor_who_leaves_blocks_nobody(task):

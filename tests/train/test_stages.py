@@ -45,6 +45,18 @@ def test_one_device_and_eight_train_the_same_score_network(tiny, tmp_path, on_de
         assert int(loop.train_stage(longer, tmp_path / folder, "score").step) == 6
 
 
+def test_a_learned_variance_is_trained(tiny, on_devices):
+    on_devices(1)
+    config = tiny(score__learn_sigma=True)
+    stage = stages.make(config, "score")
+    params = stage.init(jax.random.key(0))
+    batch = {"image": np.full((4, 16, 16, 3), 90, np.uint8), "domain": np.zeros(4, np.int32)}
+    gradient, metrics = jax.grad(stage.loss, has_aux=True)(params, batch, jax.random.key(1))
+    last = gradient["params"]["out_2"]["bias"]
+    assert set(metrics) == {"bound"} and metrics["bound"] > 0
+    assert last.shape == (6,) and np.all(last != 0)
+
+
 def test_a_mesh_that_does_not_fit_the_devices(tiny, tmp_path, on_devices):
     on_devices(8)
     with pytest.raises(ValueError, match="mesh.fsdp is 3, which does not divide the 8 devices"):

@@ -1,12 +1,14 @@
 """What decides a picture: its pixels, its name, the seed; nothing of its company."""
 
+import jax
 import numpy as np
 import pytest
-from helpers import no_new_programs
+from helpers import no_new_programs, random_params
 from sampling_helpers import batch
 
 from cdsde import config as config_lib
 from cdsde import load_sampler
+from cdsde.translation.compiled import Sampler
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -98,6 +100,26 @@ def test_weights_start_seed_and_eta_change_without_compiling_again(task):
     np.testing.assert_allclose(guided, plain.states(images, ids)[0], atol=1e-5)
 
 
+def test_the_contrast_of_score_networks_is_a_number(task):
+    config = task("contrastive_sde", contrastive_sde__score_weight=0.5)
+    images, ids = batch()
+    sampler, _ = load_sampler(config, ".")
+    other = jax.tree.map(lambda leaf: 1.1 * leaf, sampler.params["score"])
+    sampler.params = {**sampler.params, "source_score": other}
+    seen = [sampler.states(images, ids)[0]]
+    for weight in (1.0, 0.0):
+        config.contrastive_sde.score_weight = weight
+        with no_new_programs():
+            sampler.update(config)
+            seen.append(sampler.states(images, ids)[0])
+        assert np.abs(seen[-1] - seen[-2]).max() > 1e-6
+    without, _ = load_sampler(config, ".")  # the source's network is not in its program
+    np.testing.assert_allclose(seen[-1], without.states(images, ids)[0], atol=1e-5)
+    config.contrastive_sde.score_weight = 0.5
+    with pytest.raises(ValueError, match="needs source_score with these settings, which this"):
+        without.update(config)
+
+
 def test_a_compiled_sampler_refuses_what_is_part_of_its_program(task):
     config = task("egsde")
     sampler, _ = load_sampler(config, ".")
@@ -129,3 +151,14 @@ def test_rounds_go_on_where_the_last_one_ended(task):
     np.testing.assert_allclose(states[0, -1], once, atol=1e-5)
     np.testing.assert_array_equal(states[2, -1], thrice)
     assert np.abs(thrice - once).max() > 1e-3
+
+
+def test_a_network_that_the_program_does_not_run_is_no_part_of_it(tiny):
+    """Parameters may hold more networks than the program, as those of the benchmark do."""
+    off = {"contrastive_sde__score_weight": 0.0}
+    config = tiny(method="contrastive_sde", **off)
+    params = {s: random_params(config, s) for s in ("score", "source_score", "encoder")}
+    sampler = Sampler(config, params)
+    config.contrastive_sde.score_weight = 0.5
+    with pytest.raises(ValueError, match="needs source_score with these settings"):
+        sampler.update(config)

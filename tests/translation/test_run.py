@@ -105,7 +105,7 @@ def test_the_sheet_shows_sources_results_and_true_targets(task, tmp_path, monkey
     config = task(sample__limit=3, sample__sheet=2, sample__split="test", **emoji)
     made = list(results(translation_run.sample(config, tmp_path)).values())
     ((rows, titles),) = shown
-    assert titles == ["source", "sdedit", "true target"] and len(rows) == 2
+    assert titles == ["source", "SDEdit", "true target"] and len(rows) == 2
     truth = inputs.open_truth(config)
     for j, (_, result, target) in enumerate(rows):
         np.testing.assert_array_equal(result, made[j])
@@ -113,7 +113,7 @@ def test_the_sheet_shows_sources_results_and_true_targets(task, tmp_path, monkey
     config = task(sample__sheet=1)
     translation_run.sample(config, tmp_path / "folder")
     (row,), titles = shown[1]
-    assert titles == ["source", "sdedit"] and len(row) == 2
+    assert titles == ["source", "SDEdit"] and len(row) == 2
 
 
 def test_the_record_says_what_decided_the_pixels(task, five, tmp_path):
@@ -392,7 +392,7 @@ def test_weights_that_are_not_there_or_do_not_fit(task, tiny, five, tmp_path):
         "weights.score=no/such.safetensors does not exist", translation_run.sample, config, tmp_path
     )
     config.weights.score = "shipped:none"
-    said("shipped:none: the package has no such weights; there are .*score-fluent-32",
+    said("shipped:none: the package has no such weights; there are .*score-fluent-64",
          translation_run.sample, config, tmp_path)  # fmt: skip
     safetensors.numpy.save_file({"a": np.zeros(1)}, tmp_path / "other.safetensors")
     config.weights.score = str(tmp_path / "other.safetensors")

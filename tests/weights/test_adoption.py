@@ -13,13 +13,14 @@ from pixel_vectors import save
 from safetensors.numpy import load_file, save_file
 from sampling_helpers import batch
 
-from cdsde import load_sampler
+from cdsde import load_config, load_sampler
 from cdsde.data import to_float
 from cdsde.networks import build, published
+from cdsde.serve.live import Translator
 from cdsde.translation import latents
 from cdsde.translation.compiled import Sampler
 from cdsde.weights import adoption, diffusers, exchange, exported, resolve
-from cdsde.weights.formats import diffusers_unet, registry
+from cdsde.weights.formats import registry
 from cdsde.weights.torch import convert
 
 # File -> side of its images, class.
@@ -130,7 +131,7 @@ def test_a_label_and_what_is_refused(task_of, tiny, tmp_path):
     with pytest.raises(ValueError, match="there is no score network yet; name a file that knows"):
         adoption.adopted(tiny(score__label=1), tmp_path)
     with pytest.raises(ValueError, match="the score network takes no class; leave them out"):
-        own = tiny(score__label=1, weights__score="shipped:score-fluent-32")
+        own = tiny(score__label=1, weights__score="shipped:score-fluent-64")
         adoption.adopted(own, tmp_path)
     with pytest.raises(ValueError, match="takes no class"):
         adoption.adopted(task_of("edm/ddpmpp_vp.pkl", score__label=1), tmp_path)
@@ -220,7 +221,7 @@ def folder_of(golden, tmp_path):
     arrays `change` changes in place."""
 
     def make(config=(), scheduler=(), change=lambda weights: None):
-        folder = tmp_path / "folder"
+        folder = tmp_path / f"folder{len(list(tmp_path.iterdir()))}"
         shutil.copytree(golden / "pixel" / "diffusers" / "a_ddpm_root", folder)
         for file, fields in (("config.json", config), ("scheduler_config.json", scheduler)):
             told = json.loads((folder / file).read_text()) | dict(fields)
@@ -295,36 +296,76 @@ def test_a_missing_file_of_the_source_is_told(task_of, tmp_path):
         adoption.adopted(config, tmp_path)
 
 
-# Fields of a file's sampler, keys of the config -> what is said.
+CYCLE = {"method": "cyclediffusion", "sample.solver": "ancestral"}
+# Fields of a file's sampler, keys of the config -> what becomes of `sample`, or what is said.
 SAMPLERS = [
-    ({"clip_sample": True}, {}, "clip_sample true; .* takes config.sample.clip=True for clip_sam"),
-    ({"clip_sample": True}, {"sample.clip": True}, None),
-    ({"clip_sample": False}, {"sample.clip": True}, "takes config.sample.clip=False"),
-    ({"clip_sample": True, "clip_sample_range": 2}, {"sample.clip": True}, "nothing for clip_sam"),
-    ({"thresholding": True}, {}, "thresholding true; .* takes nothing for thresholding"),
-    ({"variance_type": "fixed_small"}, {}, None),
-    ({"variance_type": "fixed_large"}, {}, "takes config.sample.solver=ancestral and .variance=fi"),
-    ({"timestep_spacing": "trailing"}, {}, "takes config.sample.steps and .spacing"),
-    ({"timestep_spacing": "trailing"}, {"sample.steps": None}, None),
-    ({"steps_offset": 5}, {}, "steps_offset 5; .* takes config.sample.start and .steps"),
-    ({"set_alpha_to_one": False}, {}, "takes nothing for set_alpha_to_one"),
-    ({"thresholding": True, "steps_offset": 1}, {}, "thresholding true, steps_offset 1; "),
-    ({"tensor_format": "pt"}, {}, None),
+    ({}, {}, {"clip": True, "variance": "fixedsmall", "spacing": "leading"}),
+    ({}, {"sample.clip": False}, {"clip": False}),
+    ({}, {"sample.spacing": "log_snr"}, {"spacing": "log_snr"}),
+    ({"clip_sample": False}, {}, {"clip": False}),
+    ({"clip_sample": False}, {"sample.clip": True}, {"clip": True}),
+    ({"clip_sample_range": 2}, {}, "clip_sample_range to 2.0"),
+    ({"clip_sample_range": 2}, {"sample.clip": True}, {"clip": True}),
+    ({"thresholding": True}, {}, "thresholding to true"),
+    ({"thresholding": True}, {"sample.clip": False}, {"clip": False}),
+    ({"variance_type": "fixed_large"}, {}, {"variance": "fixedlarge"}),
+    ({"variance_type": "fixed_large"}, {"sample.variance": "learned"}, "learned none"),
+    ({"variance_type": "fixed_large"}, {"sample.solver": "ddim"}, {"variance": "fixedsmall"}),
+    ({"timestep_spacing": "trailing"}, {}, {"spacing": "trailing"}),
+    ({"timestep_spacing": "trailing"}, {"sample.steps": None}, {"spacing": "index"}),
+    ({"timestep_spacing": "linspace"}, {}, {"spacing": "index"}),
+    ({"steps_offset": 5}, {}, "steps_offset to 5"),
+    ({"steps_offset": 5}, {"sample.spacing": "leading"}, {"spacing": "leading"}),
+    ({"set_alpha_to_one": False}, {}, {"clip": True}),
+    ({"set_alpha_to_one": False}, {"sample.solver": "ddim"}, "set_alpha_to_one false"),
+    ({"variance_type": "fixed_large"}, {**CYCLE, "sample.clip": False}, "posterior"),
+    ({}, CYCLE, "sample.clip is True, and cyclediffusion"),
 ]
 
 
-@pytest.mark.parametrize(("fields", "keys", "said"), SAMPLERS, ids=[str(f) for f, *_ in SAMPLERS])
-def test_what_the_files_sampler_would_do_is_said_once(
-    folder_of, task_of, tmp_path, caplog, fields, keys, said
+@pytest.mark.parametrize(("fields", "keys", "wanted"), SAMPLERS)
+def test_what_the_file_says_of_its_sampler_is_taken_or_refused(
+    folder_of, task_of, tmp_path, fields, keys, wanted
 ):
-    folder = folder_of(scheduler=dict.fromkeys(diffusers_unet.SAMPLING) | fields)
-    keys = {"sample.clip": False} | keys
+    folder = folder_of(scheduler=fields)
+    keys = {"sample.clip": None, "sample.spacing": None, "sample.steps": 5} | keys
     changes = {key.replace(".", "__"): value for key, value in keys.items()}
+    if "method" in keys:
+        changes["weights__source_score"] = folder
     config = task_of("diffusers/a_ddpm_root", weights__score=folder, **changes)
-    resolve.load(adoption.adopted(config, tmp_path), tmp_path, "score")
-    found = [r.message for r in caplog.records if "asks its own sampler" in r.message]
-    assert len(found) == (said is not None)
-    assert all(re.search(said, text) and one_sentence(text) for text in found), found
+    if isinstance(wanted, str):
+        with pytest.raises(ValueError, match=wanted) as error:
+            adoption.adopted(config, tmp_path)
+        assert one_sentence(str(error.value))
+    else:
+        found = adoption.adopted(config, tmp_path).sample
+        assert wanted.items() <= found.to_dict().items()
+
+
+def test_what_is_left_open_follows_the_file_when_a_config_changes(folder_of, task_of, tmp_path):
+    folder = folder_of(scheduler={"timestep_spacing": "trailing", "clip_sample": False})
+    config = task_of("diffusers/a_ddpm_root", weights__score=folder, sample__spacing=None)
+    config.sample.steps = None
+    sampler, _ = load_sampler(config, tmp_path)
+    assert sampler.config.sample.spacing == "index"
+    config.sample.steps = 4
+    sampler.update(config)
+    assert sampler.config.sample.spacing == "trailing" and sampler.evaluations == 4
+    page = Translator(adoption.adopted(config, tmp_path), tmp_path, ["spacing"])
+    assert page.settings("sdedit", steps=3).sample.spacing == "trailing"
+
+
+def test_the_sampler_is_no_part_of_the_network(folder_of, task_of, tmp_path):
+    """Networks of one kind with other schedulers' sampling go together; imports ask no sampler."""
+    other = folder_of(scheduler={"timestep_spacing": "trailing"})
+    config = task_of("diffusers/a_ddpm_root", weights__source_score=other, method="ddib")
+    config.sample.update(solver="ddim", eta=0.0)
+    adoption.adopted(config, tmp_path)
+    strict = folder_of(scheduler={"thresholding": True})
+    config = task_of("diffusers/a_ddpm_root", weights__score=strict, sample__clip=None)
+    with pytest.raises(ValueError, match="thresholding"):
+        adoption.adopted(config, tmp_path)
+    assert adoption.adopted(config, tmp_path, importing=True).sample.clip is False
 
 
 @pytest.mark.slow
@@ -379,3 +420,34 @@ def test_a_network_on_latents(golden, tiny):
     assert encoded.shape == (5, side, side, channels)
     expected = latents.decode(config, params, encoded)
     assert np.abs(states - expected).mean() < 0.1 * np.abs(expected).mean()
+
+
+def test_a_published_network_takes_the_place_of_a_shipped_one(golden, tmp_path):
+    """The task's shipped network of the source domain is needed by some methods alone."""
+    folder = str(golden / "pixel" / "diffusers/a_ddpm_root")
+    changes = {"weights.score": folder, "data.image_size": 16, "method": "sdedit"}
+    config = adoption.adopted(load_config("twemoji2fluent", changes), tmp_path)
+    assert config.score.arch == "published" and config.weights.source_score is None
+    with pytest.raises(ValueError, match="--config.weights.source_score=None") as error:
+        adoption.adopted(load_config("twemoji2fluent", {**changes, "method": "ddib"}), tmp_path)
+    assert one_sentence(str(error.value))
+
+
+def test_what_is_no_network_is_refused_with_the_right_advice(golden, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = golden / "pixel" / "diffusers/a_ddpm_root"
+    (inside,) = folder.glob("*.safetensors")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "w.txt").write_text("weights")
+    for name, words in {
+        str(inside): f"belongs to a folder of diffusers: name {folder}",
+        "empty": "name the file, or the folder with model_index.json",
+        "w.txt": "--mode=import",
+        "google/ddpm-cat-256": "write hf:google/ddpm-cat-256 for a model hub",
+        "HF:google/ddpm-cat-256": "write hf:google/ddpm-cat-256 for a model hub",
+        "empty/x": "check the path",
+    }.items():
+        config = load_config("twemoji2fluent", {"weights.score": name})
+        with pytest.raises(ValueError, match=re.escape(words)) as error:
+            resolve.load(config, tmp_path, "score")
+        assert one_sentence(str(error.value))

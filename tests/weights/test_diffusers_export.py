@@ -1,5 +1,6 @@
 """Score networks go out as pipelines of diffusers, and come back."""
 
+import diffusers_steps
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from network_helpers import SMALL_ADM, SMALL_DDPM, error, noise, randomised
 
 from cdsde.networks import ADMUNet, DDPMUNet, build
 from cdsde.weights import exchange, exported, resolve
+from cdsde.weights.diffusers import schedule
 from cdsde.weights.formats import diffusers_unet, unet2d_of
 
 pytestmark = pytest.mark.usefixtures("exact_products", "compile_quickly")
@@ -156,5 +158,16 @@ def test_diffusers_opens_the_pipeline_and_agrees(tiny, tmp_path, changes):
     np.testing.assert_allclose(
         pipeline.scheduler.alphas_cumprod.numpy(), build.schedule_of(config).alpha_bar, rtol=5e-7
     )
-    pictures = pipeline(batch_size=1, num_inference_steps=2, output_type="np").images
-    assert pictures.shape == (1, 16, 16, 3) and np.isfinite(pictures).all()
+    # The pipeline's pictures are those of our network by the same steps with the same noise.
+    draws = torch.Generator().manual_seed(5)
+    pictures = pipeline(2, generator=draws, num_inference_steps=5, output_type="np").images
+    draws = torch.Generator().manual_seed(5)
+    again = [torch.randn((2, 3, 16, 16), generator=draws).numpy() for _ in range(5)]
+    scheduler = schedule.read_scheduler(folder / "scheduler")
+    levels = schedule.timesteps(scheduler, 5)
+    x, *noises = (np.moveaxis(draw, 1, -1) for draw in again)
+    for t, before, z in zip(levels, np.append(levels[1:], -1), [*noises, None], strict=True):
+        output = build.score_module(config).apply(params, x, jnp.full(2, float(t)))
+        x, _ = diffusers_steps.ddpm(scheduler, x, np.asarray(output), t, before, z)
+        x = np.float32(x)
+    np.testing.assert_allclose(pictures, np.clip(x / 2 + 0.5, 0, 1), atol=5e-5)

@@ -8,6 +8,7 @@ import pytest
 from helpers import one_sentence
 from safetensors.numpy import load_file, save_file
 
+from cdsde.diffusion import schedules
 from cdsde.editing import ddim
 from cdsde.weights import diffusers
 
@@ -116,11 +117,17 @@ def test_a_scheduler_that_means_something_else_is_refused_by_name(model, field, 
     refused(lambda: schedule(model, **{field: value}), field, "scheduler_config.json")
 
 
-@pytest.mark.parametrize(
-    "field", ["beta_start", "beta_end", "num_train_timesteps", "beta_schedule"]
-)
-def test_a_scheduler_without_its_levels_is_refused(model, field):
-    refused(lambda: schedule(model, [field]), field, "scheduler_config.json")
+def test_absent_fields_have_the_defaults_of_diffusers(model):
+    fields = ["beta_start", "beta_end", "beta_schedule"]
+    found = schedule(model, [*fields, "num_train_timesteps"]).alpha_bar
+    np.testing.assert_array_equal(found, schedules.linear().alpha_bar)
+    heun = schedule(model, fields, _class_name="HeunDiscreteScheduler").alpha_bar
+    np.testing.assert_array_equal(heun, schedules.linear(1000, 0.00085, 0.012).alpha_bar)
+    folder = model("model/scheduler", "scheduler_config.json", ["timestep_spacing"])
+    assert diffusers.read_scheduler(folder).spacing == "leading"
+    assert diffusers.read_scheduler(folder, "UniPCMultistepScheduler").spacing == "linspace"
+    longer = schedule(model, fields, num_train_timesteps=4000).alpha_bar
+    np.testing.assert_array_equal(longer, schedules.linear(4000).alpha_bar)
 
 
 def test_clipping_is_the_default_of_some_classes(model):

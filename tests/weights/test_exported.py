@@ -10,7 +10,7 @@ from helpers import one_sentence
 from cdsde import load_config
 from cdsde.weights import resolve
 
-NAME = "encoder-emoji-32"
+NAME = "encoder-emoji-64"
 
 
 @pytest.fixture

@@ -166,11 +166,22 @@ def test_recipes(name, compile_quickly, tmp_path):
 def test_full_size_trees(name):
     shapes = names_of(FULL[name]["arguments"])
     assert (len(shapes), keys_sha256(shapes)) == (FULL[name]["keys"], FULL[name]["keys_sha256"])
-    # From the names and shapes alone, with what the published files do not say.
+
+
+# The flags of OpenAI's 128² network, which has 4 heads in place of heads of 64 channels.
+CONDITIONAL = FULL["256x256 conditional (OpenAI's flags)"]["arguments"]
+OF_128 = {**CONDITIONAL, "image_size": 128, "num_heads": 4, "num_head_channels": -1}
+
+
+@pytest.mark.parametrize(
+    "expected", [*(entry["arguments"] for entry in FULL.values()), OF_128], ids=[*FULL, "128x128"]
+)
+def test_what_published_files_do_not_say_is_known(expected):
+    # From the names and shapes alone.
+    shapes = names_of(expected)
     state = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
     inferred = convert.infer_architecture(state, "adm")
     told, arguments = guided_diffusion._published(inferred, state, FILE)
-    expected = FULL[name]["arguments"]
     assert told["new_attention_order"] == expected["use_new_attention_order"]
     assert told["num_head_channels"] == expected["num_head_channels"]
     if expected["resblock_updown"]:  # improved-diffusion published both noises

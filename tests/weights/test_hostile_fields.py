@@ -1,13 +1,17 @@
 """JSON beside weights that no network can mean is refused at once, and costs no memory."""
 
+import inspect
 import json
 import resource
 import shutil
+import sys
 import time
 
 import pytest
+import refusals
 from helpers import one_sentence
 
+from cdsde.runtime import fields as json_fields
 from cdsde.weights import diffusers, exported
 from cdsde.weights.formats import diffusers_unet, dit, guided_diffusion, score_sde
 
@@ -154,3 +158,29 @@ def test_an_index_names_files_of_its_own_folder_alone(copied):
     for table in (["x"], {"weight_map": {"x": "../x.safetensors"}}, {"weight_map": 1}):
         index.write_text(json.dumps(table))
         assert index.name in refused(read, path)
+
+
+def test_large_json_is_refused_unread(copied):
+    path, read = copied("unet")
+    (path / CONFIG).write_text("[" + "[]," * 8 * 10**6 + "0]")
+    text = refusals.refused(read, path, "has 24,000,003 bytes, and no file of fields more")
+    assert CONFIG in text
+
+
+def test_json_of_the_largest_size_costs_little(copied):
+    path, read = copied("unet")
+    (path / CONFIG).write_text("[" + "[]," * (json_fields.LARGEST_FILE // 3 - 1) + "0]")
+    refusals.refused(read, path, "is little else than lists")
+    (path / CONFIG).write_text("[" + "[123456]," * (json_fields.LARGEST_FILE // 9 - 1) + "0]")
+    refusals.refused(read, path, "holds no JSON object", peak=2**26)
+
+
+def test_json_that_can_be_read_but_not_written(copied):
+    """Python reads what is nested so deeply that a function a little further in cannot print it."""
+    path, read = copied("unet")
+    told = json.dumps(json.loads((path / CONFIG).read_text()) | {"shiny": 1})
+    most = sys.getrecursionlimit() - len(inspect.stack(0))
+    for depth in range(most - 40, most):
+        deep = "[" * depth + "]" * depth
+        (path / CONFIG).write_text(told.replace('"shiny": 1', f'"shiny": {deep}'))
+        assert CONFIG in refused(read, path)

@@ -102,6 +102,10 @@ SCHEDULES = [
     {},
     {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
     {"beta_schedule": "scaled_linear", "prediction_type": "sample"},
+    {"clip_sample": False, "timestep_spacing": "trailing", "variance_type": "fixed_large"},
+    {"clip_sample_range": 2.0, "timestep_spacing": "linspace", "steps_offset": 3},
+    {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5},
+    {"set_alpha_to_one": False},
 ]
 
 
@@ -119,6 +123,7 @@ def test_a_folder_goes_out_as_it_came(golden, task_of, tmp_path, scheduler):
     assert all(np.array_equal(after[key], expected[key]) for key in expected)
     one, other = diffusers_unet.read(source), diffusers_unet.read(folder)
     assert (one.fields, one.path["output"]) == (other.fields, other.path["output"])
+    assert one.sampler == other.sampler
     levels = (np.asarray(opened.path["time"]["alpha_bar"]) for opened in (one, other))
     np.testing.assert_allclose(*levels, rtol=3e-6)
 

@@ -66,21 +66,35 @@ def test_every_layout_is_the_same_network(vectors, pipeline):
     refused(root, "ema.safetensors", "leave one of them")
 
 
+def in_two_files(unet, suffix, save):
+    """Cuts the weights of a folder into two files, which `save(arrays, path)` writes; the index."""
+    weights = load_file(unet / f"{STEM}.safetensors")
+    (unet / f"{STEM}.safetensors").unlink()
+    shards = {key: f"{STEM}-0000{n % 2 + 1}-of-00002{suffix}" for n, key in enumerate(weights)}
+    for name in set(shards.values()):
+        save({k: v for k, v in weights.items() if shards[k] == name}, unet / name)
+    index = unet / f"{STEM}{suffix}.index.json"
+    index.write_text(json.dumps({"weight_map": shards}))
+    return index
+
+
 def test_weights_in_several_files(vectors, pipeline):
     expected = diffusers_unet.read(vectors / "b_train_unconditional")
     folder = pipeline("b_train_unconditional")
-    unet = folder / "unet"
-    weights = load_file(unet / f"{STEM}.safetensors")
-    (unet / f"{STEM}.safetensors").unlink()
-    shards = {key: f"{STEM}-0000{n % 2 + 1}-of-00002.safetensors" for n, key in enumerate(weights)}
-    for name in set(shards.values()):
-        save_file({k: v for k, v in weights.items() if shards[k] == name}, unet / name)
-    index = unet / f"{STEM}.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": shards}))
+    index = in_two_files(folder / "unet", ".safetensors", save_file)
     assert_same(diffusers_unet.read(folder), expected)
     for wrong in ({}, {"x": "../x.safetensors"}, {"x": ["y"]}):
         index.write_text(json.dumps({"weight_map": wrong}))
         refused(folder, index.name)
+
+
+def test_weights_of_pytorch_in_several_files(vectors, pipeline):
+    torch = pytest.importorskip("torch")
+    expected = diffusers_unet.read(vectors / "b_train_unconditional")
+    folder = pipeline("b_train_unconditional")
+    tensors = lambda arrays: {k: torch.from_numpy(v) for k, v in arrays.items()}  # noqa: E731
+    in_two_files(folder / "unet", ".bin", lambda arrays, path: torch.save(tensors(arrays), path))
+    assert_same(diffusers_unet.read(folder), expected)
 
 
 def test_half_precision_and_early_copies(vectors, pipeline):

@@ -15,9 +15,10 @@ the state by κ for a gradient of 1 (`solvers.gain`) oscillates where 2 λ κ > 
 
 which makes the step equal to the gradient flow over a time κ; λ' → λ with many steps.
 
-Where all weights of a level are 0, the energies are not computed. `every` = n guides only every
+Where all weights of a level are 0, the guide's networks do not run. `every` = n guides only every
 n-th step, the first one among them, with n times the weights: the same guidance in all, for a part
-of the time (multiple time stepping, as in molecular dynamics).
+of the time (multiple time stepping, as in molecular dynamics). `between` guides within an interval
+of levels.
 
 A refinement is more rows of the same scan, which begin with a perturbation of the result.
 
@@ -34,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdsde.diffusion import energies, schedules, solvers
+from cdsde.diffusion import energies, schedules, score_contrast, solvers
 from cdsde.diffusion.levels import Grid
 from cdsde.diffusion.methods.method import Method, Term
 from cdsde.diffusion.noise import Noise
@@ -49,6 +50,7 @@ class Levels(NamedTuple):
       grid: the noise levels.
       coefficients: the solver's coefficients.
       weights: λ of each term at each level, float32 `[S, number of terms]`.
+      contrast: λ_c of the contrast of score networks at each level, float32 `[S]`.
       again: int32 `[S]`: 0 in the round itself, n in its n-th refinement.
       moves: int32 `[S]`: number of moves before a steered step.
     """
@@ -56,6 +58,7 @@ class Levels(NamedTuple):
     grid: Grid
     coefficients: Any
     weights: Any
+    contrast: Any
     again: Any
     moves: Any
 
@@ -64,7 +67,7 @@ class Levels(NamedTuple):
         # Host tables stay on the host, where another number of steps compiles nothing.
         numpy = jnp if isinstance(self.again, jax.Array) else np
         begins = numpy.diff(self.again, prepend=0) > 0
-        extra = Extra(self.weights, self.again, begins, self.moves)
+        extra = Extra(self.weights, self.contrast, self.again, begins, self.moves)
         return solvers.rows(self.grid, self.coefficients, extra)
 
 
@@ -76,6 +79,7 @@ class Extra(NamedTuple):
     """
 
     weights: Any
+    contrast: Any
     again: Any
     begins: Any
     moves: Any
@@ -88,6 +92,7 @@ def make_levels(
     solver: solvers.Solver,
     follow: bool = False,
     every: int = 1,
+    between: Sequence[int] = (),
 ) -> Levels:
     """Computes the numbers of a run on the host.
 
@@ -97,11 +102,14 @@ def make_levels(
       grid: the result of `levels.make_grid`.
       solver: the solver, with its options.
       follow: give quadratic energies the weight of equation (2).
-      every: n; guide every n-th step.
+      every: n; guide every n-th step, with n times the weights.
+      between: (low, high); guide at levels of index low to high - 1 only; (): at all.
     """
     coefficients = solver.coefficients(grid)
     gain = solvers.gain(solver, grid) if follow else None
     guided = np.arange(len(grid.index)) % every == 0
+    if between:
+        guided &= (between[0] <= grid.index) & (grid.index < between[1])
     columns = [_weight(t, grid.index, gain, every) * guided for t in method.terms(settings)]
     empty = np.zeros((len(grid.index), 0), np.float32)
     weights = np.stack(columns, axis=1) if columns else empty
@@ -110,14 +118,16 @@ def make_levels(
     guides = np.any(weights != 0, axis=1)
     moves = steering.moves(grid.index) * guides if steering else np.zeros(count)
     again = np.zeros(count, np.int32)
-    levels = Levels(grid, coefficients, weights, again, moves.astype(np.int32))
+    contrast = (every * method.contrast(settings) * guided).astype(np.float32)
+    levels = Levels(grid, coefficients, weights, contrast, again, moves.astype(np.int32))
     return _with_refinements(levels, solver, *method.refine(settings))
 
 
 def _with_refinements(levels: Levels, solver: solvers.Solver, start: int, rounds: int) -> Levels:
     """Adds the levels below `start` again, `rounds` times, for the SDE without guidance."""
     low = levels.grid.index < start
-    again = levels._replace(coefficients=solver.stochastic(levels.grid), weights=0 * levels.weights)
+    again = levels._replace(coefficients=solver.stochastic(levels.grid))
+    again = again._replace(weights=0 * levels.weights, contrast=0 * levels.contrast)
     again = jax.tree.map(lambda column: column[low], again)
     for n in range(1, rounds + 1):
         part = again._replace(again=again.again + np.int32(n))
@@ -171,13 +181,13 @@ def make_round(
 ) -> Round:
     """Builds the parts of a round of equation (1); the arguments are those of `translate`."""
     terms = method.terms(settings)
-    eps_fn = method.noise(settings, networks)
     references = references_of(terms, networks, x0)
     term_energies = [term.energy(networks) for term in terms]
     each_gradient = _gradients(term_energies)
     gradient = _combined(term_energies, each_gradient, method.combine)
     start = method.start(settings) if method.start else from_perturbed_source
     projection, steering = method.projection(settings), method.steer(settings)
+    contrasts = method.contrast(settings) > 0
     invert, refines = method.invert(settings), method.refine(settings)[1] > 0
 
     def begin(x, r, rows):
@@ -191,6 +201,11 @@ def make_round(
     def begin_again(carry, level, r):
         y = schedules.perturb(carry[0], noise.start(r), level.alpha_bar)
         return y, solver.init(y)
+
+    def eps_of(weight):
+        if not contrasts:
+            return networks["score"]
+        return score_contrast.contrasted(networks["score"], networks["source_score"], weight)
 
     def step(carry, row, r, drawn):
         _, level, _, extra = row
@@ -215,7 +230,7 @@ def make_round(
         def project(y, position, level):
             return projection.apply(y, x0, noise.reference(r, position, level.index), level)
 
-        parts: dict[str, Any] = {"eps_fn": eps_fn, "clip": clip}
+        parts: dict[str, Any] = {"eps_fn": eps_of(extra.contrast), "clip": clip}
         parts["noise_fn"] = _noise_of_steps(noise, drawn.steps, r, extra.again, refines)
         parts["project_fn"] = project if projection else None
         if steering:

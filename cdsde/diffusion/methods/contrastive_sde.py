@@ -10,8 +10,6 @@ noise is that of the contrast of score networks (score_contrast.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from cdsde.diffusion.methods.method import Method, Setting, Term, itself, start_setting
 
 
@@ -46,16 +44,6 @@ def terms(settings) -> tuple[Term, ...]:
     if settings.domain_images:
         parts.append(Term(domains, settings.domain_weight))
     return tuple(parts)
-
-
-def predicted_noise(settings, networks) -> Callable:
-    """The target network's noise, or the contrast of both networks'."""
-    from cdsde.diffusion import score_contrast
-
-    target = networks["score"]
-    if not settings.score_weight:
-        return target
-    return score_contrast.contrasted(target, networks["source_score"], settings.score_weight)
 
 
 def check(settings, config) -> None:
@@ -143,9 +131,11 @@ CONTRASTIVE_SDE = Method(
             "λ_c of the contrast of score networks, which needs that of the source domain, too, "
             "and leads away from it; 0 switches it off.",
             minimum=0,
+            changeable=True,
+            slider="λ_c, away from the source's network",
         ),
     },
-    noise=predicted_noise,
+    contrast=lambda settings: settings.score_weight,
     terms=terms,
     domain_images=lambda settings: settings.domain_images,
     check=check,

@@ -13,7 +13,7 @@ levels of DDIM with η = 1 (`refine_rounds` times): that is SDEdit of the result
 
 from __future__ import annotations
 
-from cdsde.diffusion.methods.method import Method, Setting, start_setting
+from cdsde.diffusion.methods.method import Method, Setting, refine_setting, start_setting
 
 
 def invert(settings):
@@ -58,18 +58,19 @@ def check(settings, config) -> None:
     s = config.sample
     draws = s.solver == "ancestral" or (s.solver == "ddim" and s.eta)
     CYCLEDIFFUSION.require(draws, config, "recovers the noise of each step")
-    if s.variance == "learned":
+    if s.solver == "ancestral" and s.variance not in (None, "fixedsmall"):
         raise ValueError(
-            "config.sample.variance is 'learned', and cyclediffusion recovers noises with a "
-            "deviation that is known; set --config.sample.variance=fixedsmall"
+            f"config.sample.variance is '{s.variance}', and cyclediffusion draws the states from "
+            "the posterior, whose variance is fixedsmall; set --config.sample.variance=fixedsmall"
         )
     if s.clip:
         raise ValueError(
             "config.sample.clip is True, and cyclediffusion recovers the noise of steps that "
             "do not clip; set --config.sample.clip=False"
         )
-    if s.rounds > 1:
-        raise ValueError(f"config.sample.rounds is {s.rounds}, and cyclediffusion has one round")
+    CYCLEDIFFUSION.one_round(config)
+    if settings.refine:
+        CYCLEDIFFUSION.down_to_zero(config)
 
 
 CYCLEDIFFUSION = Method(
@@ -78,9 +79,7 @@ CYCLEDIFFUSION = Method(
     networks=("score", "source_score"),
     settings={
         "start": start_setting(850),
-        "refine": Setting(
-            100, "Number of noise levels below the start of the refinement; 0: none.", minimum=0
-        ),
+        "refine": refine_setting(100),
         "refine_rounds": Setting(1, "Number of refinements.", minimum=0),
     },
     invert=invert,

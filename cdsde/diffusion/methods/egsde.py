@@ -20,9 +20,7 @@ def terms(settings) -> tuple[Term, ...]:
     from cdsde.diffusion import energies
 
     def domain(networks):
-        def features(x, i):
-            return networks["classifier"](x, i, head=False)[1]
-
+        features = energies.of_classifier(networks["classifier"])
         return energies.domain(features, settings.domain_similarity)
 
     def content(networks):

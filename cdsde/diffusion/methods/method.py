@@ -123,8 +123,8 @@ class Method(NamedTuple):
         None where they are drawn, both found from the source x0; `rows` are those of solvers.rows.
       refine: `settings -> (M, rounds)`; the result is perturbed to level M-1 and denoised by the
         SDE, `rounds` times; `(0, 0)`: not.
-      noise: `(settings, networks) -> ((y, i) -> ε)`, the predicted noise: by default that of the
-        network "score".
+      contrast: `settings -> λ_c`, the weight of the contrast of the networks "score" and
+        "source_score" (score_contrast.py) in the predicted noise; 0: that of "score" alone.
       terms: `settings -> (Term, ...)`.
       steer: `settings -> Steering`, or None.
       projection: `settings -> Projection`, or None for no projection.
@@ -147,7 +147,7 @@ class Method(NamedTuple):
     start: Callable | None = None
     invert: Callable = lambda settings: None
     refine: Callable = lambda settings: (0, 0)
-    noise: Callable = lambda settings, networks: networks["score"]
+    contrast: Callable = lambda settings: 0.0
     terms: Callable = lambda settings: ()
     steer: Callable = lambda settings: None
     projection: Callable = lambda settings: None
@@ -180,6 +180,22 @@ class Method(NamedTuple):
                 f"{reason}; set {advice}, for example"
             )
 
+    def one_round(self, config) -> None:
+        """Raises a ValueError if `sample.rounds` asks for more rounds than one."""
+        if (rounds := config.sample.rounds) > 1:
+            raise ValueError(
+                f"config.sample.rounds is {rounds}, and {self.name} has one round: it reads the "
+                "source itself, not the result of a round before; set --config.sample.rounds=1"
+            )
+
+    def down_to_zero(self, config) -> None:
+        """Raises a ValueError if the levels of a run do not end at level 0."""
+        if config.sample.spacing == "trailing":
+            raise ValueError(
+                f"config.sample.spacing is 'trailing', and {self.name} needs levels that end at "
+                "0; set --config.sample.spacing=index"
+            )
+
     def changeable(self) -> tuple[str, ...]:
         """Names of the settings that may change without a new compilation."""
         return tuple(name for name, setting in self.settings.items() if setting.changeable)
@@ -198,6 +214,15 @@ def from_noise(x, e, alpha_bar):
 def itself(view, e, alpha_bar):
     """A `reference`: the view without noise."""
     return view
+
+
+def refine_setting(default: int) -> Setting:
+    """The setting of methods that denoise their result again."""
+    return Setting(
+        default,
+        "Number of noise levels from which the result is denoised again; 0: it is not.",
+        minimum=0,
+    )
 
 
 def start_setting(default: int) -> Setting:

@@ -27,15 +27,10 @@ def terms(settings) -> tuple[Term, ...]:
 
     from cdsde.diffusion import block_moments, energies
 
-    def scaled(x0, e, alpha_bar):
-        return jnp.sqrt(alpha_bar) * x0
+    weight = lambda index: settings.weight * (index > settings.until)  # noqa: E731
+    scaled = lambda x0, e, alpha_bar: jnp.sqrt(alpha_bar) * x0  # noqa: E731
 
-    def weight(index):
-        return settings.weight * (index > settings.until)
-
-    def domain(networks):
-        return energies.domain(lambda x, i: networks["classifier"](x, i, head=False)[1])
-
+    domain = lambda networks: energies.domain(energies.of_classifier(networks["classifier"]))  # noqa: E731
     look = lambda networks: block_moments.energy(networks["vgg"], settings.blocks)  # noqa: E731
     content = lambda networks: energies.content(settings.factor)  # noqa: E731
     first = Term(look, weight, reference=method.itself)
@@ -55,12 +50,8 @@ def steer(settings) -> Steering:
         root = jnp.sqrt(1 - level.beta)
         d = block_moments.tangent(mu - y / root, y, at)
 
-        def length(v):
-            return jnp.sqrt(jnp.sum(jnp.square(v), axis=(1, 2), keepdims=True))
-
         def guide(gradient, factor):
-            g = block_moments.tangent(-gradient, y, at)
-            return g * (level.beta / root) / jnp.maximum(length(g), 1e-20) * length(d) * factor
+            return block_moments.scaled_tangent(-gradient, y, at, d, factor * level.beta / root)
 
         vectors = [d, *map(guide, gradients, weights)]
         return mu - d + least_norm.shortest(vectors, settings.blocks if settings.detail else 1)
@@ -86,8 +77,9 @@ def projection(settings) -> Projection:
 
 
 def check(settings, config) -> None:
-    """Raises a ValueError unless solver, levels and blocks fit."""
+    """Raises a ValueError unless solver, rounds, levels and blocks fit."""
     SDDM.require(config.sample.solver != "dpmpp_2m", config, "steers the posterior's mean")
+    SDDM.one_round(config)
     start, side = config.sample.start or settings.start, config.data.image_size
     if settings.weight and start <= settings.until:
         raise ValueError(

@@ -15,7 +15,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cdsde.diffusion import schedules
 from cdsde.diffusion.solvers.solver import Solver, split
 
 
@@ -48,7 +47,7 @@ def make_step(
         def evaluate(y):
             """The mean of the step, and the factor of its deviation."""
             eps, widen = split(eps_fn(y, i), level)
-            x0 = schedules.eps_to_x0(y, eps, level.alpha_bar)
+            x0 = (y - level.exact_noise * eps) / jnp.sqrt(level.alpha_bar)  # rounded as published
             x0 = jnp.clip(x0, -1.0, 1.0) if clip else x0
             mean = posterior(y, x0, level, coefficients, jnp.zeros(()))
             return mean, jnp.broadcast_to(widen, mean.shape)

@@ -7,6 +7,6 @@ the preprocessing. Parameters have their published names; `evaluate.extractors` 
 from cdsde.networks.features.dino import DINO
 from cdsde.networks.features.efficientnet import EfficientNetLite0
 from cdsde.networks.features.inception import InceptionV3
-from cdsde.networks.features.lpips import LPIPSVGG, LPIPSAlex
+from cdsde.networks.features.lpips import LPIPSVGG, LPIPSAlex, LPIPSSqueeze
 
-__all__ = ["DINO", "EfficientNetLite0", "InceptionV3", "LPIPSAlex", "LPIPSVGG"]
+__all__ = ["DINO", "EfficientNetLite0", "InceptionV3", "LPIPSAlex", "LPIPSSqueeze", "LPIPSVGG"]

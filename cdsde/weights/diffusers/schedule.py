@@ -1,9 +1,8 @@
 """Reads the noise schedule of a model in diffusers' layout.
 
 `read_scheduler` reads every field that changes the mathematics; `read_schedule` turns that into the
-schedule of a latent model and refuses what sampling of latents does not do. An absent field means
-what diffusers' DDPMScheduler and DDIMScheduler make of it, and of `clip_sample` and
-`set_alpha_to_one` what the class makes of it that the file names.
+schedule of a latent model and refuses what sampling of latents does not do. An absent field has
+diffusers' default, of the class that the file names.
 """
 
 from __future__ import annotations
@@ -33,6 +32,9 @@ SAMPLERS = (
 CLIPPING = tuple(name for name in SAMPLERS if name.startswith(("DDIM", "DDPM")))
 FIRST_LEVEL = ("PNDMScheduler",)  # and the ones that end at ᾱ_0 instead of 1
 DDPM = ("DDPMScheduler", "DDPMParallelScheduler")
+LEADING = (*CLIPPING, *FIRST_LEVEL, "DPMSolverSinglestepScheduler")  # the others: linspace
+# These have other ends of β than the rest where the file says nothing.
+OTHER_ENDS = tuple(n for n in SAMPLERS if n.startswith(("Heun", "KDPM2", "DPMSolverSDE")))
 SPACINGS = ("leading", "trailing", "linspace")
 # fixed_large_log is missing: with it diffusers takes the root of a logarithm, and gets NaN.
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")
@@ -113,13 +115,14 @@ def read_scheduler(folder: str | Path, sampler: str | None = None) -> Scheduler:
     clip = _flag(config, "clip_sample", path, clips)
     threshold = _threshold(config, path)
     varies = config.get("variance_type") is not None
+    silent = "leading" if name in LEADING else "linspace"
     return Scheduler(
         beta,
         alpha_bar,
         prediction=_choice(config, "prediction_type", path, PREDICTIONS),
         offset=_offset(config, path, len(alpha_bar)),
         clean=1.0 if one else float(alpha_bar[0]),
-        spacing=_choice(config, "timestep_spacing", path, SPACINGS),
+        spacing=_choice({"timestep_spacing": silent} | config, "timestep_spacing", path, SPACINGS),
         clip=_clip(config, path) if clip and not threshold else None,
         threshold=threshold,
         variance=_choice(config, "variance_type", path, VARIANCES) if varies else None,
@@ -168,7 +171,9 @@ def read_schedule(folder: str | Path) -> LatentSchedule:
     """
     path = Path(folder) / "scheduler_config.json"
     found = read_scheduler(folder)
-    if found.spacing != "leading":
+    # A latent model is sampled by a ladder of its own where the file leaves the spacing open.
+    named = "timestep_spacing" in fields.read(path, "it contains the noise levels of the model")
+    if named and found.spacing != "leading":
         raise ValueError(
             f"{path} sets timestep_spacing to '{found.spacing}', which is not supported; models of "
             "SD-1.x have 'leading'"
@@ -255,7 +260,7 @@ def _betas(config: Mapping[str, Any], path: Path) -> np.ndarray:
 
 def _plain_betas(config: Mapping[str, Any], path: Path) -> np.ndarray:
     """β without rescaling."""
-    count = fields.number(config, "num_train_timesteps", path, int)
+    count = fields.number(config, "num_train_timesteps", path, int, default=1000)
     if count < 1:
         raise ValueError(f"{path} sets num_train_timesteps to {count}; it must be at least 1")
     if config.get("trained_betas") is not None:
@@ -269,7 +274,7 @@ def _plain_betas(config: Mapping[str, Any], path: Path) -> np.ndarray:
                 f"{count}; they must be one number a level"
             )
         return beta
-    kind = config.get("beta_schedule")
+    kind = config.get("beta_schedule", "linear")
     if kind == "squaredcos_cap_v2":
         return schedules.cosine(count).beta
     known = ("scaled_linear", "linear")
@@ -280,7 +285,9 @@ def _plain_betas(config: Mapping[str, Any], path: Path) -> np.ndarray:
             f"{path} has beta_schedule {json.dumps(kind)}; {', '.join(known)} and "
             "squaredcos_cap_v2 are supported"
         )
-    first, last = (fields.number(config, name, path) for name in ("beta_start", "beta_end"))
+    other = config.get("_class_name") in OTHER_ENDS
+    ends = {"beta_start": 0.00085 if other else 1e-4, "beta_end": 0.012 if other else 0.02}
+    first, last = (fields.number(config, name, path, default=x) for name, x in ends.items())
     if not (0 < first < 1 and 0 < last < 1):
         raise ValueError(
             f"{path} has beta_start {first} and beta_end {last}; both must lie between 0 and 1"

@@ -52,11 +52,12 @@ CHOICES = {
 # Dropout is for training; num_train_timesteps belongs to a learned table of times.
 WITHOUT_EFFECT = ("sample_size", "dropout", "num_train_timesteps")
 OUTPUTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-# How diffusers bounds images and spaces its levels, and the variance of its noise.
-SAMPLING = (
-    "clip_sample clip_sample_range thresholding variance_type timestep_spacing steps_offset "
-    "set_alpha_to_one"
-).split()
+VARIANCES = {
+    "fixed_small": "fixedsmall",
+    "fixed_small_log": "fixedsmall",
+    "fixed_large": "fixedlarge",
+    "learned_range": "learned",
+}
 VE_DEFAULTS = {"sigma_min": 0.01, "sigma_max": 1348.0}
 # Of the published sampler, which is not used.
 VE_WITHOUT_EFFECT = "num_train_timesteps snr sampling_eps correct_steps tensor_format".split()
@@ -74,21 +75,22 @@ def read(path: str | Path) -> Opened:
     unet, scheduler = (_part(folder, name) for name in ("unet", "scheduler"))
     config_file = unet / "config.json"
     config = networks.read_config(unet)
-    fields, side = fields_of(config, config_file), config.get("sample_size")
+    fields, side = fields_of(config, config_file), _side(config)
     fourier = fields["time_embedding_type"] == "fourier"
     if fourier != (sampler == VE):
         raise ValueError(
             f"{config_file} has time_embedding_type '{fields['time_embedding_type']}', and "
             f"{folder / 'model_index.json'} names {sampler}; 'fourier' belongs to {VE}"
         )
-    seen = _ve_path(scheduler) if fourier else _vp_path(scheduler, sampler, fields, config_file)
+    levels = None if fourier else schedule.read_scheduler(scheduler, sampler)
+    seen = _vp_path(scheduler, levels, fields, config_file) if levels else _ve_path(scheduler)
     network = module(fields)
     weights = _weights(unet)
-    levels, layers = len(network.block_out_channels), network.layers_per_block
-    networks.check_blocks(levels, layers, weights, unet)
+    blocks, layers = len(network.block_out_channels), network.layers_per_block
+    networks.check_blocks(blocks, layers, weights, unet)
     params = networks.fit(network, inputs(network), weights, unet, consume=True)
-    sampling = {} if fourier else _sampling(scheduler, config_file)
-    return Opened(ARCH, fields, seen, params, side if type(side) is int else None, sampling)
+    asked = _asked(levels, sampler) if levels else None
+    return Opened(ARCH, fields, seen, params, side, asked)
 
 
 def write(
@@ -98,13 +100,13 @@ def write(
     scheduler: Mapping[str, Any],
     size: int,
 ) -> None:
-    """Writes a DDPMPipeline, which `read` and diffusers open; parameters stay float32.
+    """Writes a pipeline that `read` and diffusers open; parameters stay float32.
 
     Args:
       folder: the new folder.
       fields: constructor fields of `UNet2D`; absent ones have their defaults.
       params: its parameters, `{"params": tree}`.
-      scheduler: fields of the DDPMScheduler's `scheduler_config.json`.
+      scheduler: fields of `scheduler_config.json`, `sampler_fields` among them.
       size: side of the images that the pipeline samples.
 
     Raises:
@@ -116,11 +118,11 @@ def write(
     arrays = state_dict(params, np.float32)
     data = safetensors.numpy.save(arrays, {"format": "pt"})
     files.write_bytes(folder / "unet" / f"{STEM}.safetensors", data)
-    scheduler = {**scheduler, "_class_name": "DDPMScheduler"}
     files.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    sampler = scheduler["_class_name"]
     index = {
-        "_class_name": "DDPMPipeline",
-        "scheduler": ["diffusers", "DDPMScheduler"],
+        "_class_name": sampler.replace("Scheduler", "Pipeline"),
+        "scheduler": ["diffusers", sampler],
         "unet": ["diffusers", "UNet2DModel"],
     }
     files.write_json(folder / "model_index.json", index)
@@ -145,6 +147,14 @@ def inputs(network: UNet2D) -> tuple:
     return x, t
 
 
+def _side(config: Mapping[str, Any]) -> int | None:
+    """Side of the images that the network was made for; None where it is not told, or no square."""
+    size = config.get("sample_size")
+    sides = set(size) if isinstance(size, list) else {size}
+    side = sides.pop() if len(sides) == 1 else None
+    return side if type(side) is int else None
+
+
 def _sampler(folder: Path) -> str:
     """Class of the scheduler, of `schedule.SAMPLERS` or `VE`."""
     path = folder / "model_index.json"
@@ -152,10 +162,10 @@ def _sampler(folder: Path) -> str:
     parts = {k: v for k, v in index.items() if not k.startswith("_") and v != [None, None]}
     for name, value in parts.items():
         known = name in ("unet", "scheduler") and isinstance(value, list) and len(value) == 2
-        if not known or not all(isinstance(text, str) for text in value):
+        if not known or value[0] != "diffusers" or not isinstance(value[1], str):
             raise ValueError(
                 f"{path} has {name} {json.dumps(value)}; only pipelines of images with a unet and "
-                "a scheduler alone are supported"
+                "a scheduler of diffusers alone are supported"
             )
     if missing := {"unet", "scheduler"} - parts.keys():
         raise ValueError(f"{path} names no {' and no '.join(sorted(missing))}; get the file again")
@@ -240,9 +250,10 @@ def _plain(config: Mapping[str, Any], name: str, default: Any, where: str | Path
     return list(value) if isinstance(value, tuple) else value
 
 
-def _vp_path(folder: Path, sampler: str, fields: Mapping[str, Any], config_file: Path) -> dict:
+def _vp_path(
+    folder: Path, found: schedule.Scheduler, fields: Mapping[str, Any], config_file: Path
+) -> dict:
     """How a network of DDPM's levels sees an image."""
-    found = schedule.read_scheduler(folder, sampler)
     channels, outputs = fields["in_channels"], fields["out_channels"]
     if found.variance == "learned":
         raise ValueError(
@@ -264,10 +275,42 @@ def _vp_path(folder: Path, sampler: str, fields: Mapping[str, Any], config_file:
     }
 
 
-def _sampling(folder: Path, config_file: Path) -> dict[str, Any]:
-    """What the file says about its sampler, in whose place the solvers here stand (remarks.py)."""
-    config = json_fields.read(folder / "scheduler_config.json", f"{config_file} belongs to it")
-    return {name: config[name] for name in SAMPLING if config.get(name) is not None}
+def _asked(found: schedule.Scheduler, sampler: str) -> dict[str, Any]:
+    """What a scheduler of the class `sampler` asks for, plain JSON values: `Opened.sampler`."""
+    return {
+        "clip": found.clip,
+        "thresholding": list(found.threshold) if found.threshold else None,
+        "variance": VARIANCES.get(found.variance or "", "fixedsmall"),
+        "spacing": "index" if found.spacing == "linspace" else found.spacing,
+        "offset": found.offset,
+        "clean": found.clean if sampler.startswith(("DDIM", "PNDM")) else 1.0,
+    }
+
+
+def sampler_fields(asked: Mapping[str, Any] | None, learned: bool) -> dict[str, Any]:
+    """The fields of a scheduler that ask for `Opened.sampler`; for None, those of DDPM.
+
+    Args:
+      asked: what its publisher asks for.
+      learned: whether the network learned the variance.
+    """
+    fixed = "fixed_large" if asked and asked["variance"] == "fixedlarge" else "fixed_small"
+    of_ddpm = {"_class_name": "DDPMScheduler"}
+    of_ddpm["variance_type"] = "learned_range" if learned else fixed
+    if not asked:
+        return {**of_ddpm, "clip_sample": True}
+    spacing = "linspace" if asked["spacing"] == "index" else asked["spacing"]
+    found = {"timestep_spacing": spacing, "steps_offset": asked["offset"]}
+    found["clip_sample"] = asked["clip"] is not None
+    if asked["clip"] is not None:
+        found["clip_sample_range"] = asked["clip"]
+    if isinstance(asked["thresholding"], list | tuple):  # version 0.2 kept True or False alone
+        ratio, largest = asked["thresholding"]
+        found |= {"thresholding": True, "dynamic_thresholding_ratio": ratio}
+        found["sample_max_value"] = largest
+    if asked.get("clean", 1.0) != 1:
+        return {**found, "_class_name": "DDIMScheduler", "set_alpha_to_one": False}
+    return {**found, **of_ddpm}
 
 
 def _ve_path(folder: Path) -> dict:
@@ -296,20 +339,21 @@ def _ve_path(folder: Path) -> dict:
 def _weights(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of a unet under today's names."""
     path, found = _weights_file(folder), {}
-    if path.suffix == ".json":
-        for shard in networks.shards(path):
-            found |= safetensors_file.load(folder / shard)
-    elif path.suffix == ".safetensors":
-        found = safetensors_file.load(path)
-    else:
-        found = pickle_reader.load(path)
-        if not isinstance(found, dict) or not all(
-            isinstance(value, np.ndarray) for value in found.values()
-        ):
-            raise ValueError(f"{path} is no plain table of named tensors; get the file again")
+    for name in networks.shards(path) if path.suffix == ".json" else [path.name]:
+        found |= _arrays(folder / name)
     found = {networks.current_name(name): value for name, value in found.items()}
     if "time_proj.weight" in found:
         found.pop("time_proj.W", None)  # the same numbers once more, in early files
+    return found
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file."""
+    if path.suffix == ".safetensors":
+        return safetensors_file.load(path)
+    found = pickle_reader.load(path)
+    if not isinstance(found, dict) or not all(isinstance(x, np.ndarray) for x in found.values()):
+        raise ValueError(f"{path} is no plain table of named tensors; get the file again")
     return found
 
 
@@ -318,9 +362,9 @@ def _weights_file(folder: Path) -> Path:
 
     A `.json` is the index of several.
     """
-    if (index := folder / f"{STEM}.safetensors.index.json").is_file():
-        return index
     for suffix in (".safetensors", ".bin"):
+        if (index := folder / f"{STEM}{suffix}.index.json").is_file():
+            return index
         if (plain := folder / f"{STEM}{suffix}").is_file():
             return plain
         others = sorted(folder.glob(f"{STEM}*{suffix}"))

@@ -16,6 +16,8 @@ from cdsde.weights.torch import opcodes, pickle_reader, plain_objects
 
 VERSION = 6  # of torch_utils.persistence
 DEPTH = 16  # of modules in modules; EDM's networks have 5
+LONGEST_NAME = 80  # characters of a class's name
+ARGUMENTS = 100  # of a network; EDM's have 20
 
 
 class Snapshot(NamedTuple):
@@ -42,9 +44,14 @@ def load(path: Path) -> Snapshot:
     Raises:
       ValueError: the file would execute code, is damaged, or is no snapshot of EDM.
     """
+    work = opcodes.Work()
+    names = {**_GLOBALS, _FROM_BYTES: pickle_reader.Storages(work).find}
     try:
         with open(path, "rb") as f:
-            return _snapshot(pickle_reader.Unpickler(f, _GLOBALS).load())
+            snapshot = _snapshot(pickle_reader.Unpickler(f, work, names).load())
+        held = sum(tensor.nbytes for tensor in snapshot.tensors.values())
+        pickle_reader.check_mentions(held, Path(path).stat().st_size)
+        return snapshot
     except opcodes.RefusedError as error:
         raise ValueError(
             f"{path} was refused because it holds something else than a network of EDM ({error}) "
@@ -52,10 +59,11 @@ def load(path: Path) -> Snapshot:
         ) from None
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle can make its reader raise anything
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        first = f"it has no {first}" if isinstance(error, KeyError) else first
-        raise ValueError(f"{path} is not a readable network snapshot of EDM: {first}.") from None
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not a readable network snapshot of EDM: {pickle_reader.reason(error)}; "
+            "get the file again, from its publisher."
+        ) from None
 
 
 class _Module:
@@ -80,13 +88,17 @@ class _Module:
 
 def _snapshot(content: Any) -> Snapshot:
     if not isinstance(content, dict) or not isinstance(ema := content.get("ema"), _Module):
-        keys = list(content)[:6] if isinstance(content, dict) else type(content).__name__
+        keys = type(content).__name__
+        if isinstance(content, dict):
+            keys = [str(key)[:LONGEST_NAME] for key in list(content)[:6]]
         raise ValueError(f"it has no network under 'ema', only {keys}")
     if not isinstance(model := ema.part("_modules").get("model"), _Module):
         raise ValueError(f"its {ema.kind} has no network")
     if model.state.get("_init_args"):
         raise ValueError("its network was made by arguments without names, which cannot be told")
     arguments = model.part("_init_kwargs")
+    if len(arguments) > ARGUMENTS:
+        raise ValueError(f"its network was made by more than {ARGUMENTS} arguments")
     return Snapshot(ema.kind, ema.state, model.kind, arguments, _tensors(ema))
 
 
@@ -116,19 +128,22 @@ def _tensors(module: _Module) -> dict[str, np.ndarray]:
 
 def _persistent(about: Any) -> _Module:
     """EDM's `_reconstruct_persistent_obj`, without the source text."""
+    if not isinstance(about, dict):
+        raise ValueError("an object of EDM has no class")
     kind, version = about["class_name"], about["version"]
-    if about["type"] != "class" or not isinstance(kind, str):
+    if about["type"] != "class" or not isinstance(kind, str) or len(kind) > LONGEST_NAME:
         raise ValueError("an object of EDM has no class")
     if version != VERSION:
-        raise ValueError(f"a {kind} has the version {version} of persistence, not {VERSION}")
+        told = version if isinstance(version, int) else type(version).__name__
+        raise ValueError(f"a {kind} has the version {told} of persistence, not {VERSION}")
     module = _Module(kind)
     module.build(about["state"])
     return module
 
 
+_FROM_BYTES = ("torch.storage", "_load_from_bytes")
 _GLOBALS = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
     ("torch.nn.modules.container", "ModuleDict"): lambda: _Module("ModuleDict"),
-    ("torch.storage", "_load_from_bytes"): pickle_reader.storage_in,
     **plain_objects.NUMPY_SCALARS,
 }

@@ -16,7 +16,10 @@ class Opened(NamedTuple):
         values.
       params: `{"params": tree}`, float32 arrays.
       side: side of the images that the file was made for, where the network takes others, too.
-      sampler: the fields of the file that say how its publisher samples from the network.
+      sampler: how its publisher samples from the network, for `weights.sampling`: "clip", the bound
+        of predicted images or None; "thresholding", its quantile and largest bound, or None;
+        "variance" and "spacing", values of the keys of `sample`; "offset" of the levels; "clean",
+        ᾱ after the last step. None where the file does not say.
       channels: channels of the images, where no field tells them.
       unlabelled: whether a network with classes was also trained on images without a label, where
         no field tells it.

@@ -62,8 +62,9 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
       path: `.pt`/`.pth` (only tensors are accepted) or `.safetensors`; PyTorch is not needed.
       kind: "adm", "ddpm", "adm_encoder"; "cut_generator", "cut_discriminator", "cut_patch_sampler"
         (CUT's `latest_net_{G,D,F}.pth`); "inception" (the file of pytorch-fid); "lpips_alex",
-        "lpips_vgg" (torchvision's backbone or a file of `lpips`; the published linear heads are
-        added if missing); "efficientnet_lite0"; "dino_vitb8" (`dino_vitbase8_pretrain.pth`).
+        "lpips_vgg", "lpips_squeeze" (torchvision's backbone or a file of `lpips`; the published
+        linear heads are added if missing); "efficientnet_lite0"; "dino_vitb8"
+        (`dino_vitbase8_pretrain.pth`).
       **arch: constructor fields of the network. Fields that the shapes determine are inferred;
         shapes do not determine `num_heads`, `num_head_channels` and `new_attention_order` (default:
         the published cat2dog values), nor `dropout`, `dtype` and `remat`.
@@ -82,9 +83,10 @@ def load_torch(path: str | Path, kind: str, **arch: Any) -> tuple[Callable, dict
           "logits"); preprocessing is included.
         dino_vitb8: `apply(params, images)` with the same images returns "keys" and "class", see
           `DINO`.
-        lpips_alex, lpips_vgg: `apply(params, a, b)` with float images `[B, H, W, 3]` in [-1, 1]
-          returns the distance of each pair `[B]`; `apply(params, a, b, method="layers")` returns
-          the contribution of each layer, `[B, 5]`.
+        lpips_alex, lpips_vgg, lpips_squeeze: `apply(params, a, b)` with float images
+          `[B, H, W, 3]` in [-1, 1] returns the distance of each pair `[B]`; `apply(params, a, b,
+          method="layers")` returns the contribution of each slice, `[B, 5]`, of SqueezeNet
+          `[B, 7]`.
 
     Raises:
       Mismatch: keys or shapes do not fit the network (the message lists them).
@@ -348,8 +350,10 @@ def _read_torch(path: Path) -> dict[str, Any]:
             "save only the state_dict, or convert it to .safetensors where you trust it."
         ) from None
     except Exception as error:  # a damaged pickle can make its reader raise anything
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable PyTorch file: {first}.") from None
+        raise ValueError(
+            f"{path} is not a readable PyTorch file: {pickle_reader.reason(error)}; get the file "
+            "again."
+        ) from None
     try:
         tensors = _find_tensors(content, path, torch.is_tensor)
     except pickle_reader.Unsuitable as error:

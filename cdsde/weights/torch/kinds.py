@@ -18,7 +18,7 @@ from cdsde.networks import (
 from cdsde.networks.features.dino import DINO
 from cdsde.networks.features.efficientnet import EfficientNetLite0
 from cdsde.networks.features.inception import InceptionV3
-from cdsde.networks.features.lpips import LPIPSVGG, LPIPSAlex
+from cdsde.networks.features.lpips import LPIPSVGG, LPIPSAlex, LPIPSSqueeze
 from cdsde.networks.features.vgg import FirstLayers
 from cdsde.weights.torch import layouts
 
@@ -108,6 +108,21 @@ _FEATURES = {
     "pointwise": lambda module: 0,
     "plain": True,
 }
+
+
+def _lpips(network: Any, name: str, *prefixes: str) -> Kind:
+    """LPIPS on a network whose file has names that begin so; its linear heads are shipped."""
+    return Kind(
+        network=network,
+        module_name=layouts.dotted_name,
+        inputs=functools.partial(_image_inputs, 2),
+        prefixes=prefixes,
+        rename=functools.partial(layouts.rename_lpips, network.slices),
+        supplement=f"lpips_{name}.safetensors",
+        **_FEATURES,
+    )
+
+
 KINDS = {
     "adm": Kind(
         network=ADMUNet,
@@ -183,22 +198,8 @@ KINDS = {
         rename=lambda state_dict: {k: state_dict[k] for k in state_dict if k[:2] in ("0.", "2.")},
         **_FEATURES,
     ),
-    "lpips_alex": Kind(
-        network=LPIPSAlex,
-        module_name=layouts.dotted_name,
-        inputs=functools.partial(_image_inputs, 2),
-        prefixes=("slice1.0.", "slice2.3."),
-        rename=functools.partial(layouts.rename_lpips, LPIPSAlex.slices),
-        supplement="lpips_alex.safetensors",
-        **_FEATURES,
-    ),
-    "lpips_vgg": Kind(
-        network=LPIPSVGG,
-        module_name=layouts.dotted_name,
-        inputs=functools.partial(_image_inputs, 2),
-        prefixes=("slice1.0.", "slice1.2."),
-        rename=functools.partial(layouts.rename_lpips, LPIPSVGG.slices),
-        supplement="lpips_vgg.safetensors",
-        **_FEATURES,
-    ),
+    # SqueezeNet has slice2.3.squeeze where AlexNet has slice2.3.weight.
+    "lpips_alex": _lpips(LPIPSAlex, "alex", "slice1.0.", "slice2.3.", "slice2.3.weight"),
+    "lpips_vgg": _lpips(LPIPSVGG, "vgg", "slice1.0.", "slice1.2."),
+    "lpips_squeeze": _lpips(LPIPSSqueeze, "squeeze", "slice1.0.", "slice2.3.squeeze."),
 }

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+LONGEST = 64  # characters that stand for the bytes of a scalar; a float has 8
+
 
 class DType:
     """The dtype of a scalar; its byte order follows as a state."""
 
     def __init__(self, code: Any, *_: Any):
-        if not re.fullmatch(r"[biuf][1248]", str(code)):
-            raise ValueError(f"a scalar of the type '{code}' is not a plain number")
+        # Only text is looked at: lists in lists can take for ever to print.
+        if not isinstance(code, str) or not re.fullmatch(r"[biuf][1248]", code):
+            raise ValueError("a scalar is not a plain number")
         self.code, self.order = code, "<"
 
     def build(self, state: Any) -> None:
@@ -25,18 +28,21 @@ class DType:
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
-    if not isinstance(dtype, DType):
-        raise ValueError("a scalar has no type")
+    if not isinstance(dtype, DType) or not isinstance(data, bytes):
+        raise ValueError("a scalar has no type or no bytes")
     number = np.dtype(dtype.order + dtype.code)
     if len(data) != number.itemsize:
         raise ValueError("a scalar has another size than its type")
     return np.frombuffer(data, number)[0].item()
 
 
-def _encode(text: str, encoding: str) -> bytes:
+def _encode(text: Any, encoding: Any) -> bytes:
     """The bytes of a scalar, which old protocols store as text."""
-    if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"bytes are stored in the encoding '{encoding}'")
+    if not isinstance(encoding, str) or encoding not in ("latin1", "latin-1"):
+        raise ValueError("bytes are stored in another encoding than latin1")
+    # A file can mention one long text as often as it likes, and each call makes new bytes.
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise ValueError("bytes stored as text are longer than a number")
     return text.encode("latin1")
 
 
