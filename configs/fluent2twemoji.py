@@ -4,7 +4,7 @@
     python -m cdsde.main --config=fluent2twemoji --mode=eval
 
 How the shipped networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains
-the score network and the encoder again.
+both score networks again; with --config.method=contrastive_sde, one of them and the encoder.
 """
 
 from cdsde import config

@@ -5,7 +5,7 @@
 
 Training sets share no character; the true result of every test character is known. How the shipped
 networks were trained: cdsde/assets/checkpoints/MODEL_CARD.md. --mode=train trains
-both score networks and the encoder again.
+both score networks again; with --config.method=contrastive_sde, the encoder, too.
 """
 
 from cdsde import config

@@ -51,9 +51,14 @@ _GAN_OBJECTIVE = {
 LEFT_OPEN = {"clip": False, "variance": "fixedsmall", "spacing": "index"}
 
 
-def usual(sample: ConfigDict) -> dict[str, Any]:
-    """The keys of `LEFT_OPEN` as `sample` has them, with their usual values where it has None."""
-    return {k: value if sample[k] is None else sample[k] for k, value in LEFT_OPEN.items()}
+def usual(config: ConfigDict) -> dict[str, Any]:
+    """The keys of `sample` that may be None, with their usual values where they are.
+
+    They are those of `LEFT_OPEN`, and "eta" of the method (`Method.eta`).
+    """
+    eta = GUIDED_SDES[config.method].eta(config) if config.method in SDES else 0.0
+    values, s = LEFT_OPEN | {"eta": eta}, config.sample
+    return {key: value if s[key] is None else s[key] for key, value in values.items()}
 
 
 def needed_stages(config: ConfigDict) -> tuple[str, ...]:

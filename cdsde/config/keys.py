@@ -209,7 +209,11 @@ GROUPS: dict[str, dict[str, Setting]] = {
             ("fixedsmall", "fixedlarge", "learned"),
         ),
         "eta": Setting(
-            0.0, "η of `ddim` and `dpmpp_2m`: 0 solves the ODE, 1 the SDE.", minimum=0, maximum=1
+            float,
+            "η of `ddim` and `dpmpp_2m`: 0 solves the ODE, 1 the SDE. None: as the method is "
+            "published, else 0 with `ddim` and 1 with `dpmpp_2m`.",
+            minimum=0,
+            maximum=1,
         ),
         "clip": Setting(
             bool,

@@ -104,7 +104,7 @@ def settings_record(config: ConfigDict, origins: dict[str, str], source) -> dict
     plain = json.loads(config.to_json_best_effort())
     for key in ("input", "output", "batch_size", "limit", "sheet", "trajectory"):
         plain["sample"].pop(key)
-    plain["sample"] |= config_lib.usual(config.sample)
+    plain["sample"] |= config_lib.usual(config)
     record = {key: plain[key] for key in ("method", "dtype", "sde", "sample")}
     record[config.method] = json.loads(config_lib.method_settings(config).to_json())
     record["data"] = {key: plain["data"][key] for key in ("image_size", "filter", "fit")}

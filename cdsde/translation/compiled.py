@@ -143,8 +143,9 @@ def _fixed(config: ConfigDict) -> dict[str, Any]:
     if config.method in config_lib.GANS:
         other_methods -= {"cut"}
     skipped = other_methods | set(UNUSED)
+    usual = {f"sample.{key}": value for key, value in config_lib.usual(config).items()}
     return {
-        key: config_lib.get(config, key)
+        key: usual.get(key, config_lib.get(config, key))
         for key in config_lib.key_paths(config)
         if key.split(".")[0] not in skipped and key not in changeable
     }
@@ -152,14 +153,14 @@ def _fixed(config: ConfigDict) -> dict[str, Any]:
 
 def solver(config: ConfigDict) -> solvers.Solver:
     """The solver of a config, with its options."""
-    s = config.sample
-    return solvers.make(s.solver, eta=s.eta, variance=config_lib.usual(s)["variance"])
+    usual = config_lib.usual(config)
+    return solvers.make(config.sample.solver, eta=usual["eta"], variance=usual["variance"])
 
 
 def levels(config: ConfigDict) -> composition.Levels:
     """The noise levels of a config, and the energy weights at each level."""
     s, start = config.sample, config_lib.start_index(config)
-    grid = make_grid(build.schedule_of(config), start, s.steps, config_lib.usual(s)["spacing"])
+    grid = make_grid(build.schedule_of(config), start, s.steps, config_lib.usual(config)["spacing"])
     method = methods.METHODS[config.method]
     return composition.make_levels(
         method,

@@ -22,7 +22,7 @@ def test_guidance_is_left_out_only_where_there_is_some(method, key, value):
 @pytest.mark.parametrize("levels", [(200,), (200, 100), (100, 100), (1, 2, 3)])
 def test_levels_that_are_guided_are_an_interval(levels):
     with pytest.raises(ValueError, match="guide_levels is .*; give two numbers") as error:
-        load_config("twemoji2fluent", {"sample.guide_levels": levels})
+        load_config("twemoji2fluent", {"method": "egsde", "sample.guide_levels": levels})
     assert one_sentence(str(error.value))
 
 

@@ -38,7 +38,7 @@ def test_attention_is_where_it_is_asked_for():
         assert build.score_module(config).attention_factors == factors
     # A list that a file shares between sizes of images may name a side too many.
     config = load_config(FOLDER, {"data.image_size": 128, "method": "egsde"})
-    assert build.classifier_module(config).attention_factors == (8,)
+    assert build.classifier_module(config).attention_factors == (4,)
 
 
 def test_a_side_of_no_level_in_a_file_is_refused(tmp_path):

@@ -232,7 +232,6 @@ def test_a_key_that_one_of_several_methods_reads_may_be_given():
     for path, changes in (
         ("edit_cat2dog", {"method": "ddim", "eval.methods": "ddim,p2p", "edit.attention": 0.1}),
         ("twemoji2fluent", {"method": "cut", "eval.methods": "cut,sdedit", "sample.start": 90}),
-        ("cat2dog", {"sample.eta": 0.0}),
         ("cat2dog", {"method": "sddm", "eval.methods": "cyclediffusion", "sample.eta": 0.5}),
     ):
         config = from_command_line(*(f"{k}={v}" for k, v in changes.items()), path=path)

@@ -30,6 +30,7 @@ def test_none_unsets_every_key_that_may_have_no_value():
         argv = [f"--config.{key}={text}", f"--config.{key}=None"]
         own = ["main", f"--config={FOLDER}"]
         own += [f"--config.method={method}" for method in unused.READERS.get(key, ())[:1]]
+        own += ["--config.sample.solver=ddim"] if key == "sample.eta" else []
         command_line.parse_into(values, [*own, *argv])
         assert config_lib.get(values.config, key) == nothing, key
         assert command_line.split_overrides(argv) == ([], {key: None})

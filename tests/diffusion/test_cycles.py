@@ -21,6 +21,7 @@ from cdsde.config import checks
 from cdsde.diffusion import methods, noise, schedules, solvers
 from cdsde.diffusion.levels import make_grid
 from cdsde.diffusion.methods import composition
+from cdsde.translation import compiled
 from cdsde.weights.torch import convert
 
 SCHEDULE = schedules.linear(*ENDS)
@@ -232,12 +233,30 @@ def test_methods_bring_their_published_settings():
     assert faces.sample.variance != "learned"  # its network learned none
     ddib = load_config("cat2dog", {"method": "ddib"}).sample
     assert (ddib.solver, ddib.eta) == ("ddim", 0.0)
-    ddib = load_config("gothic2mincho", {"method": "ddib"}).sample
-    assert (ddib.solver, ddib.eta) == ("dpmpp_2m", 0.0)  # the task's own, without noise
     for name, refine in (("cat2dog", 100), ("wild2dog", 150)):
         cycle = load_config(name, {"method": "cyclediffusion"})
         assert cycle.cyclediffusion.start == 850 and cycle.cyclediffusion.refine == refine
         assert (cycle.sample.solver, cycle.sample.eta, cycle.sample.clip) == ("ddim", 0.1, False)
+
+
+@pytest.mark.parametrize(
+    "changes, eta",
+    [
+        ({"method": "ddib"}, 0.0),
+        ({"method": "sdedit"}, 1.0),
+        ({"method": "sdedit", "sample.eta": 0.0}, 0.0),
+        ({"method": "sdedit", "sample.solver": "ddim"}, 0.0),
+        ({"method": "cyclediffusion"}, 0.1),
+    ],
+)
+def test_how_much_noise_a_step_draws_follows_method_and_solver(changes, eta):
+    config = load_config("gothic2mincho", changes)
+    found = compiled.levels(config).coefficients
+    config.sample.eta = eta
+    jax.tree.map(np.testing.assert_array_equal, found, compiled.levels(config).coefficients)
+    config.sample.eta = 0.5
+    other = compiled.levels(config).coefficients
+    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, found, other)))
 
 
 # --- CycleDiffusion ---

@@ -166,6 +166,6 @@ def test_a_part_that_a_method_does_not_have_is_told(method, part, words):
 @pytest.mark.parametrize("task", ["twemoji2fluent", "gothic2mincho"])
 def test_the_energies_of_each_task_can_be_measured(task):
     """With their own networks: a direction of domains, an encoded source, a classifier."""
-    config = load_config(task)
+    config = load_config(task, {"method": "contrastive_sde"})
     program = programs.energy_gradient(config, mesh.make_mesh(jax.devices()[:1]), 1)
     assert "energies" in program.name and program.lower() is not None

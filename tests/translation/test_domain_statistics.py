@@ -17,7 +17,7 @@ LEVEL = 100
 
 @pytest.fixture(scope="module")
 def shipped():
-    config = load_config(CONFIG, {"contrastive_sde.domain_images": 24})
+    config = load_config(CONFIG, {"method": "contrastive_sde", "contrastive_sde.domain_images": 24})
     params, _ = resolve.load(config, "nowhere", "encoder")
     return config, params, *domain_statistics.domain_direction(config, params)
 
@@ -117,4 +117,4 @@ def test_missing_training_images_are_told_with_what_wants_them(shipped, tmp_path
 def test_a_weight_without_images_is_told():
     with pytest.raises(ValueError, match="domain_weight is 5.0 and domain_images 0"):
         changes = {"contrastive_sde.domain_images": 0, "contrastive_sde.domain_weight": 5.0}
-        load_config(CONFIG, changes)
+        load_config(CONFIG, {"method": "contrastive_sde", **changes})

@@ -15,6 +15,7 @@ from cdsde.weights.formats import diffusers_unet, unet2d_of
 
 pytestmark = pytest.mark.usefixtures("exact_products", "compile_quickly")
 SCHEDULER = {
+    "_class_name": "DDPMScheduler",
     "num_train_timesteps": 100,
     "beta_schedule": "linear",
     "beta_start": 1e-4,

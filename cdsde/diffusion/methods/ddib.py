@@ -75,7 +75,7 @@ def check(settings, config) -> None:
       ValueError: the solver draws noise, there are several rounds, or an exact way is clipped.
     """
     s = config.sample
-    DDIB.require(s.solver != "ancestral" and not s.eta, config, "follows an ODE")
+    DDIB.require(s.solver != "ancestral" and not DDIB.eta(config), config, "follows an ODE")
     DDIB.one_round(config)
     DDIB.down_to_zero(config)
     if settings.exact and s.clip:

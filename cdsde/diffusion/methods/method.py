@@ -164,6 +164,13 @@ class Method(NamedTuple):
         """The keys of `sample` and their values that it brings along."""
         return self.sampling(config) if callable(self.sampling) else self.sampling
 
+    def eta(self, config) -> float:
+        """η of the run's solver: where the config has None, as the method is published, else 0 with
+        `ddim` and 1 with `dpmpp_2m`, which then solves the reverse SDE."""
+        s = config.sample
+        usual = self.brings(config).get("eta", float(s.solver == "dpmpp_2m"))
+        return usual if s.eta is None else s.eta
+
     def require(self, fits: bool, config, reason: str) -> None:
         """Raises a ValueError that advises `sampling` unless the solver fits.
 
@@ -176,7 +183,7 @@ class Method(NamedTuple):
             brings, s = self.brings(config), config.sample
             advice = " ".join(f"--config.sample.{k}={v}" for k, v in brings.items())
             raise ValueError(
-                f"config.sample.solver is {s.solver} with eta {s.eta}, and {self.name} "
+                f"config.sample.solver is {s.solver} with eta {self.eta(config)}, and {self.name} "
                 f"{reason}; set {advice}, for example"
             )
 

@@ -89,7 +89,7 @@ def read(path: str | Path) -> Opened:
     blocks, layers = len(network.block_out_channels), network.layers_per_block
     networks.check_blocks(blocks, layers, weights, unet)
     params = networks.fit(network, inputs(network), weights, unet, consume=True)
-    asked = _asked(levels, sampler) if levels else None
+    asked = _asked(levels) if levels else None
     return Opened(ARCH, fields, seen, params, side, asked)
 
 
@@ -275,15 +275,15 @@ def _vp_path(
     }
 
 
-def _asked(found: schedule.Scheduler, sampler: str) -> dict[str, Any]:
-    """What a scheduler of the class `sampler` asks for, plain JSON values: `Opened.sampler`."""
+def _asked(found: schedule.Scheduler) -> dict[str, Any]:
+    """What a scheduler asks for, plain JSON values: `Opened.sampler`."""
     return {
         "clip": found.clip,
         "thresholding": list(found.threshold) if found.threshold else None,
         "variance": VARIANCES.get(found.variance or "", "fixedsmall"),
         "spacing": "index" if found.spacing == "linspace" else found.spacing,
         "offset": found.offset,
-        "clean": found.clean if sampler.startswith(("DDIM", "PNDM")) else 1.0,
+        "clean": found.clean,
     }
 
 
