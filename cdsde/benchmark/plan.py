@@ -28,7 +28,8 @@ DOMAIN_NAMES = {
     for name in GUIDES
 }
 # The shipped tasks, in the order of the tables.
-TASKS = ("gothic2mincho", "mincho2gothic", "twemoji2fluent", "noto2fluent", "fluent2twemoji")
+TASKS = ("gothic2mincho", "mincho2gothic", "gothic2brush")
+TASKS += ("twemoji2fluent", "noto2fluent", "fluent2twemoji")
 # Start levels of the fronts, as shares of T; the higher ones where shape must change.
 STARTS = (0.1, 0.175, 0.25, 0.325, 0.4)
 HIGH_STARTS = (0.3, 0.4, 0.5, 0.6, 0.7)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 # The tasks with shipped networks, which a page offers.
-PAGE = ("gothic2mincho", "mincho2gothic", "twemoji2fluent", "noto2fluent", "fluent2twemoji")
+PAGE = ("gothic2mincho", "mincho2gothic", "gothic2brush")
+PAGE += ("twemoji2fluent", "noto2fluent", "fluent2twemoji")
 
 
 def small_networks(c: ConfigDict) -> None:
@@ -104,7 +105,8 @@ def glyphs(c: ConfigDict, source: str, target: str) -> None:
 
     Tasks with the same target share a score network, which is trained on the target only.
     """
-    _embedded(c, "glyphs", source, target, ("gothic", "mincho", "brush"), ("gothic", "mincho"))
+    styles = "gothic", "mincho", "brush"
+    _embedded(c, "glyphs", source, target, styles, styles)
     c.data.flip = False  # a mirrored character is not one; a moved one is
     for half in (c.encoder, c.classifier):
         half.update(patch_size=2, attention_resolutions=(16,))
