@@ -13,8 +13,9 @@ from pathlib import Path
 from cdsde import api
 from cdsde.benchmark import summary
 from cdsde.config import EDITORS
+from cdsde.data import contact_sheet, inputs, write_png
 from cdsde.edit import run as edit_run
-from cdsde.evaluate import edits
+from cdsde.evaluate import edits, translations
 from cdsde.runtime import files
 
 TASK = "emoji_words"
@@ -22,6 +23,7 @@ TASK = "emoji_words"
 NULL_TEXT = {"edit.inversion": "null_text"}
 ROWS = [(name, name, {}) for name in EDITORS]
 ROWS += [(f"{name}, null text", name, NULL_TEXT) for name in ("ddim", "p2p")]
+SHOWN = 6  # images of the sheet, one a row
 WORDS = {"edit.source": "dark", "edit.target": "light", "sample.limit": 12, "sample.sheet": 0}
 COLUMNS = {
     "L2 to source": "L2 to source ↓",
@@ -31,7 +33,10 @@ COLUMNS = {
 
 
 def go(workdir: Path, output: Path, overrides: dict, editors: Sequence[str] = EDITORS) -> str:
-    """Edits, measures, and writes OUTPUT/edits.json and edits.md; returns the table.
+    """Edits, measures, and writes a table, its numbers and a sheet of pictures; returns the table.
+
+    They are edits_SOURCE_TARGET.md and .json, and sheets/edits_SOURCE_TARGET.png, with the words of
+    `edit.source` and `edit.target`.
 
     Args:
       workdir: the pictures go to WORKDIR/edits/TITLE.
@@ -39,13 +44,13 @@ def go(workdir: Path, output: Path, overrides: dict, editors: Sequence[str] = ED
       overrides: overrides of every editor's config.
       editors: the editors, of `config.EDITORS`.
     """
-    results = {}
+    results, made = {}, {}
     told = api.load_config(TASK, {**WORDS, **overrides})
     for title, name, changes in ROWS:
         if name in editors:
             config = api.load_config(TASK, {**WORDS, **overrides, "method": name, **changes})
             folder = Path(workdir) / "edits" / title.replace(", ", "-").replace(" ", "_")
-            edit_run.edit(config, folder)
+            made[title] = edit_run.edit(config, folder)
             results[title] = edits.evaluate_edits(config, folder)[name]
     first = next(iter(results.values()))
     columns = [metric for metric in COLUMNS if metric in first]
@@ -55,6 +60,19 @@ def go(workdir: Path, output: Path, overrides: dict, editors: Sequence[str] = ED
     words = f"`{told.edit.source}` → `{told.edit.target}`"
     about = f"{TASK}, {words}, {count} images, seed {told.sample.seed}."
     text = f"# Edits by words\n\n{about}\n\n{table}\n"
-    files.write_json(output / "edits.json", json.loads(json.dumps(results)))
-    files.write_bytes(output / "edits.md", text.encode())
+    name = f"edits_{told.edit.source}_{told.edit.target}".replace(" ", "_")
+    files.write_json(output / f"{name}.json", json.loads(json.dumps(results)))
+    files.write_bytes(output / f"{name}.md", text.encode())
+    write_png(output / "sheets" / f"{name}.png", sheet(told, made))
     return text
+
+
+def sheet(config, folders: dict[str, Path]):
+    """The first `SHOWN` sources, their reconstruction, and the edit of each folder, uint8."""
+    source = inputs.open_input(config)
+    reconstruction = next(iter(folders.values())) / edit_run.RECONSTRUCTION
+    readers = {"source": translations.resized(config, source)}
+    for title, folder in {edit_run.RECONSTRUCTED: reconstruction, **folders}.items():
+        readers[title] = translations.written(config, source, folder)
+    shown = edit_run.chosen_images(config, source)[:SHOWN]
+    return contact_sheet([[read(j) for read in readers.values()] for j in shown], list(readers))

@@ -26,8 +26,9 @@ from cdsde.benchmark import (
 from cdsde.benchmark import run as run_of
 from cdsde.benchmark.task import Task
 from cdsde.config import EDITORS, GANS, METHODS
-from cdsde.data import inputs
+from cdsde.data import decode, inputs, write_png
 from cdsde.evaluate import translations
+from cdsde.runtime import records
 
 ROOT = Path(__file__).parents[2]
 TASK, FLAGSHIP = "twemoji2fluent", plan.TASKS[0]
@@ -247,16 +248,27 @@ def test_it_runs_and_goes_on(command, tmp_path):
 def test_the_part_of_edits_measures_the_named_editors(tmp_path, monkeypatch):
     made = []
     row = {"L2 to source": entry(5), "SSIM to source": entry(0.5, 0.1)}
-    monkeypatch.setattr(edits.edit_run, "edit", lambda config, folder: made.append(config))
+
+    def edit(config, folder):
+        made.append(config)
+        for name in records.output_names(inputs.open_input(config).ids):
+            for place in (folder, folder / edits.edit_run.RECONSTRUCTION):
+                write_png(place / name, np.full((64, 64, 3), len(made), np.uint8))
+        return folder
+
+    monkeypatch.setattr(edits.edit_run, "edit", edit)
     monkeypatch.setattr(edits.edits, "evaluate_edits", lambda c, folder: {c.method: row})
     args = ["--parts=edits", f"--output={tmp_path}", f"--workdir={tmp_path}"]
     command_line_of.benchmark([*args, "--methods=p2p,ledits", "--config.cache=off"])
     assert [c.method for c in made] == ["p2p", "ledits", "p2p"]
     assert [c.edit.inversion for c in made] == ["next", "next", "null_text"]
     assert made[1].edit.steps == 34 and made[0].edit.attention == 0.4
-    text = (tmp_path / "edits.md").read_text()
+    text = (tmp_path / "edits_dark_light.md").read_text()
     assert "| p2p, null text | 5.00 [4.00, 6.00] | 0.500 [0.400, 0.600] |" in text
-    assert json.loads((tmp_path / "edits.json").read_text())["ledits"] == row
+    assert json.loads((tmp_path / "edits_dark_light.json").read_text())["ledits"] == row
+    sheet = decode(tmp_path / "sheets" / "edits_dark_light.png", "sheet")
+    columns = [int((sheet == made).sum() // (6 * 128 * 128 * 3)) for made in (1, 2, 3)]
+    assert columns == [2, 1, 1]  # the first one's reconstruction, too
     assert not (tmp_path / "results.json").exists()
 
 
