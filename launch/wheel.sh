@@ -18,7 +18,7 @@ from cdsde.data import open_domain
 
 config = cdsde.load_config("twemoji2fluent", {"method": "sdedit", "sample.steps": 4})
 pictures = cdsde.translate(config, [open_domain("emoji", "twemoji", "test")[0]["image"]])
-assert pictures.shape == (1, 32, 32, 3) and pictures.dtype == "uint8", pictures.shape
+assert pictures.shape == (1, 64, 64, 3) and pictures.dtype == "uint8", pictures.shape
 assert cdsde.__file__.startswith(__import__("sys").prefix), "cdsde was not imported from the wheel"
 print("the wheel works: cdsde", cdsde.__version__)
 PYTHON

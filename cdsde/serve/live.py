@@ -77,8 +77,9 @@ class Translator:
         self._lock = threading.Lock()  # held while networks are loaded, not during a translation
 
     def methods(self) -> list[str]:
-        """The methods whose networks are available."""
-        return [m for m in (*config_lib.SDES, *config_lib.GANS) if self._has(m)]
+        """The methods whose networks are available, that of the task first."""
+        names = (*config_lib.SDES, *config_lib.GANS)
+        return sorted(filter(self._has, names), key=lambda name: name != self.config.method)
 
     def source(self, picture: np.ndarray) -> np.ndarray:
         """A picture uint8 `[H, W, 3]` as the networks' input, uint8 `[S, S, 3]`."""

@@ -229,6 +229,9 @@ def test_methods_bring_their_published_settings():
         True,
         "learned",
     )
+    for name, until in (("cat2dog", 505), ("wild2dog", 505), ("male2female", 525)):
+        config = load_config(name, {"method": "sddm"}).sddm
+        assert (config.until, config.blocks) == (until, 16)
     faces = load_config("male2female", {"method": "sddm"})
     assert faces.sample.variance != "learned"  # its network learned none
     ddib = load_config("cat2dog", {"method": "ddib"}).sample

@@ -79,6 +79,9 @@ def test_what_the_page_shows_is_what_sampling_makes(task, monkeypatch):
     _, config = task
     translator = Translator(config, "nowhere")
     assert translator.methods() == ["contrastive_sde", "egsde", "ilvr", "sdedit", "cut"]
+    config.method = "sdedit"  # the task's own method comes first
+    assert translator.methods()[0] == "sdedit"
+    config.method = "contrastive_sde"
     source = translator.source(np.full((40, 30, 3), 90, np.uint8))
     ids = np.array([image_id("picture")], np.uint32)
     for start, steps, weight in ((300, 4, 500.0), (200, 7, 50.0)):

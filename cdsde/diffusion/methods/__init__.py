@@ -1,7 +1,7 @@
 """The methods of translation by a guided reverse SDE, one paper per file; `composition` runs them.
 
 To add a method, write a file that defines a `Method`, and add one line to `METHODS`.
-The page lists them in this order and opens with the first one.
+The page lists them in this order, after the task's own.
 """
 
 from cdsde.diffusion.methods.contrastive_sde import CONTRASTIVE_SDE
