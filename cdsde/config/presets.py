@@ -145,7 +145,7 @@ def _embedded(c: ConfigDict, root: str, source: str, target: str, styles, scores
     if source in scores:
         c.weights.source_score = f"shipped:score-{source}-64"
     if {source, target} <= set(scores):
-        c.method = "ddib"  # the best on val and test: docs/results.md
+        c.method = "ddib"  # the best on most of them: docs/results.md
 
 
 def egsde_256(c: ConfigDict, source: str, target: str) -> None:
