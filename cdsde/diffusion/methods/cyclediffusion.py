@@ -56,7 +56,7 @@ def check(settings, config) -> None:
       ValueError: one of them is not so.
     """
     s = config.sample
-    draws = s.solver == "ancestral" or (s.solver == "ddim" and CYCLEDIFFUSION.eta(config))
+    draws = s.solver == "ancestral" or (s.solver == "ddim" and CYCLEDIFFUSION.eta(config) > 0)
     CYCLEDIFFUSION.require(draws, config, "recovers the noise of each step")
     if s.solver == "ancestral" and s.variance not in (None, "fixedsmall"):
         raise ValueError(
