@@ -253,6 +253,7 @@ def small_dino(name, path):
     return extractors.Extractor(name, run, params, str(path))
 
 
+@pytest.mark.slow
 def test_the_background_counts_for_all_pixels_of_the_image(root, tmp_path, monkeypatch):
     """As published: with the object black, over the whole image; by hand, and with networks."""
     network = features.LPIPSSqueeze()

@@ -45,6 +45,7 @@ def test_one_device_and_eight_train_the_same_score_network(tiny, tmp_path, on_de
         assert int(loop.train_stage(longer, tmp_path / folder, "score").step) == 6
 
 
+@pytest.mark.slow
 def test_a_learned_variance_is_trained(tiny, on_devices):
     on_devices(1)
     config = tiny(score__learn_sigma=True)
