@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cdsde.runtime import interrupts
+from cdsde.runtime import huge_pages, interrupts
 
 # Everything else is imported after `interrupts.take()`, by the functions that need it.
 MODES = ("train", "sample", "eval", "edit", "serve", "import", "export")
@@ -167,6 +167,7 @@ def _program(mode: str, config):
 
 def main() -> None:
     """Entry point of `cdsde` and `python -m cdsde.main`."""
+    huge_pages.ask()
     interrupts.take()
     from absl import app
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The benchmark: every method on the test split of the embedded tasks over 5 seeds, fronts, ablations,
-# solvers, convergence, and every editor by words. Writes docs/results/{results.json,table.md,report.html} and
+# work, convergence, and every editor by words. Writes docs/results/{results.json,table.md,report.html} and
 # edits.{json,md}. An interrupted run continues.
 #   bash launch/benchmark.sh [TASKS] [METHODS] [FLAGS of python -m cdsde.benchmark]
 #   bash launch/benchmark.sh cat2dog egsde,sdedit --config.data.root=DIR --config.weights.score=FILE

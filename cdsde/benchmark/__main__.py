@@ -14,9 +14,9 @@ from absl import flags
 
 from cdsde.benchmark import plan
 from cdsde.config import EDITORS, command_line
-from cdsde.runtime import files, interrupts, logs
+from cdsde.runtime import files, huge_pages, interrupts, logs
 
-PARTS = ("main", "fronts", "ablations", "solvers", "convergence", "edits")
+PARTS = ("main", "fronts", "ablations", "work", "convergence", "edits")
 
 
 def arguments(argv) -> tuple[argparse.Namespace, dict]:
@@ -121,5 +121,6 @@ def _names(value: str, allowed, flag: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    huge_pages.ask()
     interrupts.take()
     benchmark()

@@ -71,9 +71,9 @@ def ablations(results: dict, task: str) -> str:
     )
 
 
-def solvers(results: dict, task: str) -> str:
+def work(results: dict, task: str) -> str:
     """The fewest evaluations with which SDEdit is within every interval of every level."""
-    points = summary.points(results, "solvers", task, method="sdedit")
+    points = summary.points(results, "work", task, method="sdedit")
     whole = _of_series(points, "every level")
     if whole is None:
         return ""
@@ -112,7 +112,7 @@ def convergence(results: dict, task: str) -> str:
 FINDINGS = {
     "fronts": fronts,
     "ablations": ablations,
-    "solvers": solvers,
+    "work": work,
     "convergence": convergence,
 }
 

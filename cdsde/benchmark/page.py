@@ -25,7 +25,6 @@ nav ul { padding-left: 1.2rem; margin: .2rem 0 } nav li { margin: .1rem 0 }
 nav ul ul { padding: 0 } nav li li { display: inline-block; margin-right: 1rem }
 details { margin: 1rem 0 } summary { cursor: pointer; color: #3b5bdb }
 """
-AXES = {"solvers": "network evaluations", "convergence": "training steps"}
 INTRODUCTION = (
     "Methods that trade likeness to the source for likeness to the target cannot be compared by "
     "one number: compare those of the same L2 to the source. Distances with EffNetLite0 in their "
@@ -91,8 +90,10 @@ def _sections(results: dict, task: str, folder: Path) -> dict[str, list[str]]:
             parts[heading] += [
                 _figure(plots.fronts(results, task, x)) for x in plots.axes(results, task)
             ]
-        elif part in AXES:
-            parts[heading].append(_figure(plots.curves(results, part, task, AXES[part])))
+        elif part == "work":
+            parts[heading].append(_figure(plots.times(results, task)))
+        elif part == "convergence":
+            parts[heading].append(_figure(plots.curves(results, part, task, "training steps")))
         table = _table(header, rows)
         parts[heading].append(
             table

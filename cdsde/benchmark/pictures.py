@@ -70,6 +70,8 @@ class Maker:
             "metrics": {k: {c: _short(v[c]) for c in v} for k, v in summary.items()},
             "made": records.provenance(),
         }
+        if run.part == "work":
+            result[plan.PACE] = self._pace(config)
         if run.part == "main" and run.seed == 0:
             columns = {k: v for k, v in per_image.items() if k != "name"}
             result["per_image"] = {k: [_short(x) for x in v] for k, v in columns.items()}
@@ -85,6 +87,21 @@ class Maker:
                 pass
         self._sampler, self._params = Sampler(config, params), params
         return self._sampler
+
+    def _pace(self, config: ConfigDict) -> float:
+        """Seconds an image of the last sampler's program takes: the median of three batches."""
+        assert self._sampler is not None
+        count = min(config.sample.batch_size, len(self.task.source))
+        read = translations.resized(config, self.task.source)
+        images = np.stack([read(j) for j in range(count)])
+        ids = np.arange(count, dtype=np.uint32)
+        self._sampler.states(images, ids)  # compiled
+        seconds = []
+        for _ in range(3):
+            begin = time.monotonic()
+            self._sampler.states(images, ids)
+            seconds.append(time.monotonic() - begin)
+        return _short(float(np.median(seconds)) / count)
 
     def _write_floor(self, name: str, folder: Path) -> None:
         task, config = self.task, self.task.config

@@ -2,7 +2,7 @@
 
 main         every method as configured, over the seeds
 fronts       realism against faithfulness, as one setting of a method varies
-solvers      fewer network evaluations, by several solvers
+work         less work a picture: fewer steps by several solvers, guidance at some of them
 ablations    terms of the guided methods left out or changed
 convergence  the guiding network trained for few and for many steps
 """
@@ -43,11 +43,14 @@ SOLVERS = {
     "DPM-Solver++(2M) ODE": {"sample.solver": "dpmpp_2m", "sample.eta": 0.0},
     "DPM-Solver++(2M) SDE": {"sample.solver": "dpmpp_2m", "sample.eta": 1.0},
 }
+PACE = "seconds_per_image"  # in a result of the part work: of its compiled program
 MATCHED = 1000  # training images of each domain for colour matching
 FROM_MATCHED = {"sample.match_colours": MATCHED}
 COLOURED = ("sdedit", "contrastive_sde")  # which also start from matched colours
 GUIDED_BY = ("ancestral", "DPM-Solver++(2M) SDE")  # the solvers of guided methods
 EVALUATIONS = (6, 12, 25)
+EVERY = (2, 3, 4, 6)  # guidance at every n-th step
+PARTS_OF_START = (0.25, 0.5, 0.75)  # levels from which or below which is guided, as shares of M
 # Training steps of the guiding network; after one step it is practically untrained.
 TRAINED = (1, 25, 50, 100, 200, 400)
 
@@ -135,22 +138,48 @@ def fronts(task: str, methods: Sequence[str], config) -> list[Run]:
     return runs
 
 
-def solvers(task: str, methods: Sequence[str], config) -> list[Run]:
-    """The ancestral sampler at every level below M, and each solver with few levels."""
-    runs = []
-    for method in (m for m in methods if m in ("sdedit", "contrastive_sde")):
+def work(task: str, methods: Sequence[str], config) -> list[Run]:
+    """Less work a picture, whose time is measured, too.
+
+    The ancestral sampler at every level below M; each solver with few levels; guidance at every
+    n-th step, or at a part of the levels.
+    """
+    runs: list[Run] = []
+
+    def add(method, series, x, changes):
+        runs.append(Run("work", task, method, series, x, changes))
+
+    for method in (m for m in methods if m in ("sdedit", "ddib", *GUIDES)):
         start = config.sample.start or config[method].start
-        plain = {"sample.clip": config.sample.clip}
-        every = {**plain, **SOLVERS["ancestral"], "sample.steps": start}
-        runs.append(Run("solvers", task, method, "every level", start, every))
-        for name, solver in SOLVERS.items():
-            if method != "sdedit" and name not in GUIDED_BY:
-                continue
-            spacing = "index" if name == "ancestral" else "log_snr"
-            for steps in (n for n in EVALUATIONS if n < start):
-                changes = {**plain, **solver, "sample.spacing": spacing, "sample.steps": steps}
-                runs.append(Run("solvers", task, method, name, steps, changes))
+        configured = config.sample.steps or start
+        add(method, "as configured", configured, {})
+        if method == "ddib":
+            for steps in (n for n in EVALUATIONS if n < configured):
+                add(method, "fewer steps", steps, {"sample.steps": steps})
+        if method in ("sdedit", "contrastive_sde"):
+            _add_solvers(add, method, start, config.sample.clip)
+        if method in GUIDES:
+            for n in EVERY:
+                add(method, "guided at every n-th step", n, {"sample.guide_every": n})
+            for level in (round(share * start) for share in PARTS_OF_START):
+                above = {"sample.guide_levels": (level, config.sde.num_steps)}
+                add(method, "guided from a level on", level, above)
+                add(method, "guided below a level", level, {"sample.guide_levels": (0, level)})
     return runs
+
+
+def _add_solvers(add, method: str, start: int, clip: bool | None) -> None:
+    """Every level below M (of SDEdit), and few levels by each solver that goes with the method."""
+    plain = {"sample.clip": clip}
+    if method == "sdedit":
+        add(method, "every level", start, {**plain, **SOLVERS["ancestral"], "sample.steps": start})
+    for name, solver in SOLVERS.items():
+        if method != "sdedit" and name not in GUIDED_BY:
+            continue
+        spacing = "index" if name == "ancestral" else "log_snr"
+        for steps in (n for n in EVALUATIONS if n < start):
+            changes = {**plain, **solver, "sample.spacing": spacing, "sample.steps": steps}
+            add(method, name, steps, changes)
 
 
 def ablations(task: str, methods: Sequence[str], config) -> list[Run]:

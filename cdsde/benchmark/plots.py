@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cdsde.benchmark import floors, summary
+from cdsde.benchmark import floors, plan, summary
 from cdsde.config import title
 from cdsde.evaluate import shapes
 
@@ -35,6 +35,7 @@ CONTENT = {
     "L2 to true target": "L2 to the true target (lower: nearer to it)",
     shapes.BY_FEATURES: "legible by features (higher: more are)",
 }
+SHAPES = "*osD^vPX"
 MARKERS = {floors.IDENTITY: "s", floors.COLOURS: "D", floors.RETRIEVAL: "^", floors.TRUTH: "*"}
 
 
@@ -116,6 +117,39 @@ def curves(results: dict, part: str, task: str, axis: str) -> str | None:
             ax.legend(fontsize=7, frameon=False)
 
     return _panels(draw, REALISM)
+
+
+def times(results: dict, task: str) -> str | None:
+    """Realism against the time an image takes, a line per method and series; None without points.
+
+    Numbers at the points are steps, n of every n-th step, or levels.
+    """
+    points = summary.points(results, "work", task)
+    if not points:
+        return None
+    series = list(dict.fromkeys(p["series"] for p in points))
+
+    def draw(ax, metric):
+        for method, name in dict.fromkeys((p["method"], p["series"]) for p in points):
+            line_points = [p for p in points if (p["method"], p["series"]) == (method, name)]
+            line_points.sort(key=lambda p: p["result"][plan.PACE])
+            x = [p["result"][plan.PACE] for p in line_points]
+            y, error = _values(line_points, metric)
+            marker, colour = SHAPES[series.index(name) % len(SHAPES)], COLOURS.get(method)
+            label = f"{title(method)}, {name}"
+            size = 11 if name == "as configured" else 5
+            ax.plot(x, y, ls=":", lw=1, marker=marker, ms=size, color=colour, label=label)
+            if name == "as configured":  # its interval is a band to compare the others with
+                low, high = y[0] - error[0][0], y[0] + error[1][0]
+                ax.axhspan(low, high, color=colour, alpha=0.08)
+            for p, a, b in zip(line_points, x, y, strict=True):
+                ax.annotate(f"{p['x']:g}", (a, b), (4, 3), fontsize=6, color=colour,
+                            textcoords="offset points")  # fmt: skip
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set_xlabel("seconds an image")
+
+    return _panels(draw, REALISM, height=6.5, legend_below=True)
 
 
 def distributions(results: dict, task: str) -> str | None:

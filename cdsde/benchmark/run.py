@@ -30,7 +30,7 @@ def plan_of(task: Task, part: str, methods: Sequence[str], seeds: int) -> list[p
     if part == "convergence":
         file_of = functools.partial(guides.trained, task)
         return plan.convergence(task.name, methods, task.config, file_of)
-    make = {"fronts": plan.fronts, "ablations": plan.ablations, "solvers": plan.solvers}[part]
+    make = {"fronts": plan.fronts, "ablations": plan.ablations, "work": plan.work}[part]
     return make(task.name, methods, task.config)
 
 
@@ -53,7 +53,8 @@ def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
     for number, run in enumerate(runs):
         config, params, record = task.settings(run)
         key = task.key(record)
-        if key not in results["runs"]:
+        known = results["runs"].get(key)
+        if known is None or (run.part == "work" and plan.PACE not in known):
             logging.info("%s: run %d of %d, %s", task.name, number + 1, len(runs), describe(run))
             results["runs"][key] = maker.make(run, config, params, record)
         points.append({**run._asdict(), "changes": dict(run.changes), "run": key})

@@ -102,6 +102,10 @@ def series_table(
         x = "" if p["x"] is None else f"{p['x']:g}"
         rows.append([name, x, *(map(interval, entries))])
     header = ["", axis, *(COLUMNS[m] for m in columns)]
+    if part == "work":
+        header.insert(2, "s an image")
+        for row, p in zip(rows, selected, strict=True):
+            row.insert(2, f"{p['result'][plan.PACE]:.3g}")
     if not any(row[1] for row in rows):
         header, rows = header[:1] + header[2:], [row[:1] + row[2:] for row in rows]
     return header, rows
@@ -136,7 +140,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 SECTIONS = (
     ("fronts", "Realism against faithfulness", "at"),
     ("ablations", "Ablations", ""),
-    ("solvers", "Network evaluations", "evaluations"),
+    ("work", "Quality against time", "at"),
     ("convergence", "Training steps of the guiding network", "steps"),
 )
 

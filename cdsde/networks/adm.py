@@ -275,7 +275,7 @@ class ADMUNet(_ADM):
         for level, mult in reversed(list(enumerate(self.channel_mult))):
             for i in range(self.num_res_blocks + 1):
                 name, member = f"output_blocks_{index}", 1
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = blocks.joined(h, skips.pop())
                 h = self._res(h, emb, int(mult * self.channels), train, f"{name}_0")
                 if factor in self.attention_factors:
                     h = self._attention(h, f"{name}_1", heads)

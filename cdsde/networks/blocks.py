@@ -101,6 +101,15 @@ def check_image(x: jax.Array, levels: int) -> None:
         )
 
 
+def joined(h: jax.Array, skip: jax.Array) -> jax.Array:
+    """The channels of both, `[B, H, W, C]`, `[B, H, W, D]` -> `[B, H, W, C + D]`.
+
+    Joined as rows: XLA's CPU compiler joins images pixel by pixel, where a product reads them.
+    """
+    rows = [a.reshape(-1, a.shape[-1]) for a in (h, skip)]
+    return jnp.concatenate(rows, axis=-1).reshape(*h.shape[:-1], -1)
+
+
 def downsample_mean(x: jax.Array) -> jax.Array:
     """2x2 average, `[B, H, W, C]` -> `[B, H/2, W/2, C]`."""
     b, h, w, c = x.shape

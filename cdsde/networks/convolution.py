@@ -63,10 +63,25 @@ def convolve(x, kernel, stride: int, padding: Sequence[tuple[int, int]]) -> jax.
     """x ∗ K, in the form that is fast for this kernel."""
     borders = {n for pair in padding for n in pair}
     if stride == 1 and kernel.shape[0] == 1 and borders == {0}:
-        return x @ kernel[0, 0]
+        return product(x, kernel[0, 0])
     if stride == 1 and kernel.shape[0] == 3 and borders in ({0}, {1}):
         return conv3x3(x, kernel, borders.pop())
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=NUMBERS)
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x K over the last axis: `[..., C]`, `[C, D]` -> `[..., D]`, for rows in one long matrix."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def _product_gradients(residuals, g):
+    x, kernel = residuals
+    rows, to_rows = (a.reshape(-1, a.shape[-1]) for a in (x, g))
+    return (to_rows @ kernel.T).reshape(x.shape), rows.T @ to_rows
+
+
+product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_gradients)
 
 
 def summed(rows: jax.Array) -> jax.Array:

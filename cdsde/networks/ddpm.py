@@ -143,7 +143,7 @@ class DDPMUNet(nn.Module):
 
         for level, mult in reversed(levels):
             for i in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = blocks.joined(h, skips.pop())
                 h = self._res_and_attention(h, emb, mult, train, "up", level, i)
             if level > 0:
                 h = Upsample(self.resamp_with_conv, self.dtype, name=f"up_{level}_upsample")(h)

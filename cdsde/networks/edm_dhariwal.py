@@ -53,7 +53,7 @@ class DhariwalUNet(edm_blocks.Base):
             else:
                 h = self._block(h, emb, h.shape[-1], f"{name}_up", resample="up")
             for i in range(self.num_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = blocks.joined(h, skips.pop())
                 h = self._block(h, emb, width, f"{name}_block{i}", attention)
         h = blocks.GroupNorm(DHARIWAL_EPS, True, GROUP_CHANNELS, name="out_norm")(h)
         return blocks.conv(h, self.out_channels, name="out_conv", zero=True)

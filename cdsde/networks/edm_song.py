@@ -135,7 +135,7 @@ class SongUNet(edm_blocks.Base):
             else:
                 h = self._block(h, emb, h.shape[-1], f"{name}_up", resample="up")
             for i in range(self.num_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = blocks.joined(h, skips.pop())
                 last = i == self.num_blocks
                 h = self._block(h, emb, width, f"{name}_block{i}", attention and last)
             if self.decoder == "skip" or level == 0:

@@ -290,7 +290,7 @@ class NCSNpp(nn.Module):
         image = None
         for level, mult in reversed(list(enumerate(self.channel_mult))):
             for _ in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = blocks.joined(h, skips.pop())
                 h = self._res(h, emb, mult * self.channels, act, name())
             if 2**level in self.attention_factors:
                 h = self._attention(h, name())

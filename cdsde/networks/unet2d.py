@@ -247,7 +247,7 @@ class UNet2D(nn.Module):
             block, at = UP_BLOCKS[name], f"up_blocks.{level}"
             for n in range(self.layers_per_block + 1):
                 below, beside = h.shape[-1], skips[-1].shape[-1]
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = blocks.joined(h, skips.pop())
                 groups = self._groups(block, below + beside), self._groups(block, width)
                 if block.skip and block.attention:  # sic, as published
                     groups = min(below + beside // 4, SKIP_GROUPS), groups[1]

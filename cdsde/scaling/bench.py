@@ -29,7 +29,7 @@ from PIL import Image
 from cdsde import api, data
 from cdsde import config as config_lib
 from cdsde.config import command_line
-from cdsde.runtime import files, mesh, records
+from cdsde.runtime import files, huge_pages, mesh, records
 from cdsde.scaling import loops, programs, timing
 
 OF_EDITS = ("edit",)  # parts of configs with an editor
@@ -262,4 +262,5 @@ def _run(args, overrides: dict) -> None:
 
 
 if __name__ == "__main__":
+    huge_pages.ask()
     bench()

@@ -45,7 +45,7 @@ def made_up() -> dict:
     runs += plan.main(TASK, plan.METHODS, range(3))
     runs += plan.fronts(TASK, plan.METHODS, config)
     runs += plan.ablations(TASK, plan.METHODS, config)
-    runs += plan.solvers(TASK, plan.METHODS, config)
+    runs += plan.work(TASK, plan.METHODS, config)
     runs += plan.convergence(TASK, plan.METHODS, config, lambda stage, n: f"{stage}-{n}")
     results = {"tasks": {}, "points": [], "runs": {}}
     for n, one in enumerate(runs):
@@ -59,6 +59,7 @@ def made_up() -> dict:
         results["runs"][str(n)] = {
             "task": TASK,
             "metrics": metrics,
+            plan.PACE: 0.1 + n % 5,
             "made": provenance,
             "per_image": {"L2 to source": [1.0, 2.0, 4.0], "SSIM to source": [0.1, 0.2, 0.4]},
         }
@@ -84,7 +85,7 @@ def test_every_planned_run_is_a_valid_config():
         config = load_config(path)
         runs = plan.main(task, plan.METHODS, range(5)) + plan.fronts(task, plan.METHODS, config)
         runs += plan.ablations(task, plan.METHODS, config)
-        runs += plan.solvers(task, plan.METHODS, config)
+        runs += plan.work(task, plan.METHODS, config)
         for r in runs:
             load_config(path, {"method": r.method, "sample.seed": r.seed, **r.changes})
     assert sorted(plan.METHODS) == sorted(set(METHODS) - set(EDITORS)) and plan.GANS == GANS
@@ -141,7 +142,7 @@ def test_table_is_mean_and_deviation_over_seeds():
     assert order == ["SDEdit", "ILVR", "EGSDE", "Contrastive-SDE"]
     text = summary.report(made_up())
     assert "| SDEdit | 21.0 ± 1.00 |" in text and "9 test images at 32²" in text
-    for heading in ("Ablations", "Network evaluations", "Training steps"):
+    for heading in ("Ablations", "Quality against time", "Training steps"):
         assert heading in text
 
 

@@ -78,9 +78,9 @@ def test_the_part_without_which_the_style_is_lost():
     ],
 )
 def test_the_fewest_evaluations_that_do(style, content, expected):
-    every = point("solvers", "sdedit", "every level", 150, 28, 5)
-    few = point("solvers", "sdedit", "DDIM", 6, style, content)
-    assert findings.solvers(results_of(every, few), "t").startswith(expected)
+    every = point("work", "sdedit", "every level", 150, 28, 5)
+    few = point("work", "sdedit", "DDIM", 6, style, content)
+    assert findings.work(results_of(every, few), "t").startswith(expected)
 
 
 def test_what_training_gains():
