@@ -1,7 +1,7 @@
 """Memory in pages of 2 MiB, where Linux gives them to programs that ask.
 
 A program allocates its arrays anew at each call, page by page. With pages of 4 KiB, a training step
-of the small networks takes 1.2 times as long (docs/scaling.md). glibc asks for huge pages only if an
+of the small networks takes 1.2 times as long (docs/scaling.md). glibc asks for them only if an
 environment variable says so when the program starts.
 """
 
