@@ -12,18 +12,21 @@ For a cotangent ∂y, with ∂z = ∂y or ∂y silu'(z), and means over a group'
 So two sums over positions are enough for all three gradients, and x is all that is kept. JAX
 derives more sums and keeps more arrays of the size of x.
 
-Three forms are for XLA's CPU compiler, which computes again at each use what it takes for cheap:
+Four forms are for XLA's CPU compiler, which computes again at each use what it takes for cheap:
 
 - Means over the channels of a group are products with a small matrix. What comes out of a product
   is stored, and loops over positions read it in a straight line.
 - SiLU is z/(1 + exp(-z)): XLA counts a division as costly and stores its result, which the next
   convolution and its gradient read.
+- A long sum is cut into parts after its summands are stored. A sum of a short run of positions is
+  not, and computes its summands; the runs are then added by a product with ones.
 - Sums over images are products with ones. As sums they would be merged with those over positions.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +34,8 @@ from flax import linen as nn
 from jax import lax
 
 from cdsde.networks.convolution import summed
+
+RUN = 32  # positions; XLA cuts longer sums
 
 
 def deviations(x: jax.Array, groups: int, eps: float) -> tuple[jax.Array, jax.Array]:
@@ -50,7 +55,16 @@ def deviations(x: jax.Array, groups: int, eps: float) -> tuple[jax.Array, jax.Ar
     """
     x = x.astype(jnp.float32)
     x = x - group_mean(x.mean(axis=1), groups)[:, None, :]
-    return x, lax.rsqrt(group_mean(jnp.square(x).mean(axis=1), groups) + eps)
+    return x, lax.rsqrt(group_mean(_in_runs(jnp.square(x)) / x.shape[1], groups) + eps)
+
+
+def _in_runs(x: jax.Array) -> jax.Array:
+    """The sum over positions, `[B, P, C]` -> `[B, C]`, first over runs of them."""
+    batch, positions, channels = x.shape
+    run = math.gcd(positions, RUN)
+    parts = x.reshape(batch, positions // run, run, channels).sum(axis=2)
+    ones = jnp.ones((batch, 1, positions // run), x.dtype)
+    return jnp.matmul(ones, parts, precision=lax.Precision.HIGHEST)[:, 0]
 
 
 def group_mean(x: jax.Array, groups: int) -> jax.Array:
@@ -116,7 +130,8 @@ def _explicit_gradients(groups, eps, silu, x, gain, offset, g):
         z = n * gain[:, None, :] + offset[:, None, :]
         s = nn.sigmoid(z)
         g = g * (s * (1 + z * (1 - s)))
-    to_offset, to_gain = g.sum(axis=1), (g * n).sum(axis=1)
+    # The first sum stores g, which the rest reads.
+    to_offset, to_gain = g.sum(axis=1), _in_runs(g * n)
     mean = group_mean(gain * to_offset, groups) / positions
     slope = group_mean(gain * to_gain, groups) / positions
     to_x = g * gain[:, None, :] - mean[:, None, :] - n * slope[:, None, :]
