@@ -30,11 +30,11 @@ from cdsde import api, data
 from cdsde import config as config_lib
 from cdsde.config import command_line
 from cdsde.runtime import files, huge_pages, mesh, records
-from cdsde.scaling import loops, programs, timing
+from cdsde.scaling import loops, programs, start, timing
 
 OF_EDITS = ("edit",)  # parts of configs with an editor
 # Parts of other configs.
-PARTS = ("forward", "energies", "step", "train", "loop", "input", "evaluate")
+PARTS = ("forward", "energies", "step", "train", "loop", "start", "input", "evaluate")
 # Training steps of score networks on single pixels, at 32² and 64², with the published optimiser;
 # --config does not matter to them. In patches of 2², as in the embedded tasks, 64² costs what 32²
 # does.
@@ -44,6 +44,9 @@ SMALL = {
     "train_64": {**PIXELS, "score.channel_mult": (1, 2, 3, 4)},
 }
 SMALL_IMAGES = 16
+# A whole translation as docs/scaling.md advises, which is compared with every published step.
+WHOLE = "translation"
+FEW = {"steps": 20, "solver": "dpmpp_2m", "spacing": "log_snr", "follow": True}
 STEPS = 4  # steps of the timed sampler; the time of one step is a fourth of its time
 HEADER = (
     "program",
@@ -56,7 +59,7 @@ HEADER = (
     "compiled in s",
     "GiB",
 )
-PAIRED = ("step", "train", *SMALL)  # parts that launch/published_step.py has, too
+PAIRED = ("step", "train", WHOLE, *SMALL)  # parts that launch/published_step.py has, too
 PUBLISHED = Path(__file__).parents[2] / "launch" / "published_step.py"
 
 
@@ -72,6 +75,10 @@ def made(config, part: str, devices, images: int) -> list[programs.Program]:
     if part == "step":
         config = config.copy_and_resolve_references()
         config.sample.steps = STEPS
+        return [programs.translation(config, devices, images)]
+    if part == WHOLE:
+        config = config.copy_and_resolve_references()
+        config.sample.update(FEW)
         return [programs.translation(config, devices, images)]
     if part == "edit":
         config = config.copy_and_resolve_references()
@@ -160,8 +167,16 @@ def published(checkout: str, interpreter: str, part: str, images: int) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def pairs(part: str, ours: dict[str, float], theirs: dict) -> list[tuple[str, float, float]]:
-    """`(name, seconds here, seconds there)` of the programs that both sides have."""
+def pairs(
+    part: str, ours: dict[str, float], theirs: dict, steps: int
+) -> list[tuple[str, float, float]]:
+    """`(name, seconds here, seconds there)` of the programs that both sides have.
+
+    A whole translation here is compared with `steps` steps there.
+    """
+    if part == WHOLE:
+        few, there = FEW["steps"], steps * theirs["seconds"]["step"]
+        return [(f"{few} steps for {steps}", few * seconds, there) for seconds in ours.values()]
     ours = {"step" if part == "step" else name.split()[-1]: t for name, t in ours.items()}
     there = theirs["seconds"]
     return [(name, seconds, there[name]) for name, seconds in ours.items() if name in there]
@@ -172,7 +187,7 @@ def bench(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="cdsde.scaling.bench", description=__doc__)
     parser.add_argument("--config", default="cat2dog", help="a config, as for cdsde.main")
     parser.add_argument("--images", default="1", help="images per call: 1,8")
-    parser.add_argument("--parts", help=f"some of {','.join((*PARTS, *SMALL))}; edits: edit")
+    parser.add_argument("--parts", help=f"some of {','.join((*PARTS, WHOLE, *SMALL))}; edits: edit")
     parser.add_argument("--repeat", type=int, default=3, help="runs; 0: compile only")
     parser.add_argument("--output", help="FILE.json of the results")
     parser.add_argument("--published", help="a checkout of EGSDE, timed for comparison")
@@ -197,7 +212,7 @@ def bench(argv=None) -> None:
 def _run(args, overrides: dict) -> None:
     config = api.load_config(args.config, overrides)
     default = OF_EDITS if config.method in config_lib.EDITORS else PARTS
-    known = (*default, *SMALL)
+    known = (*default, WHOLE, *SMALL)
     if config.method not in config_lib.EDITORS and "method" not in overrides:
         config.method = "egsde"
     parts = args.parts.split(",") if args.parts else default
@@ -223,7 +238,7 @@ def _run(args, overrides: dict) -> None:
             files.write_json(Path(args.output), record)
 
     for images in map(int, args.images.split(",")):
-        for part in (p for p in parts if p not in ("loop", "input")):
+        for part in (p for p in parts if p not in ("loop", "start", "input")):
             seconds = {}
             for program in made(config, part, devices, images):
                 timed = timing.measure(program, args.repeat)
@@ -234,11 +249,13 @@ def _run(args, overrides: dict) -> None:
             if args.published and part in PAIRED:
                 batch = SMALL_IMAGES if part in SMALL else images
                 try:
-                    theirs = published(args.published, args.python, part, batch)
+                    name = "step" if part == WHOLE else part
+                    theirs = published(args.published, args.python, name, batch)
                 except ValueError as error:  # the rows to come are worth having without it
                     failures.append(error)
                     continue
-                for name, here, there in pairs(part, seconds, theirs):
+                steps = config_lib.start_index(config)
+                for name, here, there in pairs(part, seconds, theirs, steps):
                     compared.append((part, name, batch, here, there, there / here))
                     versions = f"PyTorch {theirs['torch']}, {theirs['device']}"
     if "input" in parts:
@@ -251,6 +268,10 @@ def _run(args, overrides: dict) -> None:
         for timed_loop in loops.measure(config, devices):
             timed_loops.append(timed_loop._asdict())
             print(timed_loop.sentence(), flush=True)
+    if "start" in parts:
+        print("\na program of this package:")
+        for sentence in start.measure():
+            print(sentence, flush=True)
     if compared:
         print(f"\nbeside the published code, {versions}:")
         for part, name, batch, here, there, ratio in compared:

@@ -140,6 +140,12 @@ def test_bench_from_the_command_line(tmp_path, capsys, pictures):
     assert len(json.loads(output.read_text())["rows"]) == 2
 
 
+def test_a_whole_translation_is_compared_with_every_published_step():
+    ours, theirs = {"sample egsde": 2.0}, {"seconds": {"step": 3.0, "score": 1.0}}
+    assert bench.pairs("step", ours, theirs, 500) == [("step", 2.0, 3.0)]
+    assert bench.pairs("translation", ours, theirs, 500) == [("20 steps for 500", 40.0, 1500.0)]
+
+
 def test_tpu_check_of_unknown_names():
     for args, message in (
         (["--programs=walk"], "--programs names 'walk'; choose from score"),
