@@ -55,7 +55,10 @@ def deviations(x: jax.Array, groups: int, eps: float) -> tuple[jax.Array, jax.Ar
     """
     x = x.astype(jnp.float32)
     x = x - group_mean(x.mean(axis=1), groups)[:, None, :]
-    return x, lax.rsqrt(group_mean(_in_runs(jnp.square(x)) / x.shape[1], groups) + eps)
+    squares = lax.platform_dependent(
+        x, cpu=lambda x: _in_runs(jnp.square(x)), default=lambda x: jnp.square(x).sum(axis=1)
+    )
+    return x, lax.rsqrt(group_mean(squares / x.shape[1], groups) + eps)
 
 
 def _in_runs(x: jax.Array) -> jax.Array:
