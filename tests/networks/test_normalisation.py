@@ -25,7 +25,9 @@ def test_gradients(batch, rows, positions, channels, groups, silu):
     fixed = (groups, 1e-5, silu)
     y, pull = jax.vjp(lambda *a: normalisation.normalise(*a, *fixed), x, gain, offset)
     expected, pull_expected = jax.vjp(lambda *a: normalisation._plain(*a, *fixed), x, gain, offset)
-    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=2e-7)
+    # n G and O may cancel: what is left is rounded as they are.
+    rounding = np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=rounding)
     g = jax.random.normal(keys[3], x.shape)
     for ours, theirs in zip(pull(g), pull_expected(g), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6 * np.abs(theirs).max())
