@@ -53,8 +53,6 @@ def fronts(results: dict, task: str, content: str) -> str | None:
         return None
     extra = [p for p in summary.points(results, "main", task) if p["method"] in MARKERS]
 
-    from matplotlib.ticker import LogLocator, NullLocator
-
     def draw(ax, metric):
         for method, series in dict.fromkeys((p["method"], p["series"]) for p in points):
             line_points = [p for p in points if (p["method"], p["series"]) == (method, series)]
@@ -77,9 +75,7 @@ def fronts(results: dict, task: str, content: str) -> str | None:
         ax.set_xlabel(CONTENT[content])
         # Logarithmic, since most points are close together and ILVR's are far above.
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter("{x:g}")
+        _plain_ticks(ax.yaxis)
 
     return _panels(draw, REALISM, height=6.5, legend_below=True)
 
@@ -145,9 +141,9 @@ def times(results: dict, task: str) -> str | None:
             for p, a, b in zip(line_points, x, y, strict=True):
                 ax.annotate(f"{p['x']:g}", (a, b), (4, 3), fontsize=6, color=colour,
                             textcoords="offset points")  # fmt: skip
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.set_xlabel("seconds an image")
+        ax.set(xscale="log", yscale="log", xlabel="seconds an image")
+        _plain_ticks(ax.xaxis)
+        _plain_ticks(ax.yaxis)
 
     return _panels(draw, REALISM, height=6.5, legend_below=True)
 
@@ -170,6 +166,15 @@ def distributions(results: dict, task: str) -> str | None:
         ax.set_xlabel(metric)
 
     return _panels(draw, metrics, titled=False)
+
+
+def _plain_ticks(axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5 of each power of ten, as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def _values(points, metric):

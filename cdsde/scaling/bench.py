@@ -247,17 +247,12 @@ def _run(args, overrides: dict) -> None:
                 print("| " + " | ".join(rows[-1]) + " |", flush=True)
                 keep()
             if args.published and part in PAIRED:
-                batch = SMALL_IMAGES if part in SMALL else images
                 try:
-                    name = "step" if part == WHOLE else part
-                    theirs = published(args.published, args.python, name, batch)
+                    found, versions = _compared(args, config, part, images, seconds)
                 except ValueError as error:  # the rows to come are worth having without it
                     failures.append(error)
-                    continue
-                steps = config_lib.start_index(config)
-                for name, here, there in pairs(part, seconds, theirs, steps):
-                    compared.append((part, name, batch, here, there, there / here))
-                    versions = f"PyTorch {theirs['torch']}, {theirs['device']}"
+                else:
+                    compared += found
     if "input" in parts:
         for workers in (0, 2):
             rate = input_rate(config.data.image_size, workers)
@@ -280,6 +275,19 @@ def _run(args, overrides: dict) -> None:
     keep()
     if failures:
         raise failures[0]
+
+
+def _compared(args, config, part: str, images: int, seconds: dict) -> tuple[list[tuple], str]:
+    """Rows of a part beside the published code, and what that runs on.
+
+    Raises:
+      ValueError: the published code failed.
+    """
+    batch = SMALL_IMAGES if part in SMALL else images
+    theirs = published(args.published, args.python, "step" if part == WHOLE else part, batch)
+    found = pairs(part, seconds, theirs, config_lib.start_index(config))
+    rows = [(part, name, batch, here, there, there / here) for name, here, there in found]
+    return rows, f"PyTorch {theirs['torch']}, {theirs['device']}"
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 TASK = "gothic2mincho"
 IMPORTS = "import cdsde.config.command_line, cdsde.weights.adoption, cdsde.translation.run"
-AGAIN = 3  # warm starts, of which the median counts
+AGAIN = 3  # runs, of which the median counts
 
 
 def measure() -> Iterator[str]:
@@ -20,13 +21,13 @@ def measure() -> Iterator[str]:
       ValueError: the program failed; the message has the last line of its output.
     """
     _seconds([sys.executable, "-c", IMPORTS])  # reads the files from the disk
-    imports = _median([sys.executable, "-c", IMPORTS])
+    imports = _median(_seconds, [sys.executable, "-c", IMPORTS])
     yield f"imports: {imports:.1f} s"
     with tempfile.TemporaryDirectory() as cache:
         command = [sys.executable, "-m", "cdsde.main", f"--config={TASK}", "--mode=sample"]
         command += ["--config.sample.limit=1", f"--config.cache={cache}"]
         yield f"first start of {TASK}, to the picture: {_sample(command):.1f} s"
-        warm = sorted(_sample(command) for _ in range(AGAIN))[AGAIN // 2]
+        warm = _median(_sample, command)
         yield f"with a warm cache: {warm:.1f} s, {warm - imports:.1f} s after the imports"
 
 
@@ -35,8 +36,8 @@ def _sample(command: list[str]) -> float:
         return _seconds([*command, f"--workdir={workdir}"])
 
 
-def _median(command: list[str]) -> float:
-    return sorted(_seconds(command) for _ in range(AGAIN))[AGAIN // 2]
+def _median(timed: Callable[[list[str]], float], command: list[str]) -> float:
+    return statistics.median(timed(command) for _ in range(AGAIN))
 
 
 def _seconds(command: list[str]) -> float:
