@@ -21,6 +21,7 @@ from cdsde.networks import convolution, normalisation
 GROUPS = 32  # normalisation groups of all three published networks
 ADM_EPS = 1e-5
 DDPM_EPS = 1e-6
+LARGE = 2**18  # numbers in an image
 
 
 def _frequencies(exponents: np.ndarray) -> np.ndarray:
@@ -110,17 +111,34 @@ def joined(h: jax.Array, skip: jax.Array) -> jax.Array:
     return jnp.concatenate(rows, axis=-1).reshape(*h.shape[:-1], -1)
 
 
+@jax.custom_vjp
 def downsample_mean(x: jax.Array) -> jax.Array:
     """2x2 average, `[B, H, W, C]` -> `[B, H/2, W/2, C]`."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    return _sums(x) / 4
 
 
+@jax.custom_vjp
 def upsample_nearest(x: jax.Array) -> jax.Array:
     """Repeats each pixel 2x2, `[B, H, W, C]` -> `[B, 2H, 2W, C]`."""
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def _sums(x):
+    """2x2 sums. XLA's CPU compiler gives one image to one thread, but not its rows."""
+    b, h, w, c = x.shape
+    if h * w * c < LARGE:
+        return x.reshape(b, h // 2, 2, w // 2, 2, c).sum(axis=(2, 4))
+    x = x.reshape(b, h // 2, 2, w * c)
+    x = (x[:, :, 0] + x[:, :, 1]).reshape(b, h // 2, w // 2, 2, c)
+    return x[:, :, :, 0] + x[:, :, :, 1]
+
+
+downsample_mean.defvjp(
+    lambda x: (downsample_mean(x), None), lambda _, g: (upsample_nearest(g / 4),)
+)
+upsample_nearest.defvjp(lambda x: (upsample_nearest(x), None), lambda _, g: (_sums(g),))
 
 
 # PyTorch's default for convolutions and linear layers: uniform with bound 1/sqrt(fan_in), biases

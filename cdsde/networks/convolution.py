@@ -9,7 +9,8 @@ XLA derives the same formulas, and two of its choices are slow on CPUs:
 
 - Inside a loop, such as the guided sampler's, it hoists the swap of (1) and then cannot use its
   fast routine (4 to 8 times slower). Here the swapped kernel is computed inside the loop. Small
-  images with many channels are rotated themselves, in place of K.
+  images with many channels are rotated themselves, in place of K, and the smallest are multiplied
+  by K as it lies (shifted.py), as are those of which few channels come out.
 - It computes (2) as a convolution whose input channels are the images, so one or two large images
   give it one or two channels. Here such images are cut into blocks, with a border of one pixel
   from their neighbours, and (2) sums over blocks instead of images.
@@ -28,6 +29,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+
+from cdsde.networks import shifted
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 BLOCK = 16  # side of the blocks
@@ -112,11 +115,15 @@ def _convolve(x, kernel, border: int):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv3x3(x: jax.Array, kernel: jax.Array, border: int = 1) -> jax.Array:
     """x ∗ K: `[B, H, W, C]`, `[3, 3, C, D]` → `[B, H + 2 border - 2, W + 2 border - 2, D]`."""
-    return _convolve(x, kernel, border)
+    default = functools.partial(_convolve, border=border)
+    if 9 * kernel.shape[3] > kernel.shape[2]:
+        return default(x, kernel)
+    few = functools.partial(shifted.convolve, border=border)
+    return lax.platform_dependent(x, kernel, cpu=few, default=default)
 
 
 def _forward(x, kernel, border):
-    return _convolve(x, kernel, border), (x, kernel)
+    return conv3x3(x, kernel, border), (x, kernel)
 
 
 def _backward(border, residuals, g):
@@ -133,9 +140,11 @@ def _default_gradients(border, x, kernel, g):
 
 def _explicit_gradients(border, x, kernel, g):
     # The barrier keeps XLA from fusing the rotation and the swap into the convolution again.
-    # Whichever is smaller is rotated, an image of g or K. The batch does not count, so that
-    # programs exported for any batch round alike.
-    if g.shape[1] * g.shape[2] < 9 * x.shape[-1]:
+    # The batch does not count, so that programs exported for any batch round alike.
+    positions, channels = g.shape[1] * g.shape[2], x.shape[-1]
+    if 9 * channels <= g.shape[-1] or 2 * positions < channels:
+        to_x = shifted.gradient(g, kernel, border)
+    elif positions < 9 * channels:  # an image is smaller than K
         swapped = lax.optimization_barrier(kernel.swapaxes(2, 3))
         to_x = _convolve(g[:, ::-1, ::-1], swapped, 2 - border)[:, ::-1, ::-1]
     else:

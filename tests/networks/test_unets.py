@@ -116,6 +116,21 @@ def test_stride_two_convolution_pads_like_pytorch():
     assert error(result, np.moveaxis(expected.numpy(), 1, -1)) < 1e-6
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (1, 256, 128, 8)])
+def test_resampling_and_its_gradients(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    parts = np.asarray(x).reshape(shape[0], shape[1] // 2, 2, shape[2] // 2, 2, shape[3])
+    means = parts.mean(axis=(2, 4))
+    repeated = means.repeat(2, axis=1).repeat(2, axis=2)
+    for function, value, cotangent, gradient in [
+        (blocks.downsample_mean, means, means, repeated / 4),
+        (blocks.upsample_nearest, repeated, x, 4 * means),
+    ]:
+        y, pull = jax.vjp(function, x if function is blocks.downsample_mean else means)
+        np.testing.assert_allclose(y, value, atol=1e-6)
+        np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0], gradient, atol=1e-6)
+
+
 def test_order_of_heads():
     qkv = jnp.arange(2 * 3 * 4, dtype=jnp.float32)[None, None]  # 2 heads of 4 channels
     q, k, v = blocks.split_qkv(qkv, heads=2, new_order=False)
