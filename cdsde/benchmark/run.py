@@ -7,7 +7,7 @@ continues. A run whose weights or settings have changed is computed again.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -48,19 +48,35 @@ def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
             return False
         return task.is_current(point, results["runs"][point["run"]]["settings"])
 
-    points = [p for p in results["points"] if p["task"] == task.name and stays(p)]
-    maker = Maker(task)
-    for number, run in enumerate(runs):
-        config, params, record = task.settings(run)
-        key = task.key(record)
-        known = results["runs"].get(key)
-        if known is None or (run.part == "work" and plan.PACE not in known):
-            logging.info("%s: run %d of %d, %s", task.name, number + 1, len(runs), describe(run))
-            results["runs"][key] = maker.make(run, config, params, record)
-        points.append({**run._asdict(), "changes": dict(run.changes), "run": key})
-        points.sort(key=_order)
+    stored = [p for p in results["points"] if p["task"] == task.name and stays(p)]
+    # What cannot run is told before anything changes, and what is known is kept before anything
+    # runs, so that nothing is lost if a run fails.
+    settings = [task.settings(run) for run in runs]
+    keys = [task.key(record) for *_, record in settings]
+
+    def is_known(n: int) -> bool:
+        result = results["runs"].get(keys[n])
+        return result is not None and (runs[n].part != "work" or plan.PACE in result)
+
+    def keep(done: Collection[int]) -> list[dict]:
+        points = [
+            {**run._asdict(), "changes": dict(run.changes), "run": key}
+            for n, (run, key) in enumerate(zip(runs, keys, strict=True))
+            if n in done
+        ]
+        points = sorted(stored + points, key=_order)
         results["points"] = others + points
         write_json(path, results)
+        return points
+
+    done = {n for n in range(len(runs)) if is_known(n)}
+    points, maker = keep(done), Maker(task)
+    for n in sorted(set(range(len(runs))) - done):
+        if not is_known(n):  # two runs can have the same settings
+            logging.info("%s: run %d of %d, %s", task.name, n + 1, len(runs), describe(runs[n]))
+            results["runs"][keys[n]] = maker.make(runs[n], *settings[n])
+        done.add(n)
+        points = keep(done)
     # All methods with results, whichever ran now. Pictures may be missing, if made in another work
     # folder: then the existing sheet is kept.
     folders = {

@@ -108,6 +108,7 @@ class Task:
         parts = {k: plain[k] for k in ("method", "data", "sde", "weights", *config_lib.GUIDED)}
         if method := diffusion_methods.METHODS.get(config.method):
             parts["domain_images"] = method.domain_images(config[config.method])
+        parts["networks"] = config_lib.needed_stages(config)
         parts["match_colours"] = plain["sample"]["match_colours"]
         key = json.dumps(parts, sort_keys=True)
         if key not in self._loaded:

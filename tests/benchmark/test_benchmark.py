@@ -336,6 +336,31 @@ def test_a_run_of_some_methods_keeps_the_points_of_the_others(tmp_path, monkeypa
     run_of.go(task, plan.fronts(TASK, ["ilvr"], config), results, tmp_path / "results.json")
     assert len(results["points"]) == before - 1
     assert json.loads((tmp_path / "results.json").read_text())["points"]
+    # A run that fails, or cannot begin, loses nothing that is known.
+    before = sorted(p["run"] for p in results["points"])
+
+    def broken(*_):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(run_of.Maker, "make", broken)
+    more = plan.main(TASK, ["ddib", "sdedit", "ilvr"], range(3))
+    with pytest.raises(ValueError, match="broken"):
+        run_of.go(task, more, results, tmp_path / "results.json")
+    lacking = plan.Run("main", TASK, "cut", "cut", None, {"weights.cut": None})
+    with pytest.raises(ValueError, match="cut needs a trained"):
+        run_of.go(task, [lacking, *more], results, tmp_path / "results.json")
+    stored = json.loads((tmp_path / "results.json").read_text())["points"]
+    assert sorted(p["run"] for p in stored) == before
+
+
+def test_a_run_that_reads_the_source_s_network_loads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(translations, "open_reference", lambda *_: translations.Reference((), {}))
+    monkeypatch.chdir(ROOT)
+    task = Task(TASK, tmp_path, {})
+    for weight, reads in ((0.0, False), (0.5, True), (0.0, False)):
+        changes = {"contrastive_sde.score_weight": weight}
+        run = plan.Run("ablations", TASK, "contrastive_sde", "x", None, changes)
+        assert ("source_score" in task.settings(run)[1]) == reads
 
 
 @pytest.mark.slow
