@@ -7,7 +7,7 @@ continues. A run whose weights or settings have changed is computed again.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
@@ -58,25 +58,23 @@ def go(task: Task, runs: Sequence[plan.Run], results: dict, path: Path) -> None:
         result = results["runs"].get(keys[n])
         return result is not None and (runs[n].part != "work" or plan.PACE in result)
 
-    def keep(done: Collection[int]) -> list[dict]:
+    def keep() -> list[dict]:
         points = [
-            {**run._asdict(), "changes": dict(run.changes), "run": key}
-            for n, (run, key) in enumerate(zip(runs, keys, strict=True))
-            if n in done
+            {**run._asdict(), "changes": dict(run.changes), "run": keys[n]}
+            for n, run in enumerate(runs)
+            if is_known(n)
         ]
         points = sorted(stored + points, key=_order)
         results["points"] = others + points
         write_json(path, results)
         return points
 
-    done = {n for n in range(len(runs)) if is_known(n)}
-    points, maker = keep(done), Maker(task)
-    for n in sorted(set(range(len(runs))) - done):
-        if not is_known(n):  # two runs can have the same settings
-            logging.info("%s: run %d of %d, %s", task.name, n + 1, len(runs), describe(runs[n]))
-            results["runs"][keys[n]] = maker.make(runs[n], *settings[n])
-        done.add(n)
-        points = keep(done)
+    points, maker = keep(), Maker(task)
+    for n, run in enumerate(runs):
+        if not is_known(n):
+            logging.info("%s: run %d of %d, %s", task.name, n + 1, len(runs), describe(run))
+            results["runs"][keys[n]] = maker.make(run, *settings[n])
+            points = keep()
     # All methods with results, whichever ran now. Pictures may be missing, if made in another work
     # folder: then the existing sheet is kept.
     folders = {

@@ -21,7 +21,7 @@ from cdsde.networks import convolution, normalisation
 GROUPS = 32  # normalisation groups of all three published networks
 ADM_EPS = 1e-5
 DDPM_EPS = 1e-6
-LARGE = 2**18  # numbers in an image
+LARGE = 2**18  # numbers in an image whose 2x2 sums two threads share on CPUs
 
 
 def _frequencies(exponents: np.ndarray) -> np.ndarray:
@@ -126,13 +126,23 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
 
 
 def _sums(x):
-    """2x2 sums. XLA's CPU compiler gives one image to one thread, but not its rows."""
+    """2x2 sums, `[B, H, W, C]` -> `[B, H/2, W/2, C]`, added in float32."""
+    if math.prod(x.shape[1:]) < LARGE:
+        return _sums_at_once(x)
+    return jax.lax.platform_dependent(x, cpu=_sums_by_rows, default=_sums_at_once)
+
+
+def _sums_at_once(x):
     b, h, w, c = x.shape
-    if h * w * c < LARGE:
-        return x.reshape(b, h // 2, 2, w // 2, 2, c).sum(axis=(2, 4))
-    x = x.reshape(b, h // 2, 2, w * c)
-    x = (x[:, :, 0] + x[:, :, 1]).reshape(b, h // 2, w // 2, 2, c)
-    return x[:, :, :, 0] + x[:, :, :, 1]
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).sum(axis=(2, 4))
+
+
+def _sums_by_rows(x):
+    """XLA's CPU compiler gives the sums of one image to one thread, but additions to several."""
+    b, h, w, c = x.shape
+    rows = x.reshape(b, h // 2, 2, w * c).astype(jnp.float32)
+    pairs = (rows[:, :, 0] + rows[:, :, 1]).reshape(b, h // 2, w // 2, 2, c)
+    return (pairs[:, :, :, 0] + pairs[:, :, :, 1]).astype(x.dtype)
 
 
 downsample_mean.defvjp(

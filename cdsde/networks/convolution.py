@@ -1,4 +1,4 @@
-r"""Convolutions with fast gradients on CPUs; other devices use the gradients of XLA.
+r"""Convolutions with fast gradients on CPUs; other devices use XLA's own.
 
 With y = x ∗ K (stride 1, borders of p zeros), the gradients of a loss with cotangent g are
 
@@ -9,11 +9,13 @@ XLA derives the same formulas, and two of its choices are slow on CPUs:
 
 - Inside a loop, such as the guided sampler's, it hoists the swap of (1) and then cannot use its
   fast routine (4 to 8 times slower). Here the swapped kernel is computed inside the loop. Small
-  images with many channels are rotated themselves, in place of K, and the smallest are multiplied
-  by K as it lies (shifted.py), as are those of which few channels come out.
+  images with many channels are rotated themselves, in place of K.
 - It computes (2) as a convolution whose input channels are the images, so one or two large images
   give it one or two channels. Here such images are cut into blocks, with a border of one pixel
   from their neighbours, and (2) sums over blocks instead of images.
+
+Where few channels come out, and in (1) where there are fewer positions than channels, a product of
+matrices comes first and its parts are shifted and added (shifted.py).
 
 The gradient of a bias is the sum of g over images and positions. Summed in one go it takes one
 thread; so positions are summed first, image by image, and then images.
@@ -116,10 +118,15 @@ def _convolve(x, kernel, border: int):
 def conv3x3(x: jax.Array, kernel: jax.Array, border: int = 1) -> jax.Array:
     """x ∗ K: `[B, H, W, C]`, `[3, 3, C, D]` → `[B, H + 2 border - 2, W + 2 border - 2, D]`."""
     default = functools.partial(_convolve, border=border)
-    if 9 * kernel.shape[3] > kernel.shape[2]:
+    if not _few_come_out(*kernel.shape[2:]):
         return default(x, kernel)
     few = functools.partial(shifted.convolve, border=border)
     return lax.platform_dependent(x, kernel, cpu=few, default=default)
+
+
+def _few_come_out(inputs: int, outputs: int) -> bool:
+    """Whether a position's nine parts have no more numbers than its channels."""
+    return 9 * outputs <= inputs
 
 
 def _forward(x, kernel, border):
@@ -142,7 +149,7 @@ def _explicit_gradients(border, x, kernel, g):
     # The barrier keeps XLA from fusing the rotation and the swap into the convolution again.
     # The batch does not count, so that programs exported for any batch round alike.
     positions, channels = g.shape[1] * g.shape[2], x.shape[-1]
-    if 9 * channels <= g.shape[-1] or 2 * positions < channels:
+    if _few_come_out(g.shape[-1], channels) or 2 * positions < channels:
         to_x = shifted.gradient(g, kernel, border)
     elif positions < 9 * channels:  # an image is smaller than K
         swapped = lax.optimization_barrier(kernel.swapaxes(2, 3))

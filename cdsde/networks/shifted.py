@@ -4,10 +4,10 @@ r"""A 3×3 convolution as one product and a sum of its parts, each shifted by it
 
     ∂x[p] = Σ_ij (g K[i, j]ᵀ)[p - (i, j) + border]                                               (2)
 
-A convolution gathers nine neighbours of each position before it multiplies, and this gathers nine
-results after. It is faster on CPUs where few channels come out, as in a network's last layer, and
-in (2) where there are fewer positions than channels: K is read as it lies, neither rotated nor
-with its channels swapped, and is the largest array there.
+A convolution gathers the nine neighbours of each position and then multiplies. Here the product
+comes first, and nine of its results are gathered. On CPUs this is faster where few channels come
+out, as in a network's last layer. It is also faster in (2) where there are fewer positions than
+channels: K is the largest array there, and (2) reads it without rotating it or swapping channels.
 """
 
 from __future__ import annotations

@@ -40,7 +40,10 @@ def test_gradients(border, shape, features):
 
     y, pull = jax.vjp(lambda x, k: convolution.conv3x3(x, k, border), x, kernel)
     expected, pull_expected = jax.vjp(derived, x, kernel)
-    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max())
+    if 9 * features > shape[3]:
+        np.testing.assert_array_equal(y, expected)
+    else:  # the sum of shifted parts
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max())
     (g,) = arrays(y.shape)
     for ours, theirs in zip(pull(g), pull_expected(g), strict=True):
         atol = 2e-6 * np.abs(theirs).max()  # sums of up to 2048 products, in another order
