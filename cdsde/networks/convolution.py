@@ -15,7 +15,8 @@ XLA derives the same formulas, and two of its choices are slow on CPUs:
   from their neighbours, and (2) sums over blocks instead of images.
 
 Where few channels come out, and in (1) where there are fewer positions than channels, a product of
-matrices comes first and its parts are shifted and added (shifted.py).
+matrices comes first and its parts are shifted and added (shifted.py). Images with many positions
+and channels take a quarter of the multiplications (winograd.py), in float32.
 
 The gradient of a bias is the sum of g over images and positions. Summed in one go it takes one
 thread; so positions are summed first, image by image, and then images.
@@ -24,6 +25,7 @@ thread; so positions are summed first, image by image, and then images.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +34,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from cdsde.networks import shifted
+from cdsde.networks import shifted, winograd
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 BLOCK = 16  # side of the blocks
@@ -118,15 +120,33 @@ def _convolve(x, kernel, border: int):
 def conv3x3(x: jax.Array, kernel: jax.Array, border: int = 1) -> jax.Array:
     """x ∗ K: `[B, H, W, C]`, `[3, 3, C, D]` → `[B, H + 2 border - 2, W + 2 border - 2, D]`."""
     default = functools.partial(_convolve, border=border)
-    if not _few_come_out(*kernel.shape[2:]):
+    if _few_come_out(*kernel.shape[2:]):
+        fast = functools.partial(shifted.convolve, border=border)
+    elif _many_meet(kernel, *(n + 2 * border - 2 for n in x.shape[1:3])):
+        fast = functools.partial(winograd.convolve, border=border)
+    else:
         return default(x, kernel)
-    few = functools.partial(shifted.convolve, border=border)
-    return lax.platform_dependent(x, kernel, cpu=few, default=default)
+    return lax.platform_dependent(x, kernel, cpu=fast, default=default)
 
 
 def _few_come_out(inputs: int, outputs: int) -> bool:
     """Whether a position's nine parts have no more numbers than its channels."""
     return 9 * outputs <= inputs
+
+
+def _many_meet(kernel, height: int, width: int) -> bool:
+    """Whether Winograd's form pays for images of this size: its 36 kernels are read once for all.
+
+    As for all these choices, the batch does not count, so that programs exported for any batch
+    round alike.
+    """
+    channels = kernel.shape[2:]
+    return (
+        kernel.dtype == jnp.float32
+        and height % winograd.TILE == width % winograd.TILE == 0
+        and min(channels) >= 64
+        and height * width >= max(256, math.prod(channels) / 256)
+    )
 
 
 def _forward(x, kernel, border):
@@ -147,16 +167,19 @@ def _default_gradients(border, x, kernel, g):
 
 def _explicit_gradients(border, x, kernel, g):
     # The barrier keeps XLA from fusing the rotation and the swap into the convolution again.
-    # The batch does not count, so that programs exported for any batch round alike.
     positions, channels = g.shape[1] * g.shape[2], x.shape[-1]
     if _few_come_out(g.shape[-1], channels) or 2 * positions < channels:
         to_x = shifted.gradient(g, kernel, border)
+    elif _many_meet(kernel, *x.shape[1:3]):
+        to_x = winograd.gradient(g, kernel, border)
     elif positions < 9 * channels:  # an image is smaller than K
         swapped = lax.optimization_barrier(kernel.swapaxes(2, 3))
         to_x = _convolve(g[:, ::-1, ::-1], swapped, 2 - border)[:, ::-1, ::-1]
     else:
         rotated = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
         to_x = _convolve(g, rotated, 2 - border)
+    if _many_meet(kernel, *g.shape[1:3]):
+        return to_x, winograd.kernel_gradient(x, g, border)
     if side := _block_side(x, g):
         return to_x, _kernel_gradient_of_blocks(border, x, g, side).astype(kernel.dtype)
     _, pull = jax.vjp(lambda kernel: _convolve(x, kernel, border), kernel)

@@ -291,12 +291,13 @@ def card(config: ConfigDict, workdir, stage: str) -> dict:
             f"{log} {fault}, but the card needs it; export from the work folder "
             f"that the {stage} was trained in{instead}"
         )
+    used = config_lib.stage_training(ConfigDict(trained), stage)  # with `train.steps` and the like
     return {
         "stage": stage,
         "step": step,
         "seed": trained["train"]["seed"],
         "data": trained["data"],
-        "training": trained["train"][config_lib.network_group(stage)],
+        "training": {key: used[key] for key in trained["train"][config_lib.network_group(stage)]},
         "last_log_row": rows[-1],
         "hours": _hours(rows),
         **records.provenance(),

@@ -29,6 +29,9 @@ def arrays(*shapes):
         ((2, 8, 9, 3), 27),
         pytest.param((3, 32, 32, 32), 32, marks=pytest.mark.slow),
         pytest.param((1, 33, 32, 32), 32, marks=pytest.mark.slow),
+        ((2, 16, 20, 64), 72),  # Winograd's form, but for the gradient with borders of 0
+        pytest.param((1, 32, 32, 128), 64, marks=pytest.mark.slow),
+        ((1, 16, 18, 64), 64),  # no whole tiles
     ],
 )
 def test_gradients(border, shape, features):
@@ -40,14 +43,39 @@ def test_gradients(border, shape, features):
 
     y, pull = jax.vjp(lambda x, k: convolution.conv3x3(x, k, border), x, kernel)
     expected, pull_expected = jax.vjp(derived, x, kernel)
-    if 9 * features > shape[3]:
+    tiled = convolution._many_meet(kernel, *y.shape[1:3])
+    assert tiled == (shape[3] >= 64 and y.shape[2] % 4 == 0)
+    if 9 * features > shape[3] and not tiled:
         np.testing.assert_array_equal(y, expected)
-    else:  # the sum of shifted parts
-        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-6 * np.abs(expected).max())
+    else:
+        close(y, expected, tiled)
     (g,) = arrays(y.shape)
     for ours, theirs in zip(pull(g), pull_expected(g), strict=True):
-        atol = 2e-6 * np.abs(theirs).max()  # sums of up to 2048 products, in another order
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=atol)
+        close(ours, theirs, tiled)
+
+
+def close(ours, theirs, tiled: bool):
+    """Equal but for another order of up to 2048 products, or for what Winograd's form rounds."""
+    atol = (2e-5 if tiled else 2e-6) * np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=atol)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_program_for_any_batch_rounds_alike(batch):
+    """Which form is taken does not depend on the batch."""
+    x, kernel = arrays((batch, 16, 16, 64), (3, 3, 64, 64))
+    shape = jax.export.symbolic_shape("b, 16, 16, 64")
+    exported = jax.export.export(jax.jit(convolution.conv3x3))(
+        jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+    )
+    np.testing.assert_array_equal(exported.call(x, kernel), jax.jit(convolution.conv3x3)(x, kernel))
+
+
+def test_half_precision_is_not_tiled():
+    """Winograd's sums lose two digits, of which bfloat16 has three."""
+    x, kernel = (a.astype(jnp.bfloat16) for a in arrays((1, 16, 16, 64), (3, 3, 64, 64)))
+    y = convolution.conv3x3(x, kernel)
+    np.testing.assert_array_equal(y, convolution._convolve(x, kernel, 1))
 
 
 @pytest.mark.parametrize(

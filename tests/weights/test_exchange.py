@@ -40,6 +40,7 @@ def test_an_exported_network_carries_its_card(tiny, tmp_path, on_devices):
     path = exchange.export_weights(config, tmp_path)
     card = read_json(path.with_suffix(".json"))
     assert card["stage"] == "encoder" and card["step"] == 2 and card["hours"] >= 0
+    assert card["training"]["steps"] == 2  # not that of the config, which train.steps overrides
     (tmp_path / "logs" / "encoder" / "metrics.csv").unlink()
     with pytest.raises(ValueError, match=r"metrics.csv does not exist, but the card needs it"):
         exchange.export_weights(config, tmp_path)
