@@ -40,6 +40,9 @@ NUMBERS = ("NHWC", "HWIO", "NHWC")
 BLOCK = 16  # side of the blocks
 FEW = 2  # largest batch that is cut into blocks
 NARROW = 32  # with fewer channels (2) is XLA's own form
+# Least positions of an image for Winograd's form, which takes longer to compile and to load.
+# Programs that only sample small images gain less from it than they wait for at their start.
+FORWARD, GRADIENT = 32**2, 16**2
 
 
 class Conv(nn.Module):
@@ -122,7 +125,7 @@ def conv3x3(x: jax.Array, kernel: jax.Array, border: int = 1) -> jax.Array:
     default = functools.partial(_convolve, border=border)
     if _few_come_out(*kernel.shape[2:]):
         fast = functools.partial(shifted.convolve, border=border)
-    elif _many_meet(kernel, *(n + 2 * border - 2 for n in x.shape[1:3])):
+    elif _many_meet(kernel, [n + 2 * border - 2 for n in x.shape[1:3]], FORWARD):
         fast = functools.partial(winograd.convolve, border=border)
     else:
         return default(x, kernel)
@@ -134,7 +137,7 @@ def _few_come_out(inputs: int, outputs: int) -> bool:
     return 9 * outputs <= inputs
 
 
-def _many_meet(kernel, height: int, width: int) -> bool:
+def _many_meet(kernel, size: Sequence[int], least: int) -> bool:
     """Whether Winograd's form pays for images of this size: its 36 kernels are read once for all.
 
     As for all these choices, the batch does not count, so that programs exported for any batch
@@ -143,9 +146,9 @@ def _many_meet(kernel, height: int, width: int) -> bool:
     channels = kernel.shape[2:]
     return (
         kernel.dtype == jnp.float32
-        and height % winograd.TILE == width % winograd.TILE == 0
+        and size[0] % winograd.TILE == size[1] % winograd.TILE == 0
         and min(channels) >= 64
-        and height * width >= max(256, math.prod(channels) / 256)
+        and math.prod(size) >= max(least, math.prod(channels) / 256)
     )
 
 
@@ -170,7 +173,7 @@ def _explicit_gradients(border, x, kernel, g):
     positions, channels = g.shape[1] * g.shape[2], x.shape[-1]
     if _few_come_out(g.shape[-1], channels) or 2 * positions < channels:
         to_x = shifted.gradient(g, kernel, border)
-    elif _many_meet(kernel, *x.shape[1:3]):
+    elif _many_meet(kernel, x.shape[1:3], GRADIENT):
         to_x = winograd.gradient(g, kernel, border)
     elif positions < 9 * channels:  # an image is smaller than K
         swapped = lax.optimization_barrier(kernel.swapaxes(2, 3))
@@ -178,7 +181,7 @@ def _explicit_gradients(border, x, kernel, g):
     else:
         rotated = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
         to_x = _convolve(g, rotated, 2 - border)
-    if _many_meet(kernel, *g.shape[1:3]):
+    if _many_meet(kernel, g.shape[1:3], GRADIENT):
         return to_x, winograd.kernel_gradient(x, g, border)
     if side := _block_side(x, g):
         return to_x, _kernel_gradient_of_blocks(border, x, g, side).astype(kernel.dtype)

@@ -29,7 +29,8 @@ def arrays(*shapes):
         ((2, 8, 9, 3), 27),
         pytest.param((3, 32, 32, 32), 32, marks=pytest.mark.slow),
         pytest.param((1, 33, 32, 32), 32, marks=pytest.mark.slow),
-        ((2, 16, 20, 64), 72),  # Winograd's form, but for the gradient with borders of 0
+        ((2, 16, 20, 64), 72),  # Winograd's form of the gradients, but for ∂x with borders of 0
+        ((1, 32, 36, 64), 80),  # and of the values
         pytest.param((1, 32, 32, 128), 64, marks=pytest.mark.slow),
         ((1, 16, 18, 64), 64),  # no whole tiles
     ],
@@ -43,12 +44,15 @@ def test_gradients(border, shape, features):
 
     y, pull = jax.vjp(lambda x, k: convolution.conv3x3(x, k, border), x, kernel)
     expected, pull_expected = jax.vjp(derived, x, kernel)
-    tiled = convolution._many_meet(kernel, *y.shape[1:3])
-    assert tiled == (shape[3] >= 64 and y.shape[2] % 4 == 0)
-    if 9 * features > shape[3] and not tiled:
+    size = y.shape[1:3]
+    tiled = shape[3] >= 64 and size[1] % 4 == 0
+    assert tiled == convolution._many_meet(kernel, size, convolution.GRADIENT)
+    values_tiled = convolution._many_meet(kernel, size, convolution.FORWARD)
+    assert values_tiled == (tiled and size[0] >= 32)
+    if 9 * features > shape[3] and not values_tiled:
         np.testing.assert_array_equal(y, expected)
     else:
-        close(y, expected, tiled)
+        close(y, expected, values_tiled)
     (g,) = arrays(y.shape)
     for ours, theirs in zip(pull(g), pull_expected(g), strict=True):
         close(ours, theirs, tiled)
@@ -63,8 +67,8 @@ def close(ours, theirs, tiled: bool):
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_a_program_for_any_batch_rounds_alike(batch):
     """Which form is taken does not depend on the batch."""
-    x, kernel = arrays((batch, 16, 16, 64), (3, 3, 64, 64))
-    shape = jax.export.symbolic_shape("b, 16, 16, 64")
+    x, kernel = arrays((batch, 32, 32, 64), (3, 3, 64, 64))
+    shape = jax.export.symbolic_shape("b, 32, 32, 64")
     exported = jax.export.export(jax.jit(convolution.conv3x3))(
         jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
     )
@@ -73,7 +77,7 @@ def test_a_program_for_any_batch_rounds_alike(batch):
 
 def test_half_precision_is_not_tiled():
     """Winograd's sums lose two digits, of which bfloat16 has three."""
-    x, kernel = (a.astype(jnp.bfloat16) for a in arrays((1, 16, 16, 64), (3, 3, 64, 64)))
+    x, kernel = (a.astype(jnp.bfloat16) for a in arrays((1, 32, 32, 64), (3, 3, 64, 64)))
     y = convolution.conv3x3(x, kernel)
     np.testing.assert_array_equal(y, convolution._convolve(x, kernel, 1))
 
