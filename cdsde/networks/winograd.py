@@ -88,16 +88,12 @@ def kernel_gradient(x: jax.Array, g: jax.Array, border: int) -> jax.Array:
     g = _weighted(FROM_PRODUCTS.T, [g[:, :, i] for i in range(TILE)], 0)
     g = _weighted(FROM_PRODUCTS.T, [g[..., j, :] for j in range(TILE)], 1)
     sums = jnp.einsum("ptc,ptd->pcd", _rows(_inputs(x, border)), _rows(g))
-    sums = sums.reshape(SPAN, SPAN, *sums.shape[1:])
-    sums = _weighted(TO_KERNEL.T, list(sums), 0)
-    return _weighted(TO_KERNEL.T, [sums[:, q] for q in range(SPAN)], 1)
+    return _both(TO_KERNEL.T, sums.reshape(SPAN, SPAN, *sums.shape[1:]))
 
 
 def _kernels(kernel):
     """G k Gᵀ: `[3, 3, C, D]` -> `[36, C, D]`."""
-    rows = _weighted(TO_KERNEL, list(kernel), 0)
-    kernels = _weighted(TO_KERNEL, [rows[:, j] for j in range(3)], 1)
-    return kernels.reshape(SPAN**2, *kernel.shape[2:])
+    return _both(TO_KERNEL, kernel).reshape(SPAN**2, *kernel.shape[2:])
 
 
 def _inputs(x, border: int):
@@ -116,11 +112,15 @@ def _combined(inputs, kernels, products: str):
     """Aᵀ [kernels ⊙ inputs] A: the image `[B, H, W, D]`, of products over one of the channels."""
     _, _, batch, rows, columns, _ = inputs.shape
     y = jnp.einsum(products, _rows(inputs), kernels)
-    y = y.reshape(SPAN, SPAN, batch, rows, columns, -1)
-    y = _weighted(FROM_PRODUCTS, list(y), 0)
-    y = _weighted(FROM_PRODUCTS, [y[:, q] for q in range(SPAN)], 1)
+    y = _both(FROM_PRODUCTS, y.reshape(SPAN, SPAN, batch, rows, columns, -1))
     y = y.transpose(2, 3, 0, 4, 1, 5)
     return y.reshape(batch, TILE * rows, TILE * columns, -1)
+
+
+def _both(matrix, parts):
+    """M P Mᵀ, for P `[n, n, …]`."""
+    rows = _weighted(matrix, list(parts), 0)
+    return _weighted(matrix, [rows[:, j] for j in range(rows.shape[1])], 1)
 
 
 def _weighted(matrix, parts, axis: int):
